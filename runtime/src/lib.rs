@@ -1,0 +1,20 @@
+//! The native runtime: what an OCI spec asks for becomes a running process, and nothing else happens.
+//!
+//! ```text
+//!  oci_spec::Spec ──plan──▶ Plan ──program──▶ Program ──launch──▶ a parked child ──start byte──▶ execve
+//!                  (host facts)      (flat list of steps)   (one clone3)
+//! ```
+//!
+//! This crate is synchronous and knows no wire types. `sys` is the only module with `unsafe`.
+//! Arrows: `sys <- {cgroup, rootfs, sandbox} <- launch <- container`; `plan -> program` touch only `host`.
+
+pub mod cgroup;
+pub mod container;
+pub mod error;
+pub mod host;
+pub mod rootfs;
+pub mod sandbox;
+pub mod seccomp;
+pub mod sys;
+
+pub use error::{Error, Result};

@@ -1,0 +1,1 @@
+//! The room for system calls: the only place in this crate with `unsafe`.
