@@ -1,0 +1,158 @@
+//! Side by side in one run: Slipway (CNI and built-in network) and Debian's containerd+runc, the same client, the same
+//! image, the same CNI configuration, A B C A B C. Prints medians and ratios; judges nothing. hack/bench starts it.
+
+#![forbid(unsafe_code)]
+
+use anyhow::{Context, Result, ensure};
+use e2e::registry::Registry;
+use e2e::requests::{pod, shell};
+use e2e::{Node, Setup};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+const CNI: &str = r#"{"cniVersion": "1.0.0", "name": "bench", "plugins": [
+  {"type": "bridge", "bridge": "cni-BRIDGE", "isGateway": true, "ipMasq": true,
+   "ipam": {"type": "host-local", "dataDir": "DATA", "ranges": [[{"subnet": "SUBNET"}]], "routes": [{"dst": "0.0.0.0/0"}]}},
+  {"type": "portmap", "capabilities": {"portMappings": true}}]}"#;
+
+/// One runtime under measurement, spoken to through a [`Node`]'s calls.
+struct Peer {
+    name: &'static str,
+    node: Node,
+    image: String,
+    samples: BTreeMap<&'static str, Vec<Duration>>,
+}
+
+fn main() -> Result<()> {
+    let mut args = std::env::args().skip(1);
+    let rounds: usize = args.next().map_or(Ok(30), |n| n.parse()).context("usage: cri-bench [ROUNDS]")?;
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).context("run as root")?;
+    let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status()?;
+    ensure!(up.success(), "ip link set lo up");
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(bench(rounds))
+}
+
+async fn bench(rounds: usize) -> Result<()> {
+    let ours_cni = Node::start(Setup { cni: Some(conflist("ours", "10.61.0.0/16").leak()), ..Setup::default() }).await?;
+    let registry = Registry::start(&ours_cni).await?;
+    let image = registry.image("busybox:1");
+    let ours_builtin = Node::start(Setup::default()).await?;
+    let theirs = Node::containerd(&conflist("theirs", "10.62.0.0/16"), &registry.image("pause:1")).await?;
+    let mut peers = Vec::new();
+    for (name, node) in [("slipway+cni", ours_cni), ("slipway built-in", ours_builtin), ("containerd+runc", theirs)] {
+        node.pull(&image).await.with_context(|| format!("{name}: pull"))?;
+        peers.push(Peer { name, node, image: image.clone(), samples: BTreeMap::new() });
+    }
+    println!("# latency, {rounds} rounds in turn; ms p50 (p95)");
+    for round in 0..=rounds {
+        for peer in &mut peers {
+            peer.life(round).await.with_context(|| format!("{}: round {round}", peer.name))?;
+        }
+        if round == 0 {
+            // The first round warms caches.
+            peers.iter_mut().for_each(|p| p.samples.clear());
+        }
+    }
+    print_table(&peers);
+    println!("\n# memory, PSS in kB of everything that is the runtime's (pause processes too, workloads not)");
+    for peer in &mut peers {
+        peer.memory().await.with_context(|| format!("{}: memory", peer.name))?;
+    }
+    for peer in &mut peers {
+        peer.node.stop().await?;
+        for leak in peer.node.leaks() {
+            println!("{} left behind: {leak}", peer.name);
+        }
+    }
+    registry.stop().await
+}
+
+fn conflist(bridge: &str, subnet: &str) -> String {
+    let data = std::env::temp_dir().join(format!("slipway-bench-{}-{bridge}", std::process::id()));
+    CNI.replace("BRIDGE", bridge).replace("SUBNET", subnet).replace("DATA", &data.display().to_string())
+}
+
+impl Peer {
+    /// One pod with one container from first to last, each call timed.
+    async fn life(&mut self, round: usize) -> Result<()> {
+        let config = pod(&self.node, &format!("bench-{round}"));
+        let sandbox = timed(&mut self.samples, "RunPodSandbox", self.node.run_pod(&config)).await?;
+        let main = shell("main", &self.image, "exec sleep 1000");
+        let id = timed(&mut self.samples, "CreateContainer", self.node.create(&sandbox, &config, main)).await?;
+        timed(&mut self.samples, "StartContainer", self.node.start_container(&id)).await?;
+        for _ in 0..3 {
+            timed(&mut self.samples, "ExecSync true", self.node.exec(&id, &["true"])).await?;
+            timed(&mut self.samples, "ContainerStatus", self.node.container_status(&id)).await?;
+        }
+        timed(&mut self.samples, "StopContainer", self.node.stop_container(&id, 0)).await?;
+        timed(&mut self.samples, "RemoveContainer", self.node.remove_container(&id)).await?;
+        timed(&mut self.samples, "StopPodSandbox", self.node.stop_pod(&sandbox)).await?;
+        timed(&mut self.samples, "RemovePodSandbox", self.node.remove_pod(&sandbox)).await
+    }
+
+    /// Idle pods (each one sleeping container) at 0, 5, 20 and 50; the slope is what a pod costs.
+    async fn memory(&mut self) -> Result<()> {
+        let mut points = vec![(0, self.pss())];
+        let mut running = 0;
+        for target in [5, 20, 50] {
+            while running < target {
+                let config = pod(&self.node, &format!("idle-{running}"));
+                let sandbox = self.node.run_pod(&config).await?;
+                self.node.run(&sandbox, &config, shell("main", &self.image, "exec sleep 1000")).await?;
+                running += 1;
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            points.push((target, self.pss()));
+        }
+        let text: Vec<_> = points.iter().map(|(n, kb)| format!("{n} pods {kb}")).collect();
+        let (first, last) = (points[1], points[3]);
+        let slope = (last.1 as f64 - first.1 as f64) / f64::from(last.0 - first.0);
+        println!("{:<18} {}; slope {slope:.0} kB per pod", self.name, text.join(", "));
+        Ok(())
+    }
+
+    fn pss(&self) -> u64 {
+        self.node.runtime_pids().into_iter().filter_map(pss_of).sum()
+    }
+}
+
+fn pss_of(pid: i32) -> Option<u64> {
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    let line = rollup.lines().find(|l| l.starts_with("Pss:"))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}
+
+async fn timed<T>(
+    samples: &mut BTreeMap<&'static str, Vec<Duration>>,
+    what: &'static str,
+    call: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let start = Instant::now();
+    let answer = call.await.with_context(|| what)?;
+    samples.entry(what).or_default().push(start.elapsed());
+    Ok(answer)
+}
+
+fn quantile(samples: &mut [Duration], q: f64) -> f64 {
+    samples.sort_unstable();
+    let index = ((samples.len() - 1) as f64 * q).round() as usize;
+    samples[index].as_secs_f64() * 1000.0
+}
+
+fn print_table(peers: &[Peer]) {
+    let operations: Vec<_> = peers[0].samples.keys().copied().collect();
+    print!("{:<18}", "");
+    peers.iter().for_each(|p| print!("{:>22}", p.name));
+    println!("   containerd / cni, / built-in");
+    for operation in operations {
+        print!("{operation:<18}");
+        let mut medians = Vec::new();
+        for peer in peers {
+            let mut samples = peer.samples[operation].clone();
+            let (p50, p95) = (quantile(&mut samples, 0.5), quantile(&mut samples, 0.95));
+            print!("{:>22}", format!("{p50:.2} ({p95:.2})"));
+            medians.push(p50);
+        }
+        println!("   {:.1}x, {:.1}x", medians[2] / medians[0], medians[2] / medians[1]);
+    }
+}

@@ -1,0 +1,302 @@
+//! One node: our daemon (and through it our keeper) with everything it owns below one temporary directory.
+
+use crate::leaks;
+use anyhow::{Context, Result, bail, ensure};
+use cri_proto::v1::image_service_client::ImageServiceClient;
+use cri_proto::v1::runtime_service_client::RuntimeServiceClient;
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+use std::time::Duration;
+use tonic::transport::Channel;
+
+/// What a scenario wants of its node beside the defaults.
+#[derive(Debug, Clone, Default)]
+pub struct Setup {
+    /// CNI configuration list to put into the configuration directory; none: the built-in bridge.
+    pub cni: Option<&'static str>,
+}
+
+/// Which daemon a node runs; everything but [`Program::Slipway`] is only there to be compared with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Program {
+    Slipway,
+    Containerd,
+}
+
+/// A running node. [`Node::stop`] must be called; dropping it only kills the daemon.
+#[derive(Debug)]
+pub struct Node {
+    dir: tempfile::TempDir,
+    cgroup_root: String,
+    program: Program,
+    daemon: Option<tokio::process::Child>,
+}
+
+impl Node {
+    /// Writes the configuration and starts the daemon; returns when it answers Version.
+    pub async fn start(setup: Setup) -> Result<Self> {
+        let mut node = Self::directories(Program::Slipway)?;
+        if let Some(conflist) = setup.cni {
+            std::fs::write(node.path("cni/10-test.conflist"), conflist)?;
+        }
+        std::fs::write(node.path("config.toml"), node.config())?;
+        node.start_daemon().await?;
+        Ok(node)
+    }
+
+    /// Debian's containerd with runc and this CNI configuration, for comparison.
+    pub async fn containerd(conflist: &str, pause_image: &str) -> Result<Self> {
+        let mut node = Self::directories(Program::Containerd)?;
+        std::fs::write(node.path("cni/10-test.conflist"), conflist)?;
+        let config = format!(
+            "version = 2\nroot = {root:?}\nstate = {state:?}\n[grpc]\naddress = {socket:?}\n\
+             [plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = {pause_image:?}\n\
+             [plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = \"/usr/lib/cni\"\nconf_dir = {cni:?}\n",
+            root = node.path("root"),
+            state = node.path("state"),
+            socket = node.socket(),
+            cni = node.path("cni"),
+        );
+        std::fs::write(node.path("config.toml"), config)?;
+        node.start_daemon().await?;
+        Ok(node)
+    }
+
+    fn directories(program: Program) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("slipway-e2e-").tempdir_in("/tmp")?;
+        let tag = dir.path().file_name().and_then(|n| n.to_str()).context("temporary name")?.to_owned();
+        let node = Self { cgroup_root: format!("/{tag}"), dir, program, daemon: None };
+        for sub in ["root", "state", "cni", "logs"] {
+            std::fs::create_dir(node.path(sub))?;
+        }
+        Ok(node)
+    }
+
+    fn config(&self) -> String {
+        format!(
+            "cgroup_root = \"{}\"\n[keeper]\npath = \"{}\"\n[cni]\nconf_dir = \"{}\"\n[network]\nbridge = \"slipway0\"\npool = \"10.88.0.0/16\"\n",
+            self.cgroup_root,
+            binary("containerd-shim-slipway-v1").display(),
+            self.path("cni").display(),
+        )
+    }
+
+    /// A path below the node's own directory.
+    pub fn path(&self, sub: &str) -> PathBuf {
+        self.dir.path().join(sub)
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.path("slipway.sock")
+    }
+
+    /// Starts the daemon (again) on the same directories.
+    pub async fn start_daemon(&mut self) -> Result<()> {
+        ensure!(self.daemon.is_none(), "the daemon runs already");
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.path("daemon.log"))?;
+        let child = self
+            .command()
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("start the daemon {:?}: build or install it first", self.program))?;
+        self.daemon = Some(child);
+        self.wait_until_it_answers().await
+    }
+
+    fn command(&self) -> tokio::process::Command {
+        let config = self.path("config.toml");
+        if self.program == Program::Containerd {
+            let mut command = tokio::process::Command::new("containerd");
+            command.arg("--config").arg(config);
+            return command;
+        }
+        let mut command = tokio::process::Command::new(binary("slipway"));
+        command.arg("serve").arg("--root").arg(self.path("root")).arg("--state").arg(self.path("state"));
+        command.arg("--address").arg(self.socket()).arg("--config").arg(config);
+        command
+    }
+
+    async fn wait_until_it_answers(&mut self) -> Result<()> {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+        loop {
+            if let Ok(mut client) = self.runtime().await {
+                // Not Version alone: a network may need a moment, and containerd loads its CRI part late.
+                let ready = client.status(cri_proto::v1::StatusRequest::default()).await;
+                if ready.is_ok_and(|r| all_conditions_hold(&r.into_inner())) {
+                    return Ok(());
+                }
+            }
+            let daemon = self.daemon.as_mut().context("no daemon")?;
+            if let Some(status) = daemon.try_wait()? {
+                bail!("slipway serve ended with {status}:\n{}", self.log_tail(40));
+            }
+            if tokio::time::Instant::now() > deadline {
+                bail!("slipway serve is not ready:\n{}", self.log_tail(40));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    pub fn daemon_pid(&self) -> Result<i32> {
+        let pid = self.daemon.as_ref().and_then(tokio::process::Child::id).context("no daemon")?;
+        Ok(i32::try_from(pid)?)
+    }
+
+    /// kill -9 of the daemon; the keeper and the containers are not told.
+    pub async fn kill_daemon(&mut self) -> Result<()> {
+        let mut daemon = self.daemon.take().context("no daemon")?;
+        daemon.kill().await.context("kill -9 of the daemon")
+    }
+
+    async fn channel(&self) -> Result<Channel> {
+        let socket = self.socket();
+        let connector = tower::service_fn(move |_| {
+            let socket = socket.clone();
+            async move {
+                let stream = tokio::net::UnixStream::connect(socket).await?;
+                Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(stream))
+            }
+        });
+        Ok(tonic::transport::Endpoint::from_static("http://localhost").connect_with_connector(connector).await?)
+    }
+
+    pub async fn runtime(&self) -> Result<RuntimeServiceClient<Channel>> {
+        Ok(RuntimeServiceClient::new(self.channel().await?).max_decoding_message_size(16 << 20))
+    }
+
+    pub async fn images(&self) -> Result<ImageServiceClient<Channel>> {
+        Ok(ImageServiceClient::new(self.channel().await?).max_decoding_message_size(16 << 20))
+    }
+
+    /// Runs the real crictl against this node and returns its standard output.
+    pub async fn crictl(&self, args: &[&str]) -> Result<String> {
+        let endpoint = format!("unix://{}", self.socket().display());
+        let mut command = tokio::process::Command::new(tool("crictl"));
+        command.args(["--timeout", "60s", "-r", &endpoint, "-i", &endpoint]).args(args);
+        succeeded("crictl", args, &command.output().await.context("run hack/bin/crictl: hack/tools builds it")?)
+    }
+
+    /// Runs our own command line against this node.
+    pub async fn slipway(&self, args: &[&str]) -> Result<String> {
+        succeeded("slipway", args, &self.slipway_command(args).output().await?)
+    }
+
+    /// The same, not yet started.
+    pub fn slipway_command(&self, args: &[&str]) -> tokio::process::Command {
+        let mut command = tokio::process::Command::new(binary("slipway"));
+        command.arg("--address").arg(self.socket()).args(args).stdin(Stdio::null()).kill_on_drop(true);
+        command
+    }
+
+    pub fn log_tail(&self, lines: usize) -> String {
+        let text = std::fs::read_to_string(self.path("daemon.log")).unwrap_or_default();
+        let all: Vec<&str> = text.lines().collect();
+        all[all.len().saturating_sub(lines)..].join("\n")
+    }
+
+    /// Processes of this node: everything whose command line or working directory names its directory.
+    pub fn processes(&self) -> Vec<(i32, String)> {
+        leaks::processes_naming(self.dir.path())
+    }
+
+    /// Every process that is the runtime's own, for the memory table: daemon, keeper and guardian; for containerd the
+    /// shims and the pause processes (their direct children named `sleep`) too. Workloads do not count.
+    pub fn runtime_pids(&self) -> Vec<i32> {
+        let mut pids: Vec<i32> = self.processes().into_iter().map(|(pid, _)| pid).collect();
+        pids.extend(leaks::processes_with_environment("SLIPWAY_KEEPER_STATE", self.dir.path()).iter().map(|p| p.0));
+        if self.program == Program::Containerd {
+            pids.extend(pids.clone().into_iter().flat_map(leaks::pause_children));
+        }
+        pids.sort_unstable();
+        pids.dedup();
+        pids
+    }
+
+    /// The keeper's pid: it serves, and is the guardian's child.
+    pub fn keeper_pid(&self) -> Result<i32> {
+        self.keeper_process("serve")
+    }
+
+    /// The guardian's pid.
+    pub fn guardian_pid(&self) -> Result<i32> {
+        self.keeper_process("guard")
+    }
+
+    fn keeper_process(&self, role: &str) -> Result<i32> {
+        let found = leaks::processes_with_environment("SLIPWAY_KEEPER_STATE", self.dir.path());
+        let words = |cmd: &str| cmd.split(' ').any(|w| w.contains(role));
+        let hit = found.iter().find(|(_, cmd)| cmd.contains("containerd-shim-slipway-v1") && words(cmd));
+        hit.map(|(pid, _)| *pid).with_context(|| format!("no {role} process of this node among {found:?}"))
+    }
+
+    /// Removes all pods, ends daemon and keeper.
+    pub async fn stop(&mut self) -> Result<()> {
+        let removed = self.remove_everything().await;
+        if let Some(mut daemon) = self.daemon.take() {
+            if let Some(pid) = daemon.id() {
+                let pid = nix::unistd::Pid::from_raw(i32::try_from(pid)?);
+                nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
+            }
+            if tokio::time::timeout(Duration::from_secs(20), daemon.wait()).await.is_err() {
+                daemon.kill().await?;
+                bail!("the daemon ignored SIGTERM for 20 s");
+            }
+        }
+        removed
+    }
+
+    async fn remove_everything(&mut self) -> Result<()> {
+        if self.daemon.is_none() {
+            self.start_daemon().await?;
+        }
+        let mut runtime = self.runtime().await?;
+        let pods = runtime.list_pod_sandbox(cri_proto::v1::ListPodSandboxRequest::default()).await?;
+        for pod in pods.into_inner().items {
+            let id = pod.id;
+            let request = cri_proto::v1::StopPodSandboxRequest { pod_sandbox_id: id.clone() };
+            runtime.stop_pod_sandbox(request).await?;
+            runtime.remove_pod_sandbox(cri_proto::v1::RemovePodSandboxRequest { pod_sandbox_id: id }).await?;
+        }
+        Ok(())
+    }
+
+    /// What is left of the node on this machine after [`Node::stop`], a line each; kills left processes by pid, so
+    /// that one failing test does not spoil the machine.
+    pub fn leaks(&self) -> Vec<String> {
+        leaks::of(self.dir.path(), &self.cgroup_root)
+    }
+}
+
+fn all_conditions_hold(answer: &cri_proto::v1::StatusResponse) -> bool {
+    answer.status.as_ref().is_some_and(|s| !s.conditions.is_empty() && s.conditions.iter().all(|c| c.status))
+}
+
+fn succeeded(program: &str, args: &[&str], output: &Output) -> Result<String> {
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{program} {}: {}\n{stdout}{stderr}", args.join(" "), output.status);
+    Ok(stdout)
+}
+
+/// A binary of this workspace, from the profile directory this test itself was built into.
+pub fn binary(name: &str) -> PathBuf {
+    if let Some(dir) = std::env::var_os("SLIPWAY_BIN_DIR") {
+        return Path::new(&dir).join(name);
+    }
+    let me = std::env::current_exe().expect("own path");
+    let profile = me.parent().and_then(Path::parent).expect("target/<profile>/deps/<test>");
+    profile.join(name)
+}
+
+/// A Go tool built by hack/tools.
+pub fn tool(name: &str) -> PathBuf {
+    repository().join("hack/bin").join(name)
+}
+
+/// The top of the repository.
+pub fn repository() -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+}
