@@ -21,7 +21,8 @@ pub fn of(dir: &Path, cgroup_root: &str) -> Vec<String> {
 
 fn look(dir: &Path, cgroup_root: &str) -> Vec<String> {
     let mut found = Vec::new();
-    let mine = processes_naming(dir).into_iter().chain(processes_with_environment("SLIPWAY_KEEPER_STATE", dir));
+    let mine =
+        processes_naming(dir).into_iter().chain(processes_with_environment("SLIPWAY_KEEPER_STATE", dir));
     found.extend(mine.map(|(pid, cmd)| format!("process {pid}: {cmd}")));
     found.extend(mounts_below(dir).into_iter().map(|m| format!("mount {m}")));
     found.extend(cgroups(cgroup_root).into_iter().map(|c| format!("cgroup {c}")));
@@ -35,7 +36,9 @@ fn look(dir: &Path, cgroup_root: &str) -> Vec<String> {
 
 /// Ends what a failed test left, by pid and by path, and nothing else.
 fn clean(dir: &Path) {
-    for (pid, _) in processes_naming(dir).into_iter().chain(processes_with_environment("SLIPWAY_KEEPER_STATE", dir)) {
+    for (pid, _) in
+        processes_naming(dir).into_iter().chain(processes_with_environment("SLIPWAY_KEEPER_STATE", dir))
+    {
         let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
     }
     for mount in mounts_below(dir).iter().rev() {
@@ -62,9 +65,8 @@ pub fn processes_with_environment(name: &str, dir: &Path) -> Vec<(i32, String)> 
 /// Direct children of `pid` that run the pause image's command (`sleep infinity`, see hack/images).
 pub fn pause_children(pid: i32) -> Vec<i32> {
     let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    let is_pause = |p: &i32| {
-        std::fs::read_to_string(format!("/proc/{p}/cmdline")).is_ok_and(|c| c.contains("infinity"))
-    };
+    let is_pause =
+        |p: &i32| std::fs::read_to_string(format!("/proc/{p}/cmdline")).is_ok_and(|c| c.contains("infinity"));
     children.split_whitespace().filter_map(|p| p.parse().ok()).filter(is_pause).collect()
 }
 
@@ -82,7 +84,12 @@ fn mounts_below(dir: &Path) -> Vec<String> {
     let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let needle = dir.to_string_lossy().into_owned();
     // Field 5 is the mount point (proc_pid_mountinfo(5)).
-    table.lines().filter_map(|l| l.split(' ').nth(4)).filter(|p| p.starts_with(&needle)).map(str::to_owned).collect()
+    table
+        .lines()
+        .filter_map(|l| l.split(' ').nth(4))
+        .filter(|p| p.starts_with(&needle))
+        .map(str::to_owned)
+        .collect()
 }
 
 fn cgroups(root: &str) -> Vec<String> {

@@ -160,7 +160,9 @@ impl Node {
                 Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(stream))
             }
         });
-        Ok(tonic::transport::Endpoint::from_static("http://localhost").connect_with_connector(connector).await?)
+        Ok(tonic::transport::Endpoint::from_static("http://localhost")
+            .connect_with_connector(connector)
+            .await?)
     }
 
     pub async fn runtime(&self) -> Result<RuntimeServiceClient<Channel>> {
@@ -176,7 +178,11 @@ impl Node {
         let endpoint = format!("unix://{}", self.socket().display());
         let mut command = tokio::process::Command::new(tool("crictl"));
         command.args(["--timeout", "60s", "-r", &endpoint, "-i", &endpoint]).args(args);
-        succeeded("crictl", args, &command.output().await.context("run hack/bin/crictl: hack/tools builds it")?)
+        succeeded(
+            "crictl",
+            args,
+            &command.output().await.context("run hack/bin/crictl: hack/tools builds it")?,
+        )
     }
 
     /// Runs our own command line against this node.
@@ -206,7 +212,9 @@ impl Node {
     /// shims and the pause processes (their direct children named `sleep`) too. Workloads do not count.
     pub fn runtime_pids(&self) -> Vec<i32> {
         let mut pids: Vec<i32> = self.processes().into_iter().map(|(pid, _)| pid).collect();
-        pids.extend(leaks::processes_with_environment("SLIPWAY_KEEPER_STATE", self.dir.path()).iter().map(|p| p.0));
+        pids.extend(
+            leaks::processes_with_environment("SLIPWAY_KEEPER_STATE", self.dir.path()).iter().map(|p| p.0),
+        );
         if self.program == Program::Containerd {
             pids.extend(pids.clone().into_iter().flat_map(leaks::pause_children));
         }

@@ -1,7 +1,7 @@
 //! Test images and a real registry (Debian's docker-registry) on this test's own loopback.
 
-use crate::node::repository;
 use crate::Node;
+use crate::node::repository;
 use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;

@@ -121,7 +121,13 @@ impl Node {
 
     pub async fn pod_status(&self, id: &str) -> Result<v1::PodSandboxStatus> {
         let request = v1::PodSandboxStatusRequest { pod_sandbox_id: id.into(), verbose: false };
-        self.runtime().await?.pod_sandbox_status(request).await?.into_inner().status.context("status is absent")
+        self.runtime()
+            .await?
+            .pod_sandbox_status(request)
+            .await?
+            .into_inner()
+            .status
+            .context("status is absent")
     }
 
     pub async fn pod_ip(&self, id: &str) -> Result<String> {
@@ -217,7 +223,10 @@ pub fn parse_log(text: &str) -> Result<Vec<(String, String, String)>> {
     let parse = |line: &str| {
         let mut parts = line.splitn(4, ' ');
         let time = parts.next().context("no timestamp")?;
-        ensure!(time.contains('T') && (time.ends_with('Z') || time.contains('+')), "bad timestamp in {line:?}");
+        ensure!(
+            time.contains('T') && (time.ends_with('Z') || time.contains('+')),
+            "bad timestamp in {line:?}"
+        );
         let stream = parts.next().with_context(|| format!("no stream in {line:?}"))?;
         let tag = parts.next().with_context(|| format!("no tag in {line:?}"))?;
         ensure!(matches!(stream, "stdout" | "stderr") && matches!(tag, "F" | "P"), "malformed line {line:?}");

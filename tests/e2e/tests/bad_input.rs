@@ -46,7 +46,12 @@ async fn table(node: &mut Node) -> Result<()> {
 
     let create = |c: v1::ContainerConfig| node.create(&sandbox, &config, c);
     let c = |name: &str| shell(name, &image, "true");
-    refused("unknown image", create(shell("a", "test.local/absent:1", "true")).await, &[Code::NotFound], &["absent"])?;
+    refused(
+        "unknown image",
+        create(shell("a", "test.local/absent:1", "true")).await,
+        &[Code::NotFound],
+        &["absent"],
+    )?;
     let mut unnamed = c("a");
     unnamed.metadata = None;
     refused("container without metadata", create(unnamed).await, &invalid, &["metadata"])?;
@@ -69,7 +74,12 @@ async fn table(node: &mut Node) -> Result<()> {
     let mut source = c("source");
     source.mounts.push(bind(std::path::Path::new("/no/such/source"), "/mnt"));
     // CRI-MNT-03: the contract says error; containerd makes the directory. We follow the contract.
-    refused("absent source", create(source).await, &[Code::InvalidArgument, Code::NotFound], &["/no/such/source"])?;
+    refused(
+        "absent source",
+        create(source).await,
+        &[Code::InvalidArgument, Code::NotFound],
+        &["/no/such/source"],
+    )?;
     let mut climbing = c("log");
     climbing.log_path = "../../../escape.log".into();
     refused("a log path that climbs out", create(climbing).await, &invalid, &["escape.log"])?;

@@ -24,23 +24,39 @@ async fn events(node: &mut Node) -> Result<()> {
     node.remove_pod(&sandbox).await?;
     let mut seen = Vec::new();
     loop {
-        let event = tokio::time::timeout(Duration::from_secs(20), stream.message()).await??.context("stream ended")?;
-        let last = event.container_id == sandbox && event.container_event_type() == v1::ContainerEventType::ContainerDeletedEvent;
+        let event = tokio::time::timeout(Duration::from_secs(20), stream.message())
+            .await??
+            .context("stream ended")?;
+        let last = event.container_id == sandbox
+            && event.container_event_type() == v1::ContainerEventType::ContainerDeletedEvent;
         seen.push(event);
         if last {
             break;
         }
     }
     use v1::ContainerEventType as T;
-    let of = |id: &str| seen.iter().filter(|e| e.container_id == id).map(|e| e.container_event_type()).collect::<Vec<_>>();
-    let whole = [T::ContainerCreatedEvent, T::ContainerStartedEvent, T::ContainerStoppedEvent, T::ContainerDeletedEvent];
+    let of = |id: &str| {
+        seen.iter().filter(|e| e.container_id == id).map(|e| e.container_event_type()).collect::<Vec<_>>()
+    };
+    let whole = [
+        T::ContainerCreatedEvent,
+        T::ContainerStartedEvent,
+        T::ContainerStoppedEvent,
+        T::ContainerDeletedEvent,
+    ];
     ensure!(of(&id) == whole, "the container's: {:?}", of(&id));
     ensure!(of(&sandbox) == whole, "the sandbox's: {:?}", of(&sandbox));
     ensure!(seen.windows(2).all(|w| w[0].created_at <= w[1].created_at), "time does not go back");
-    let stopped = seen.iter().find(|e| e.container_id == id && e.container_event_type() == T::ContainerStoppedEvent);
+    let stopped =
+        seen.iter().find(|e| e.container_id == id && e.container_event_type() == T::ContainerStoppedEvent);
     let stopped = stopped.context("a stopped event")?;
     let status = stopped.containers_statuses.iter().find(|s| s.id == id).context("the status beside it")?;
     ensure!(status.state() == v1::ContainerState::ContainerExited && status.exit_code == 2, "{status:?}");
-    ensure!(seen.iter().filter(|e| e.container_event_type() != T::ContainerDeletedEvent).all(|e| e.pod_sandbox_status.is_some()), "pod status");
+    ensure!(
+        seen.iter()
+            .filter(|e| e.container_event_type() != T::ContainerDeletedEvent)
+            .all(|e| e.pod_sandbox_status.is_some()),
+        "pod status"
+    );
     Ok(())
 }

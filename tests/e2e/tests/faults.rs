@@ -69,7 +69,9 @@ async fn keeper_dies(node: &mut Node) -> Result<()> {
     let sandbox = node.run_pod(&config).await?;
     let lines = 60_000;
     let logger = node.run(&sandbox, &config, counting("logger", &image, lines)).await?;
-    let steady = node.run(&sandbox, &config, shell("steady", &image, "trap 'exit 9' TERM; while :; do sleep 0.05; done")).await?;
+    let steady = node
+        .run(&sandbox, &config, shell("steady", &image, "trap 'exit 9' TERM; while :; do sleep 0.05; done"))
+        .await?;
     let parked = node.create(&sandbox, &config, shell("parked", &image, "echo started late; exit 6")).await?;
     let brief = node.run(&sandbox, &config, shell("brief", &image, "sleep 0.7; exit 42")).await?;
     for _ in 0..5 {

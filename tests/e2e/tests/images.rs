@@ -28,7 +28,8 @@ async fn pulled(node: &mut Node) -> Result<()> {
     let config = pod(node, "images");
     let sandbox = node.run_pod(&config).await?;
     for (name, image) in [("gzip", &id), ("zstd", &zstd_id)] {
-        let container = node.run(&sandbox, &config, shell(name, image, "ls -l /bin/busybox && exit 3")).await?;
+        let container =
+            node.run(&sandbox, &config, shell(name, image, "ls -l /bin/busybox && exit 3")).await?;
         ensure!(node.ended(&container).await?.exit_code == 3, "{name} runs");
         ensure!(node.container_status(&container).await?.image_id == *image, "one id everywhere");
     }
@@ -43,7 +44,10 @@ async fn pulled(node: &mut Node) -> Result<()> {
     remove(node, &tag).await?;
     ensure!(status(node, &tag).await?.is_none() && status(node, &id).await?.is_none(), "gone with all names");
     remove(node, &tag).await?;
-    ensure!(node.sh(&running, "ls /bin/busybox").await?.contains("busybox"), "a running container keeps its layers");
+    ensure!(
+        node.sh(&running, "ls /bin/busybox").await?.contains("busybox"),
+        "a running container keeps its layers"
+    );
     ensure!(node.container_status(&running).await?.image_id == id, "and its status");
     registry.stop().await
 }
@@ -63,7 +67,11 @@ async fn bad_pulls(node: &mut Node) -> Result<()> {
     ensure!(code(node.pull("UPPER/case").await)? == tonic::Code::InvalidArgument, "malformed reference");
 
     spoil_largest_blob(node, &registry)?;
-    let error = node.pull(&registry.image("busybox:1")).await.err().context("a spoiled layer must not be accepted")?;
+    let error = node
+        .pull(&registry.image("busybox:1"))
+        .await
+        .err()
+        .context("a spoiled layer must not be accepted")?;
     ensure!(format!("{error:#}").contains("sha256:"), "names the blob: {error:#}");
     ensure!(status(node, &registry.image("busybox:1")).await?.is_none(), "nothing half-made");
     let image = registry.image("busybox:1");

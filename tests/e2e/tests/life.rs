@@ -23,16 +23,24 @@ async fn whole_life(node: &mut Node) -> Result<()> {
 
     let logs = node.path("logs/life");
     std::fs::create_dir_all(logs.join("main"))?;
-    let pod_file = write(node, "pod.json", &json!({
-        "metadata": {"name": "life", "namespace": "default", "uid": "u1", "attempt": 0},
-        "hostname": "life", "log_directory": logs,
-        "linux": {"security_context": {"namespace_options": {"pid": 1}}}
-    }))?;
-    let container_file = write(node, "container.json", &json!({
-        "metadata": {"name": "main", "attempt": 0}, "image": {"image": image},
-        "command": ["sh", "-c", "echo hello from $(hostname); echo oops >&2; trap 'echo bye; exit 3' TERM; while :; do sleep 0.1; done"],
-        "log_path": "main/0.log", "linux": {}
-    }))?;
+    let pod_file = write(
+        node,
+        "pod.json",
+        &json!({
+            "metadata": {"name": "life", "namespace": "default", "uid": "u1", "attempt": 0},
+            "hostname": "life", "log_directory": logs,
+            "linux": {"security_context": {"namespace_options": {"pid": 1}}}
+        }),
+    )?;
+    let container_file = write(
+        node,
+        "container.json",
+        &json!({
+            "metadata": {"name": "main", "attempt": 0}, "image": {"image": image},
+            "command": ["sh", "-c", "echo hello from $(hostname); echo oops >&2; trap 'echo bye; exit 3' TERM; while :; do sleep 0.1; done"],
+            "log_path": "main/0.log", "linux": {}
+        }),
+    )?;
     let pod = node.crictl(&["runp", &pod_file]).await?.trim().to_owned();
     let id = node.crictl(&["create", &pod, &container_file, &pod_file]).await?.trim().to_owned();
     ensure!(state(node, &id).await? == "CONTAINER_CREATED", "created");

@@ -19,15 +19,19 @@ async fn sharing(node: &mut Node) -> Result<()> {
     std::fs::create_dir(&volume)?;
     let config = pod(node, "sharing");
     let sandbox = node.run_pod(&config).await?;
-    let mut server =
-        shell("server", &image, "echo made-by-server > /v/page; echo shm > /dev/shm/x; exec httpd -f -p 8080 -h /v");
+    let mut server = shell(
+        "server",
+        &image,
+        "echo made-by-server > /v/page; echo shm > /dev/shm/x; exec httpd -f -p 8080 -h /v",
+    );
     server.mounts.push(bind(&volume, "/v"));
     let server = node.run(&sandbox, &config, server).await?;
     let mut client = shell("client", &image, "sleep 1000");
     client.mounts.push(bind(&volume, "/mnt"));
     let client = node.run(&sandbox, &config, client).await?;
 
-    let fetch = "for i in $(seq 50); do wget -qO- http://127.0.0.1:8080/page && exit 0; sleep 0.1; done; exit 1";
+    let fetch =
+        "for i in $(seq 50); do wget -qO- http://127.0.0.1:8080/page && exit 0; sleep 0.1; done; exit 1";
     ensure!(node.sh(&client, fetch).await?.trim() == "made-by-server", "localhost is shared");
     ensure!(node.sh(&client, "cat /mnt/page").await?.trim() == "made-by-server", "the volume is shared");
     ensure!(node.sh(&client, "cat /dev/shm/x").await?.trim() == "shm", "/dev/shm is shared");
@@ -79,7 +83,9 @@ async fn network(node: &mut Node) -> Result<()> {
     ensure!(ip_one != ip_two, "each pod has its own address");
     let own = node.sh(&client, "ip -4 addr show eth0").await?;
     ensure!(own.contains(&ip_two), "the status tells eth0's address {ip_two}: {own}");
-    let reach = format!("for i in $(seq 50); do wget -qO- http://{ip_one}:8080/who && exit 0; sleep 0.1; done; exit 1");
+    let reach = format!(
+        "for i in $(seq 50); do wget -qO- http://{ip_one}:8080/who && exit 0; sleep 0.1; done; exit 1"
+    );
     ensure!(node.sh(&client, &reach).await?.trim() == "one", "pod to pod");
     let seen = node.sh(&client, &format!("nc -w 2 {ip_one} 7000 </dev/null")).await?;
     ensure!(seen.contains(&ip_two), "no NAT between pods: the server sees {seen}, the client is {ip_two}");
@@ -148,7 +154,8 @@ async fn security(node: &mut Node) -> Result<()> {
     security.supplemental_groups = vec![3000, 4000];
     security.no_new_privs = true;
     security.readonly_rootfs = true;
-    security.capabilities = Some(v1::Capability { drop_capabilities: vec!["ALL".into()], ..Default::default() });
+    security.capabilities =
+        Some(v1::Capability { drop_capabilities: vec!["ALL".into()], ..Default::default() });
     security.masked_paths = vec!["/proc/kcore".into(), "/proc/absent".into()];
     security.readonly_paths = vec!["/proc/sys".into()];
     let id = node.run(&sandbox, &config, strict).await?;
@@ -180,9 +187,11 @@ async fn exits(node: &mut Node) -> Result<()> {
     let image = node.import("busybox").await?;
     let config = pod(node, "exits");
     let sandbox = node.run_pod(&config).await?;
-    for (name, script, code, reason) in
-        [("ok", "exit 0", 0, "Completed"), ("seven", "exit 7", 7, "Error"), ("killed", "kill -9 $$", 137, "Error")]
-    {
+    for (name, script, code, reason) in [
+        ("ok", "exit 0", 0, "Completed"),
+        ("seven", "exit 7", 7, "Error"),
+        ("killed", "kill -9 $$", 137, "Error"),
+    ] {
         // pid 1 of a PID namespace ignores a signal from inside: give the shell a child to be killed in.
         let script = if name == "killed" { "sh -c 'kill -9 $$'; exit $?" } else { script };
         let id = node.run(&sandbox, &config, shell(name, &image, script)).await?;

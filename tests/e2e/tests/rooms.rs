@@ -28,7 +28,14 @@ const RUNTIME: &[(&str, &[&str])] = &[
     ("container", &["launch", "program", "plan", "cgroup", "rootfs", "sandbox", "seccomp", "host", "sys"]),
 ];
 
-const OURS: &[&str] = &["slipway_runtime", "slipway_images", "slipway_network", "slipway_keeper", "slipway_daemon", "cri_proto"];
+const OURS: &[&str] = &[
+    "slipway_runtime",
+    "slipway_images",
+    "slipway_network",
+    "slipway_keeper",
+    "slipway_daemon",
+    "cri_proto",
+];
 
 #[test]
 fn rooms_import_only_rooms_below_them() -> Result<()> {
@@ -65,7 +72,8 @@ fn unsafe_lives_in_sys_only() -> Result<()> {
     for (room, _) in CRATES {
         for (file, text) in sources(&top.join(room))? {
             let inside = file.starts_with(top.join("runtime/src/sys"));
-            let word = |l: &str| code(l).split(|c: char| !c.is_alphanumeric() && c != '_').any(|w| w == "unsafe");
+            let word =
+                |l: &str| code(l).split(|c: char| !c.is_alphanumeric() && c != '_').any(|w| w == "unsafe");
             ensure!(inside || !text.lines().any(word), "{} has unsafe code", file.display());
         }
     }

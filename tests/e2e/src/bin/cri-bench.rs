@@ -33,13 +33,16 @@ fn main() -> Result<()> {
 }
 
 async fn bench(rounds: usize) -> Result<()> {
-    let ours_cni = Node::start(Setup { cni: Some(conflist("ours", "10.61.0.0/16").leak()), ..Setup::default() }).await?;
+    let ours_cni =
+        Node::start(Setup { cni: Some(conflist("ours", "10.61.0.0/16").leak()), ..Setup::default() }).await?;
     let registry = Registry::start(&ours_cni).await?;
     let image = registry.image("busybox:1");
     let ours_builtin = Node::start(Setup::default()).await?;
     let theirs = Node::containerd(&conflist("theirs", "10.62.0.0/16"), &registry.image("pause:1")).await?;
     let mut peers = Vec::new();
-    for (name, node) in [("slipway+cni", ours_cni), ("slipway built-in", ours_builtin), ("containerd+runc", theirs)] {
+    for (name, node) in
+        [("slipway+cni", ours_cni), ("slipway built-in", ours_builtin), ("containerd+runc", theirs)]
+    {
         node.pull(&image).await.with_context(|| format!("{name}: pull"))?;
         peers.push(Peer { name, node, image: image.clone(), samples: BTreeMap::new() });
     }
@@ -54,7 +57,9 @@ async fn bench(rounds: usize) -> Result<()> {
         }
     }
     print_table(&peers);
-    println!("\n# memory, PSS in kB of everything that is the runtime's (pause processes too, workloads not)");
+    println!(
+        "\n# memory, PSS in kB of everything that is the runtime's (pause processes too, workloads not)"
+    );
     for peer in &mut peers {
         peer.memory().await.with_context(|| format!("{}: memory", peer.name))?;
     }
@@ -78,7 +83,8 @@ impl Peer {
         let config = pod(&self.node, &format!("bench-{round}"));
         let sandbox = timed(&mut self.samples, "RunPodSandbox", self.node.run_pod(&config)).await?;
         let main = shell("main", &self.image, "exec sleep 1000");
-        let id = timed(&mut self.samples, "CreateContainer", self.node.create(&sandbox, &config, main)).await?;
+        let id =
+            timed(&mut self.samples, "CreateContainer", self.node.create(&sandbox, &config, main)).await?;
         timed(&mut self.samples, "StartContainer", self.node.start_container(&id)).await?;
         for _ in 0..3 {
             timed(&mut self.samples, "ExecSync true", self.node.exec(&id, &["true"])).await?;
