@@ -1,1 +1,2 @@
 //! The room for system calls: the only place in this crate with `unsafe`.
+pub(crate) mod bpf;

@@ -33,8 +33,7 @@ fn main() -> Result<()> {
 }
 
 async fn bench(rounds: usize) -> Result<()> {
-    let ours_cni =
-        Node::start(Setup { cni: Some(conflist("ours", "10.61.0.0/16").leak()) }).await?;
+    let ours_cni = Node::start(Setup { cni: Some(conflist("ours", "10.61.0.0/16").leak()) }).await?;
     let registry = Registry::start(&ours_cni).await?;
     let image = registry.image("busybox:1");
     let ours_builtin = Node::start(Setup::default()).await?;
