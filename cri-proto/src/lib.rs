@@ -12,14 +12,26 @@ mod redact;
 /// CRI, package `runtime.v1`: prost messages; with the feature `cri` also `runtime_service_server`,
 /// `runtime_service_client`, `image_service_server` and `image_service_client`.
 #[cfg(feature = "cri-types")]
-#[allow(clippy::all, clippy::needless_pass_by_value, unreachable_pub, missing_debug_implementations)]
+#[allow(
+    clippy::all,
+    clippy::needless_pass_by_value,
+    clippy::unwrap_used,
+    unreachable_pub,
+    missing_debug_implementations
+)]
 pub mod v1 {
     include!(concat!(env!("OUT_DIR"), "/runtime.v1.rs"));
 }
 
 /// Slipway's own service beside CRI, package `slipway.v1`: import and pull with progress.
 #[cfg(feature = "cri")]
-#[allow(clippy::all, clippy::needless_pass_by_value, unreachable_pub, missing_debug_implementations)]
+#[allow(
+    clippy::all,
+    clippy::needless_pass_by_value,
+    clippy::unwrap_used,
+    unreachable_pub,
+    missing_debug_implementations
+)]
 pub mod slipway {
     include!(concat!(env!("OUT_DIR"), "/slipway.v1.rs"));
 }
@@ -28,7 +40,13 @@ pub mod slipway {
 #[cfg(feature = "keeper")]
 pub mod keeper {
     mod generated {
-        #![allow(clippy::all, clippy::needless_pass_by_value, unreachable_pub, missing_debug_implementations)]
+        #![allow(
+            clippy::all,
+            clippy::needless_pass_by_value,
+            clippy::unwrap_used,
+            unreachable_pub,
+            missing_debug_implementations
+        )]
         include!(concat!(env!("OUT_DIR"), "/keeper/modules.rs"));
     }
     pub use generated::keeper::*;
