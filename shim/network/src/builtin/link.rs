@@ -8,7 +8,8 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State,
+    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags,
+    LinkInfo, LinkMessage, State,
 };
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -126,23 +127,35 @@ impl Netlink {
         self.tell(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
     }
 
-    /// Brings a link up; with `controller`, makes it a port of that bridge first; with `alias`, labels it.
-    pub(crate) fn set_up(
-        &mut self,
-        link: LinkRef<'_>,
-        controller: Option<u32>,
-        alias: Option<&str>,
-    ) -> Result<()> {
+    /// Labels a link and brings it up.
+    pub(crate) fn set_up(&mut self, link: u32, alias: Option<&str>) -> Result<()> {
         let mut message = LinkMessage::default();
-        match link {
-            LinkRef::Index(index) => message.header.index = index,
-            LinkRef::Name(name) => message.attributes.push(LinkAttribute::IfName(name.into())),
-        }
+        message.header.index = link;
         message.header.flags = LinkFlags::Up;
         message.header.change_mask = LinkFlags::Up;
-        message.attributes.extend(controller.map(LinkAttribute::Controller));
         message.attributes.extend(alias.map(|a| LinkAttribute::IfAlias(a.into())));
         self.tell(RouteNetlinkMessage::SetLink(message), 0)
+    }
+
+    /// Makes a link a port of a bridge and brings it up. A hairpin port gets its own frames back.
+    pub(crate) fn connect(&mut self, name: &str, bridge: u32, hairpin: bool) -> Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.flags = LinkFlags::Up;
+        message.header.change_mask = LinkFlags::Up;
+        message.attributes = vec![LinkAttribute::IfName(name.into()), LinkAttribute::Controller(bridge)];
+        self.tell(RouteNetlinkMessage::SetLink(message), 0)?;
+        if !hairpin {
+            return Ok(());
+        }
+        let mut message = LinkMessage::default();
+        message.attributes = vec![
+            LinkAttribute::IfName(name.into()),
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::PortKind(InfoPortKind::Bridge),
+                LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(true)])),
+            ]),
+        ];
+        self.tell(RouteNetlinkMessage::NewLink(message), 0)
     }
 
     /// False if there was none of that name.
@@ -244,13 +257,6 @@ impl Netlink {
         }
         Ok(false)
     }
-}
-
-/// A link, by whichever is known.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum LinkRef<'a> {
-    Index(u32),
-    Name(&'a str),
 }
 
 fn garbled(e: impl std::fmt::Display) -> Error {

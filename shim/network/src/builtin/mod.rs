@@ -17,7 +17,7 @@ mod rules;
 
 use crate::error::{Error, Result};
 use crate::types::{Attachment, Builtin, PodNetwork, PortMapping};
-use link::{LinkRef, Netlink, VethPair};
+use link::{Netlink, VethPair};
 use pool::{Leases, Pool};
 use ports::Claims;
 use rules::Redirect;
@@ -193,7 +193,7 @@ impl Bridge {
         // A rules transaction waits for the kernel for milliseconds: the links are made meanwhile.
         std::thread::scope(|scope| {
             let rules = (!redirects.is_empty()).then(|| scope.spawn(|| self.publish(&redirects)));
-            let plugged = self.plug(lease.address, device, netns);
+            let plugged = self.plug(lease.address, device, netns, !redirects.is_empty());
             let published = rules.map_or(Ok(()), |handle| {
                 handle
                     .join()
@@ -203,8 +203,9 @@ impl Bridge {
         })
     }
 
-    /// Makes the veth pair, addresses the pod's end, connects ours.
-    fn plug(&self, address: Ipv4Addr, device: Device, netns: &File) -> Result<()> {
+    /// Makes the veth pair, addresses the pod's end, connects ours. A pod with host ports may reach itself through
+    /// them; where bridged frames pass netfilter (bridge-nf-call-iptables) that takes a hairpin port.
+    fn plug(&self, address: Ipv4Addr, device: Device, netns: &File, hairpin: bool) -> Result<()> {
         let (pool, gateway) = {
             let state = self.state();
             (state.pool, state.pool.gateway())
@@ -224,12 +225,11 @@ impl Bridge {
             let mut inside = Netlink::open()?;
             let eth0 = inside.link(IFNAME)?.ok_or(std::io::ErrorKind::NotFound)?;
             inside.add_address(eth0.index, address, pool.prefix_len)?;
-            inside.set_up(LinkRef::Index(eth0.index), None, None)?;
+            inside.set_up(eth0.index, None)?;
             inside.add_default_route(eth0.index, gateway)
         })
         .map_err(|e| fail("give the pod's eth0 its address and route", e))?;
-        host.set_up(LinkRef::Name(&veth), Some(device.index), None)
-            .map_err(|e| fail("connect the pod to the bridge", e))
+        host.connect(&veth, device.index, hairpin).map_err(|e| fail("connect the pod to the bridge", e))
     }
 
     fn publish(&self, redirects: &[Redirect]) -> Result<()> {
@@ -356,7 +356,7 @@ impl Bridge {
             None => self.make_bridge(&mut host, pool)?,
         };
         host.add_address(device.index, pool.gateway(), pool.prefix_len)
-            .and_then(|()| host.set_up(LinkRef::Index(device.index), None, Some(ALIAS)))
+            .and_then(|()| host.set_up(device.index, Some(ALIAS)))
             .map_err(|e| link_error("give the bridge its address", object, &e))?;
         self.enable_forwarding(pool)?;
         drop(state);
@@ -408,7 +408,7 @@ impl Bridge {
         let mtu = outgoing.map(|l| l.mtu).filter(|mtu| (576..=65535).contains(mtu)).unwrap_or(FALLBACK_MTU);
         host.add_bridge(object, mac(pool.gateway()), mtu).map_err(|e| fail("make the bridge", e))?;
         let made = host.link(object).and_then(|l| l.ok_or(std::io::ErrorKind::NotFound.into()));
-        let made = made.and_then(|l| host.set_up(LinkRef::Index(l.index), None, Some(ALIAS)).map(|()| l));
+        let made = made.and_then(|l| host.set_up(l.index, Some(ALIAS)).map(|()| l));
         match made {
             Ok(link) => Ok(Device { index: link.index, mtu }),
             Err(e) => {
@@ -520,8 +520,12 @@ impl Bridge {
         }
         *rules = RulesState::default();
         if former {
-            fs::remove_dir_all(&self.dir)
-                .map_err(|e| pool::fail("remove former built-in state", &self.dir, &e))?;
+            match fs::remove_dir_all(&self.dir) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(pool::fail("remove former built-in state", &self.dir, &e));
+                }
+                _ => {}
+            }
         }
         Ok(true)
     }
@@ -604,8 +608,8 @@ fn forward_note(bridge: &str) -> Option<String> {
         return None;
     }
     let note = format!(
-        "chain {} drops forwarded packets by policy: pods on {bridge} reach each other and the host, but not the \
-         outside, until it accepts them (iifname \"{bridge}\" accept; oifname \"{bridge}\" accept)",
+        "chain {} drops forwarded packets by policy: pods on {bridge} do not reach the outside (nor each \
+         other if net.bridge.bridge-nf-call-iptables is 1) until it accepts them (iifname \"{bridge}\" accept; oifname \"{bridge}\" accept)",
         chains.join(", ")
     );
     tracing::warn!("{note}");

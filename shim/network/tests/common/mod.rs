@@ -14,14 +14,14 @@ use std::process::Command;
 use std::time::Duration;
 
 /// The world of one test.
-pub struct Host {
-    pub dir: tempfile::TempDir,
+pub(crate) struct Host {
+    pub(crate) dir: tempfile::TempDir,
     own_netns: File,
 }
 
 /// Runs `test` on a thread that is a host of its own, with a single-threaded executor: whatever is spawned from there
 /// (plugins, worker threads) inherits the namespaces.
-pub fn on_own_host<F: Future<Output = ()>>(test: impl FnOnce(Host) -> F + Send) {
+pub(crate) fn on_own_host<F: Future<Output = ()>>(test: impl FnOnce(Host) -> F + Send) {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
@@ -40,18 +40,18 @@ pub fn on_own_host<F: Future<Output = ()>>(test: impl FnOnce(Host) -> F + Send) 
 }
 
 /// Runs a shell line in the namespaces of the calling thread; its output.
-pub fn sh(line: &str) -> String {
+pub(crate) fn sh(line: &str) -> String {
     let out = Command::new("sh").args(["-c", line]).output().unwrap();
     assert!(out.status.success(), "{line}: {}", String::from_utf8_lossy(&out.stderr));
     String::from_utf8(out.stdout).unwrap()
 }
 
 impl Host {
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    pub fn options(&self) -> Options {
+    pub(crate) fn options(&self) -> Options {
         Options {
             conf_dir: self.path("net.d"),
             bin_dirs: vec![self.path("bin"), "/usr/lib/cni".into(), "/opt/cni/bin".into()],
@@ -60,12 +60,12 @@ impl Host {
         }
     }
 
-    pub fn network(&self) -> Network {
+    pub(crate) fn network(&self) -> Network {
         Network::open(self.options()).unwrap()
     }
 
     /// A pod with a pinned namespace whose loopback is up.
-    pub fn pod(&self, id: &str) -> Pod {
+    pub(crate) fn pod(&self, id: &str) -> Pod {
         let path = self.path(&format!("netns-{id}"));
         File::create(&path).unwrap();
         let target = path.clone();
@@ -94,7 +94,7 @@ impl Host {
     }
 
     /// A machine outside: 192.0.2.2, connected to the host's 192.0.2.1; it knows no route to any pod.
-    pub fn outside(&self) -> Pod {
+    pub(crate) fn outside(&self) -> Pod {
         let outside = self.pod("outside");
         sh("ip link add up0 type veth peer name o0");
         let pinned = outside.net.netns.display().to_string();
@@ -111,18 +111,18 @@ impl Host {
     }
 
     /// Runs `work` on a thread inside a namespace.
-    pub fn enter<T: Send>(&self, netns: &Path, work: impl FnOnce() -> T + Send) -> T {
+    pub(crate) fn enter<T: Send>(&self, netns: &Path, work: impl FnOnce() -> T + Send) -> T {
         let file = File::open(netns).unwrap();
         on_thread_in(&file, work)
     }
 
     /// Runs `work` on a thread inside the host's namespace.
-    pub fn on_host<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+    pub(crate) fn on_host<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         on_thread_in(&self.own_netns, work)
     }
 
     /// Names of the links of the host, without loopback and the way outside.
-    pub fn links(&self) -> Vec<String> {
+    pub(crate) fn links(&self) -> Vec<String> {
         let text = sh("ip -o link show");
         let names = text.lines().filter_map(|l| l.split(": ").nth(1));
         let names = names.map(|n| n.split('@').next().unwrap_or(n).to_owned());
@@ -130,14 +130,14 @@ impl Host {
     }
 
     /// Every file under the state directory, but for the address cursor and the bridge's memory.
-    pub fn state_files(&self) -> Vec<String> {
+    pub(crate) fn state_files(&self) -> Vec<String> {
         let text = sh(&format!("find {} -type f", self.path("state").display()));
         let lines = text.lines().filter(|l| !l.ends_with("/last") && !l.ends_with("/bridge.json"));
         lines.map(str::to_owned).collect()
     }
 
     /// After `close`: no link, no table, no record, no lease.
-    pub fn assert_clean(&self) {
+    pub(crate) fn assert_clean(&self) {
         assert_eq!(self.links(), Vec::<String>::new());
         assert!(!sh("nft list tables").contains("slipway-"), "{}", sh("nft list ruleset"));
         assert_eq!(self.state_files(), Vec::<String>::new());
@@ -155,8 +155,8 @@ fn on_thread_in<T: Send>(netns: &File, work: impl FnOnce() -> T + Send) -> T {
 }
 
 /// A pinned network namespace and the request for it.
-pub struct Pod {
-    pub net: PodNetwork,
+pub(crate) struct Pod {
+    pub(crate) net: PodNetwork,
 }
 
 impl Drop for Pod {
@@ -167,7 +167,7 @@ impl Drop for Pod {
 }
 
 /// A TCP server in the namespace that tells each client the address it sees, with a name in front.
-pub fn serve_tcp(host: &Host, netns: Option<&Path>, port: u16, name: &'static str) {
+pub(crate) fn serve_tcp(host: &Host, netns: Option<&Path>, port: u16, name: &'static str) {
     let bind = || TcpListener::bind(("0.0.0.0", port)).unwrap();
     let listener = match netns {
         Some(path) => host.enter(path, bind),
@@ -182,7 +182,7 @@ pub fn serve_tcp(host: &Host, netns: Option<&Path>, port: u16, name: &'static st
     });
 }
 
-pub fn serve_udp(host: &Host, netns: &Path, port: u16, name: &'static str) {
+pub(crate) fn serve_udp(host: &Host, netns: &Path, port: u16, name: &'static str) {
     let socket = host.enter(netns, || UdpSocket::bind(("0.0.0.0", port)).unwrap());
     std::thread::spawn(move || {
         let mut buffer = [0; 64];
@@ -193,7 +193,7 @@ pub fn serve_udp(host: &Host, netns: &Path, port: u16, name: &'static str) {
 }
 
 /// What the server says to a client in this thread's namespace; the error as text.
-pub fn ask_tcp(to: (IpAddr, u16)) -> Result<String, String> {
+pub(crate) fn ask_tcp(to: (IpAddr, u16)) -> Result<String, String> {
     let mut stream = TcpStream::connect_timeout(&SocketAddr::from(to), Duration::from_secs(2))
         .map_err(|e| e.to_string())?;
     stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
@@ -202,7 +202,7 @@ pub fn ask_tcp(to: (IpAddr, u16)) -> Result<String, String> {
     Ok(text)
 }
 
-pub fn ask_udp(to: (IpAddr, u16)) -> Result<String, String> {
+pub(crate) fn ask_udp(to: (IpAddr, u16)) -> Result<String, String> {
     let socket = UdpSocket::bind(("0.0.0.0", 0)).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
     socket.connect(SocketAddr::from(to)).map_err(|e| e.to_string())?;
@@ -212,6 +212,6 @@ pub fn ask_udp(to: (IpAddr, u16)) -> Result<String, String> {
     Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
 }
 
-pub fn ip(text: &str) -> IpAddr {
+pub(crate) fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
