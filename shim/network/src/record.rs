@@ -6,6 +6,7 @@
 
 use crate::builtin::Lease;
 use crate::cni::CniAttachment;
+use crate::cni::config::check_name;
 use crate::error::{Error, Result};
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write as _};
@@ -101,7 +102,11 @@ impl Store {
             .map_err(|e| fail("sync network record", &path, &e))
     }
 
+    /// An id that could not be a file name was never set up.
     pub(crate) fn load(&self, id: &str) -> Result<Loaded> {
+        if check_name("pod id", id).is_err() {
+            return Ok(Loaded::Missing);
+        }
         let path = self.path(id);
         let text = match fs::read(&path) {
             Ok(text) => text,
