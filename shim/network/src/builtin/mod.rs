@@ -1,0 +1,629 @@
+//! The built-in network: a bridge with a pool, for a node that nobody has given a CNI configuration.
+//!
+//! ```text
+//!  pod netns            host netns (that of the calling thread)
+//!  eth0 ◀──veth pair──▶ veth<address> ──▶ bridge (first address of the pool) ──masquerade──▶ outside
+//!                                          ▲ hostPorts: dnat in table slipway-<bridge>
+//! ```
+//! Owns: the bridge it made (its alias says so), the veth pairs on it, the leases, its nftables table. Never touches
+//! what CNI or an administrator made. IPv4 only; bandwidth annotations are refused. `ip_forward` is switched on when
+//! it is off, noted in `bridge.json`, and not switched off again, because others may have come to need it.
+//! All calls here block; the caller keeps them off the executor.
+
+mod link;
+mod pool;
+mod ports;
+mod rules;
+
+use crate::error::{Error, Result};
+use crate::types::{Attachment, Builtin, PodNetwork, PortMapping};
+use link::{Netlink, VethPair};
+use pool::{Leases, Pool};
+use ports::Claims;
+use rules::Redirect;
+use std::fs::{self, File};
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+const IFNAME: &str = crate::cni::IFNAME;
+/// Marks a bridge as made by us.
+const ALIAS: &str = "slipway built-in network";
+const FALLBACK_MTU: u32 = 1500;
+/// How often the rules are looked for while somebody asks for readiness (`nft flush ruleset` by a firewall).
+const RULES_CHECK: Duration = Duration::from_secs(30);
+
+/// What one pod has on a bridge; enough to take it back.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Lease {
+    pub(crate) bridge: String,
+    pub(crate) address: Ipv4Addr,
+    pub(crate) ports: Vec<PortMapping>,
+}
+
+/// One bridge of ours, existing or still to be made.
+#[derive(Debug)]
+pub(crate) struct Bridge {
+    name: String,
+    dir: PathBuf,
+    state: Mutex<State>,
+    /// Serialises transactions; true once this process has written the whole table.
+    rules: Mutex<RulesState>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// As configured now; none: the bridge is only still there for pods made under a former configuration.
+    wanted: Option<Pool>,
+    /// What the leases were given from.
+    pool: Pool,
+    leases: Leases,
+    claims: Claims,
+    device: Option<Device>,
+}
+
+/// The bridge device as last seen.
+#[derive(Debug, Clone, Copy)]
+struct Device {
+    index: u32,
+    mtu: u32,
+}
+
+#[derive(Debug, Default)]
+struct RulesState {
+    written: bool,
+    /// The kernel may hold more than it should: the next transaction must write everything.
+    stale: bool,
+    checked: Option<Instant>,
+    note: Option<String>,
+}
+
+/// `bridge.json`: what outlives a restart besides leases.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+struct Saved {
+    version: u32,
+    pool: String,
+    /// True if it was we who switched ip_forward on.
+    enabled_ip_forward: bool,
+}
+
+impl Bridge {
+    /// The bridge the options ask for; nothing is made yet.
+    pub(crate) fn open(options: &Builtin, state_dir: &Path) -> Result<Self> {
+        check_bridge_name(&options.bridge)?;
+        let wanted = Pool::parse(&options.pool)?;
+        Self::load(&options.bridge, Some(wanted), &dir(state_dir).join(&options.bridge))
+    }
+
+    /// Bridges of former configurations that still have leases.
+    pub(crate) fn former(state_dir: &Path, current: Option<&str>) -> Vec<Self> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(dir(state_dir)).into_iter().flatten().flatten() {
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            if Some(name.as_str()) == current || check_bridge_name(&name).is_err() {
+                continue;
+            }
+            match Self::load(&name, None, &entry.path()) {
+                Ok(bridge) => found.push(bridge),
+                Err(e) => tracing::warn!(error = %e, "state of a former built-in bridge passed over"),
+            }
+        }
+        found
+    }
+
+    fn load(name: &str, wanted: Option<Pool>, dir: &Path) -> Result<Self> {
+        let saved =
+            fs::read(dir.join("bridge.json")).ok().and_then(|t| serde_json::from_slice::<Saved>(&t).ok());
+        let saved_pool = saved.and_then(|s| Pool::parse(&s.pool).ok());
+        let pool = saved_pool.or(wanted).ok_or_else(|| {
+            Error::new("read built-in network state", dir.display().to_string(), "no readable bridge.json")
+        })?;
+        let leases = Leases::open(dir.join("leases"))?;
+        let state = State { wanted, pool, leases, claims: Claims::default(), device: None };
+        Ok(Self { name: name.into(), dir: dir.into(), state: Mutex::new(state), rules: Mutex::default() })
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn rules(&self) -> MutexGuard<'_, RulesState> {
+        self.rules.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a pod of an earlier run of the daemon into account.
+    pub(crate) fn adopt(&self, id: &str, label: &str, lease: &Lease) {
+        let claimed = ports::redirects(&lease.ports, lease.address)
+            .and_then(|wanted| self.state().claims.claim(id, label, wanted));
+        if let Err(e) = claimed {
+            tracing::warn!(pod = label, error = %e, "host ports of a recorded pod passed over");
+        }
+    }
+
+    /// Gives the pod its address. `record` is called with the intent before anything in the kernel changes.
+    pub(crate) fn setup(
+        &self,
+        pod: &PodNetwork,
+        record: impl FnOnce(&Lease) -> Result<()>,
+    ) -> Result<Attachment> {
+        if crate::cni::args::wants_bandwidth(pod) {
+            return Err(Error::new(
+                "read annotations",
+                pod.label(),
+                "the built-in network cannot limit bandwidth",
+            )
+            .hint("remove the kubernetes.io/*-bandwidth annotations, or use CNI with the bandwidth plugin"));
+        }
+        let netns = File::open(&pod.netns)
+            .map_err(|e| Error::new("open network namespace", pod.netns.display().to_string(), e))?;
+        let device = self.ensure()?;
+        let address = {
+            let mut state = self.state();
+            let pool = state.pool;
+            state.leases.acquire(pool, &pod.id)?
+        };
+        let lease = Lease { bridge: self.name.clone(), address, ports: pod.ports.clone() };
+        let done = self.attach(pod, &lease, device, &netns, record);
+        if let Err(e) = done {
+            return Err(match self.unplug(&pod.id, address).and_then(|()| self.reap(address)) {
+                Ok(()) => e,
+                Err(second) => e.and_also(&second),
+            });
+        }
+        Ok(self.attachment(pod, address))
+    }
+
+    fn attach(
+        &self,
+        pod: &PodNetwork,
+        lease: &Lease,
+        device: Device,
+        netns: &File,
+        record: impl FnOnce(&Lease) -> Result<()>,
+    ) -> Result<()> {
+        let wanted = ports::redirects(&lease.ports, lease.address)?;
+        let redirects = self.state().claims.claim(&pod.id, &pod.label(), wanted)?;
+        record(lease)?;
+        // A rules transaction waits for the kernel for milliseconds: the links are made meanwhile.
+        std::thread::scope(|scope| {
+            let rules = (!redirects.is_empty()).then(|| scope.spawn(|| self.publish(&redirects)));
+            let plugged = self.plug(lease.address, device, netns, !redirects.is_empty());
+            let published = rules.map_or(Ok(()), |handle| {
+                handle
+                    .join()
+                    .unwrap_or_else(|_| Err(Error::new("change nftables rules", &self.name, "panicked")))
+            });
+            plugged.and(published)
+        })
+    }
+
+    /// Makes the veth pair, addresses the pod's end, connects ours. A pod with host ports may reach itself through
+    /// them; where bridged frames pass netfilter (bridge-nf-call-iptables) that takes a hairpin port.
+    fn plug(&self, address: Ipv4Addr, device: Device, netns: &File, hairpin: bool) -> Result<()> {
+        let (pool, gateway) = {
+            let state = self.state();
+            (state.pool, state.pool.gateway())
+        };
+        let veth = veth_name(address);
+        let fail = |step: &str, e: std::io::Error| link_error(step, &veth, &e);
+        let mut host = Netlink::open().map_err(|e| fail("open netlink", e))?;
+        let pair = VethPair {
+            host_name: &veth,
+            pod_name: IFNAME,
+            pod_mac: mac(address),
+            mtu: device.mtu,
+            pod_netns: netns.as_fd(),
+        };
+        host.add_veth(&pair).map_err(|e| fail("make veth pair into the pod", e))?;
+        in_netns(netns, || {
+            let mut inside = Netlink::open()?;
+            let eth0 = inside.link(IFNAME)?.ok_or(std::io::ErrorKind::NotFound)?;
+            inside.add_address(eth0.index, address, pool.prefix_len)?;
+            inside.set_up(eth0.index, None)?;
+            inside.add_default_route(eth0.index, gateway)
+        })
+        .map_err(|e| fail("give the pod's eth0 its address and route", e))?;
+        host.connect(&veth, device.index, hairpin).map_err(|e| fail("connect the pod to the bridge", e))
+    }
+
+    fn publish(&self, redirects: &[Redirect]) -> Result<()> {
+        self.allow_local_redirects()?;
+        let mut rules = self.rules();
+        if rules.written && !rules.stale && rules::apply(&rules::add(&self.name, redirects)).is_ok() {
+            return Ok(());
+        }
+        // Not written by this process yet, or the table is not what it should be: write all of it.
+        self.write_rules(&mut rules)
+    }
+
+    /// Replaces the table by what it should be; one transaction.
+    fn write_rules(&self, rules: &mut RulesState) -> Result<()> {
+        let (pool, redirects) = {
+            let state = self.state();
+            (state.pool, state.claims.redirects())
+        };
+        rules::apply(&rules::full(&self.name, pool, &redirects))?;
+        if !rules.written {
+            rules.note = forward_note(&self.name);
+        }
+        rules.written = true;
+        rules.stale = false;
+        rules.checked = Some(Instant::now());
+        Ok(())
+    }
+
+    /// A connection from 127.0.0.1 may leave by the bridge; chain guard keeps the other direction shut.
+    fn allow_local_redirects(&self) -> Result<()> {
+        set_sysctl(&format!("net/ipv4/conf/{}/route_localnet", self.name), "1").map(|_| ())
+    }
+
+    fn attachment(&self, pod: &PodNetwork, address: Ipv4Addr) -> Attachment {
+        let pool = self.state().pool;
+        let result = serde_json::json!({
+            "cniVersion": "1.1.0",
+            "interfaces": [
+                {"name": self.name},
+                {"name": veth_name(address)},
+                {"name": IFNAME, "mac": mac_text(mac(address)), "sandbox": pod.netns},
+            ],
+            "ips": [{
+                "address": format!("{address}/{}", pool.prefix_len), "gateway": pool.gateway(), "interface": 2,
+            }],
+            "routes": [{"dst": "0.0.0.0/0", "gw": pool.gateway()}],
+            "dns": {},
+        });
+        Attachment { ips: vec![IpAddr::V4(address)], result }
+    }
+
+    /// Takes the pod off the network: its host ports are free at once. The address stays leased until [`Self::reap`]
+    /// has deleted the links, which makes the kernel wait for many milliseconds. Repeatable.
+    pub(crate) fn unplug(&self, id: &str, address: Ipv4Addr) -> Result<()> {
+        let redirects: Vec<Redirect> = {
+            let state = self.state();
+            state.claims.redirects().into_iter().filter(|r| r.pod_ip == address).collect()
+        };
+        let mut rules = self.rules();
+        if redirects.is_empty() && !rules.stale {
+            return Ok(());
+        }
+        let removed =
+            rules.written && !rules.stale && rules::apply(&rules::remove(&self.name, &redirects)).is_ok();
+        self.state().claims.release(id);
+        if removed {
+            return Ok(());
+        }
+        rules.stale = true;
+        self.write_rules(&mut rules)
+    }
+
+    /// Deletes the links of an unplugged address and frees it.
+    pub(crate) fn reap(&self, address: Ipv4Addr) -> Result<()> {
+        let veth = veth_name(address);
+        Netlink::open()
+            .and_then(|mut host| host.delete_link(&veth))
+            .map_err(|e| link_error("delete the pod's link", &veth, &e))?;
+        self.state().leases.release(address)
+    }
+
+    /// CHECK for the built-in network: the link, its place on the bridge, the rules.
+    pub(crate) fn check(&self, address: Ipv4Addr) -> Result<()> {
+        let veth = veth_name(address);
+        let bad = |cause: &str| Err(Error::new("check pod network", &veth, cause));
+        let mut host = Netlink::open().map_err(|e| link_error("open netlink", &veth, &e))?;
+        let find = |host: &mut Netlink, name: &str| {
+            host.link(name).map_err(|e| link_error("look for a link", name, &e))
+        };
+        let Some(bridge) = find(&mut host, &self.name)? else { return bad("the bridge is gone") };
+        match find(&mut host, &veth)? {
+            None => bad("the link is gone"),
+            Some(link) if link.controller != Some(bridge.index) => bad("it is not connected to the bridge"),
+            Some(link) if !(link.up && bridge.up) => bad("it or the bridge is down"),
+            Some(_) if !rules::table_exists(&self.name) => bad("the nftables table is gone"),
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// Makes sure that bridge, sysctl and rules are there; one netlink question when they are.
+    fn ensure(&self) -> Result<Device> {
+        let mut state = self.state();
+        let changed = self.adopt_pool(&mut state)?;
+        let object = self.name.as_str();
+        let mut host = Netlink::open().map_err(|e| link_error("open netlink", object, &e))?;
+        let found = host.link(object).map_err(|e| link_error("look for the bridge", object, &e))?;
+        if let (Some(link), Some(device)) = (&found, state.device)
+            && link.index == device.index
+            && link.up
+        {
+            return Ok(device);
+        }
+        let pool = state.pool;
+        let device = match found {
+            Some(link) if !link.bridge || link.alias != ALIAS => {
+                return Err(Error::new(
+                    "make the bridge",
+                    object,
+                    "a link of this name exists and is not ours",
+                )
+                .hint("choose another bridge name for the built-in network, or delete that link"));
+            }
+            Some(link) => Device { index: link.index, mtu: link.mtu },
+            None => self.make_bridge(&mut host, pool)?,
+        };
+        host.add_address(device.index, pool.gateway(), pool.prefix_len)
+            .and_then(|()| host.set_up(device.index, Some(ALIAS)))
+            .map_err(|e| link_error("give the bridge its address", object, &e))?;
+        self.enable_forwarding(pool)?;
+        drop(state);
+        {
+            let mut rules = self.rules();
+            if changed || !rules.written {
+                self.write_rules(&mut rules)?;
+            }
+        }
+        self.state().device = Some(device);
+        Ok(device)
+    }
+
+    /// A new pool takes effect once no lease of the old one is left; true if it just did.
+    fn adopt_pool(&self, state: &mut State) -> Result<bool> {
+        match state.wanted {
+            Some(wanted) if wanted == state.pool => Ok(false),
+            Some(wanted) if state.leases.is_empty() => {
+                self.remove_device()?;
+                state.device = None;
+                state.pool = wanted;
+                Ok(true)
+            }
+            _ => self.pool_in_use(state),
+        }
+    }
+
+    fn pool_in_use(&self, state: &State) -> Result<bool> {
+        let cause = format!("{} pods still use its former pool {}", state.leases.count(), state.pool);
+        Err(Error::new("make the bridge", &self.name, cause)
+            .hint("remove those pods, or configure another bridge name with the new pool"))
+    }
+
+    fn make_bridge(&self, host: &mut Netlink, pool: Pool) -> Result<Device> {
+        let object = self.name.as_str();
+        let fail = |step: &str, e: std::io::Error| link_error(step, object, &e);
+        let routes = host.routes().map_err(|e| fail("list routes", e))?;
+        for route in routes.iter().filter(|r| r.prefix_len > 0 && pool.overlaps(r.destination, r.prefix_len))
+        {
+            let device = route.output.and_then(|index| host.link_by_index(index).ok().flatten());
+            let device = device.map(|l| l.name).unwrap_or_else(|| "(no device)".into());
+            let cause =
+                format!("it overlaps the route {}/{} on {device}", route.destination, route.prefix_len);
+            return Err(Error::new("make the bridge", format!("{object}, pool {pool}"), cause)
+                .hint("configure a pool that this host has no route to"));
+        }
+        let outgoing = routes.iter().find(|r| r.prefix_len == 0).and_then(|r| r.output);
+        let outgoing = outgoing.and_then(|index| host.link_by_index(index).ok().flatten());
+        let mtu = outgoing.map(|l| l.mtu).filter(|mtu| (576..=65535).contains(mtu)).unwrap_or(FALLBACK_MTU);
+        host.add_bridge(object, mac(pool.gateway()), mtu).map_err(|e| fail("make the bridge", e))?;
+        let made = host.link(object).and_then(|l| l.ok_or(std::io::ErrorKind::NotFound.into()));
+        let made = made.and_then(|l| host.set_up(l.index, Some(ALIAS)).map(|()| l));
+        match made {
+            Ok(link) => Ok(Device { index: link.index, mtu }),
+            Err(e) => {
+                let _ = host.delete_link(object);
+                Err(fail("make the bridge", e))
+            }
+        }
+    }
+
+    fn enable_forwarding(&self, pool: Pool) -> Result<()> {
+        let path = self.dir.join("bridge.json");
+        let before = fs::read(&path).ok().and_then(|t| serde_json::from_slice::<Saved>(&t).ok());
+        let changed = set_sysctl("net/ipv4/ip_forward", "1")?;
+        if changed {
+            tracing::info!(bridge = %self.name, "net.ipv4.ip_forward was 0 and is now 1, for pods to reach the outside");
+        }
+        let enabled_ip_forward = changed || before.is_some_and(|s| s.enabled_ip_forward);
+        let saved = Saved { version: 1, pool: pool.to_string(), enabled_ip_forward };
+        let bytes = serde_json::to_vec(&saved).unwrap_or_default();
+        let temporary = self.dir.join(".bridge.json");
+        fs::write(&temporary, bytes)
+            .and_then(|()| fs::rename(&temporary, &path))
+            .map_err(|e| pool::fail("write built-in network state", &path, &e))
+    }
+
+    /// What would stop a pod now; else a note for people (empty if there is nothing to say).
+    pub(crate) fn readiness(&self) -> Result<String> {
+        rules::program()?;
+        let (made, in_use) = {
+            let state = self.state();
+            (state.device.is_some(), !state.leases.is_empty())
+        };
+        if made {
+            let mut rules = self.rules();
+            let due = rules.checked.is_none_or(|at| at.elapsed() > RULES_CHECK);
+            if in_use && due {
+                rules.checked = Some(Instant::now());
+                if !rules::table_exists(&self.name) {
+                    tracing::warn!(bridge = %self.name, "the nftables table was removed by somebody; writing it again");
+                    self.write_rules(&mut rules)?;
+                }
+            }
+            return Ok(rules.note.clone().unwrap_or_default());
+        }
+        self.would_conflict().map(|()| String::new())
+    }
+
+    /// The conflicts that `make_bridge` would meet, before there is a bridge.
+    fn would_conflict(&self) -> Result<()> {
+        let state = self.state();
+        let pool = match state.wanted {
+            Some(wanted) if wanted == state.pool || state.leases.is_empty() => wanted,
+            _ => return self.pool_in_use(&state).map(|_| ()),
+        };
+        drop(state);
+        let object = self.name.as_str();
+        let fail = |e: std::io::Error| link_error("look for conflicts", object, &e);
+        let mut host = Netlink::open().map_err(fail)?;
+        if host.link(object).map_err(fail)?.is_some() {
+            return Ok(()); // ours from an earlier run, or setup will say whose
+        }
+        let routes = host.routes().map_err(fail)?;
+        match routes.iter().find(|r| r.prefix_len > 0 && pool.overlaps(r.destination, r.prefix_len)) {
+            None => Ok(()),
+            Some(r) => {
+                let cause = format!("it overlaps this host's route to {}/{}", r.destination, r.prefix_len);
+                Err(Error::new("make the bridge", format!("{object}, pool {pool}"), cause)
+                    .hint("configure a pool that this host has no route to"))
+            }
+        }
+    }
+
+    /// Frees leases and links of nobody: `owned` are the addresses of recorded pods. Rewrites the rules if there is
+    /// anything to have rules for.
+    pub(crate) fn collect(&self, owned: &[Ipv4Addr]) -> Result<()> {
+        let orphans = self.state().leases.all().into_iter().filter(|(address, _)| !owned.contains(address));
+        for (address, id) in orphans {
+            tracing::info!(bridge = %self.name, %address, pod = id, "address of nobody freed");
+            self.state().claims.release(&id);
+            self.reap(address)?;
+        }
+        let mut host = Netlink::open().map_err(|e| link_error("open netlink", &self.name, &e))?;
+        let found = host.link(&self.name).map_err(|e| link_error("look for the bridge", &self.name, &e))?;
+        let Some(bridge) = found.filter(|l| l.bridge && l.alias == ALIAS) else { return Ok(()) };
+        let links = host.links().map_err(|e| link_error("list links", &self.name, &e))?;
+        let names: Vec<String> = owned.iter().map(|a| veth_name(*a)).collect();
+        for stray in links.iter().filter(|l| l.controller == Some(bridge.index) && l.name.starts_with(VETH)) {
+            if !names.contains(&stray.name) {
+                host.delete_link(&stray.name)
+                    .map_err(|e| link_error("delete a stray link", &stray.name, &e))?;
+            }
+        }
+        self.write_rules(&mut self.rules())
+    }
+
+    /// Removes device, rules and directory if nobody has a lease; false if somebody has.
+    pub(crate) fn close(&self) -> Result<bool> {
+        let mut state = self.state();
+        if !state.leases.is_empty() {
+            return Ok(false);
+        }
+        self.remove_device()?;
+        state.device = None;
+        let former = state.wanted.is_none();
+        drop(state);
+        let mut rules = self.rules();
+        if rules.written || (rules::program().is_ok() && rules::table_exists(&self.name)) {
+            rules::apply(&rules::drop_table(&self.name))?;
+        }
+        *rules = RulesState::default();
+        if former {
+            match fs::remove_dir_all(&self.dir) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(pool::fail("remove former built-in state", &self.dir, &e));
+                }
+                _ => {}
+            }
+        }
+        Ok(true)
+    }
+
+    fn remove_device(&self) -> Result<()> {
+        let fail = |e: std::io::Error| link_error("remove the bridge", &self.name, &e);
+        let mut host = Netlink::open().map_err(fail)?;
+        if host.link(&self.name).map_err(fail)?.is_some_and(|l| l.bridge && l.alias == ALIAS) {
+            host.delete_link(&self.name).map_err(fail)?;
+        }
+        Ok(())
+    }
+
+    /// Address of the pod, if it has a lease here (for pods whose record was lost).
+    pub(crate) fn address_of(&self, id: &str) -> Option<Ipv4Addr> {
+        self.state().leases.all().into_iter().find(|(_, owner)| owner == id).map(|(address, _)| address)
+    }
+}
+
+const VETH: &str = "veth";
+
+/// Leases are unique, so names are.
+fn veth_name(address: Ipv4Addr) -> String {
+    format!("{VETH}{:08x}", u32::from(address))
+}
+
+/// Made from the address: when an address is used again, what others remember of its neighbour is still true.
+fn mac(address: Ipv4Addr) -> [u8; 6] {
+    let [a, b, c, d] = address.octets();
+    [0x0a, 0x58, a, b, c, d]
+}
+
+fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+fn dir(state_dir: &Path) -> PathBuf {
+    state_dir.join("builtin")
+}
+
+fn check_bridge_name(name: &str) -> Result<()> {
+    let ok = (1..=15).contains(&name.len())
+        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'));
+    if ok {
+        return Ok(());
+    }
+    Err(Error::new("read built-in network options", format!("bridge \"{name}\""), "not a name for a link")
+        .hint("1 to 15 letters, digits, _ - . and a letter or digit first"))
+}
+
+/// Runs `work` on a throw-away thread that has entered the namespace.
+fn in_netns<T: Send>(netns: &File, work: impl FnOnce() -> std::io::Result<T> + Send) -> std::io::Result<T> {
+    std::thread::scope(|scope| {
+        let inside = std::thread::Builder::new().spawn_scoped(scope, || {
+            nix::sched::setns(netns, nix::sched::CloneFlags::CLONE_NEWNET)?;
+            work()
+        })?;
+        inside.join().unwrap_or_else(|_| Err(std::io::Error::other("the thread in the namespace panicked")))
+    })
+}
+
+/// True if it had to be changed.
+fn set_sysctl(name: &str, value: &str) -> Result<bool> {
+    let path = Path::new("/proc/sys").join(name);
+    let object = name.replace('/', ".");
+    let now = fs::read_to_string(&path).map_err(|e| Error::new("read sysctl", &object, e))?;
+    if now.trim() == value {
+        return Ok(false);
+    }
+    fs::write(&path, value).map(|()| true).map_err(|e| {
+        Error::new("set sysctl", &object, e)
+            .hint(format!("set {object}={value} yourself if /proc/sys is read-only"))
+    })
+}
+
+fn forward_note(bridge: &str) -> Option<String> {
+    let chains = rules::foreign_forward_drop();
+    if chains.is_empty() {
+        return None;
+    }
+    let note = format!(
+        "chain {} drops forwarded packets by policy: pods on {bridge} do not reach the outside (nor each \
+         other if net.bridge.bridge-nf-call-iptables is 1) until it accepts them (iifname \"{bridge}\" accept; oifname \"{bridge}\" accept)",
+        chains.join(", ")
+    );
+    tracing::warn!("{note}");
+    Some(note)
+}
+
+fn link_error(step: &str, object: &str, e: &std::io::Error) -> Error {
+    let error = Error::new(step, object, e);
+    match e.raw_os_error().map(nix::errno::Errno::from_raw) {
+        Some(nix::errno::Errno::EPERM) => error.hint("the daemon needs CAP_NET_ADMIN"),
+        Some(nix::errno::Errno::EOPNOTSUPP) => error.hint("this kernel lacks the modules bridge or veth"),
+        Some(nix::errno::Errno::EEXIST) => {
+            error.hint("the namespace may have an eth0 already, or a link was left over")
+        }
+        _ => error,
+    }
+}

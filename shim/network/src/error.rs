@@ -1,0 +1,42 @@
+//! One error of this room: which step, on what, why, and what to do about it.
+
+use std::fmt::Display;
+
+/// `network setup of pod ns/name: bridge: ADD: …`.
+///
+/// `cause` ends with a hint (`…; hint: …`) wherever the operator can do something.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{step}: {object}: {cause}")]
+pub struct Error {
+    pub step: String,
+    pub object: String,
+    pub cause: String,
+}
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    pub(crate) fn new(step: impl Into<String>, object: impl Into<String>, cause: impl Display) -> Self {
+        Self { step: step.into(), object: object.into(), cause: cause.to_string() }
+    }
+
+    /// Adds what the operator can do about it.
+    #[must_use]
+    pub(crate) fn hint(mut self, hint: impl Display) -> Self {
+        self.cause = format!("{}; hint: {hint}", self.cause);
+        self
+    }
+
+    /// Puts the larger operation in front: `step` of `object` failed because of this error.
+    #[must_use]
+    pub(crate) fn within(self, step: impl Into<String>, object: impl Into<String>) -> Self {
+        Self { step: step.into(), object: object.into(), cause: self.to_string() }
+    }
+
+    /// Adds a second failure met while undoing the first.
+    #[must_use]
+    pub(crate) fn and_also(mut self, other: &Self) -> Self {
+        self.cause = format!("{}; and undoing it failed too: {other}", self.cause);
+        self
+    }
+}
