@@ -1,0 +1,422 @@
+//! The engine's thread: an edge-triggered epoll loop over all containers' pipes.
+
+use super::format::{cut, push_time};
+use super::journal::{Journal, pipe_id};
+use super::peek::{Peeker, Seen};
+use super::sink::{Hold, Ready, Sink};
+use super::{Command, Input, Log, Source, Stream};
+use rustix::event::{Timespec, epoll};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::io::Errno;
+use rustix::pipe::{SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, splice};
+use std::collections::{HashMap, VecDeque};
+use std::fs::File;
+use std::io;
+use std::sync::{Arc, mpsc};
+
+/// Pipes that stay busy grow to this many bytes.
+const BUSY_PIPE: usize = 256 * 1024;
+/// A pipe is busy after so many peeks in a row that found it three quarters full.
+const BUSY_AFTER: u32 = 3;
+/// Batches of one stream before the others get their turn.
+const TURN: u32 = 4;
+/// Buffers larger than this are given back when nothing happens for a second.
+const QUIET_BUFFER: usize = 64 * 1024;
+/// A line that is never to be cut is cut here all the same: memory has an end.
+const LONGEST_LINE: usize = 16 * 1024 * 1024;
+/// Token of the command bell; streams count upwards from 1.
+const BELL: u64 = 0;
+
+/// One output stream of one container.
+#[derive(Debug)]
+struct Tap {
+    log: u64,
+    stream: Stream,
+    pipe: OwnedFd,
+    pipe_id: u64,
+    hold: Hold,
+    size: usize,
+    busy: u32,
+    /// The write end is closed everywhere: what is left without newline is all there will be.
+    hung_up: bool,
+    queued: bool,
+    terminal: Option<Terminal>,
+}
+
+/// A terminal's master and the way into the tap's pipe.
+#[derive(Debug)]
+struct Terminal {
+    master: OwnedFd,
+    into: OwnedFd,
+}
+
+/// One container's log.
+#[derive(Debug)]
+struct Entry {
+    id: String,
+    sink: Sink,
+    max_line: usize,
+    taps: Vec<u64>,
+}
+
+/// What a turn on a stream ended with.
+#[derive(Debug, PartialEq, Eq, Clone, Copy)]
+enum Turn {
+    /// Nothing to do until the next event.
+    Idle,
+    /// There may be more; let others go first.
+    More,
+    /// The stream is over.
+    End,
+}
+
+/// All state of the thread.
+#[derive(Debug)]
+pub(super) struct Worker {
+    journal: Arc<Journal>,
+    bell: Arc<OwnedFd>,
+    inbox: mpsc::Receiver<Command>,
+    epoll: OwnedFd,
+    logs: HashMap<u64, Entry>,
+    by_id: HashMap<String, u64>,
+    taps: HashMap<u64, Tap>,
+    ready: VecDeque<u64>,
+    next: u64,
+    peeker: Peeker,
+    /// Held bytes and peeked ones together, where there are both.
+    joined: Vec<u8>,
+    text: Vec<u8>,
+}
+
+impl Worker {
+    pub(super) fn new(
+        journal: Arc<Journal>,
+        bell: Arc<OwnedFd>,
+        inbox: mpsc::Receiver<Command>,
+    ) -> io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        epoll::add(&epoll, &*bell, epoll::EventData::new_u64(BELL), epoll::EventFlags::IN)?;
+        Ok(Self {
+            journal,
+            bell,
+            inbox,
+            epoll,
+            logs: HashMap::new(),
+            by_id: HashMap::new(),
+            taps: HashMap::new(),
+            ready: VecDeque::new(),
+            next: BELL,
+            peeker: Peeker::default(),
+            joined: Vec::new(),
+            text: Vec::new(),
+        })
+    }
+
+    /// Until told to stop, or until every handle is gone.
+    pub(super) fn run(mut self) {
+        loop {
+            if !self.wait() || !self.obey() {
+                return;
+            }
+            if let Some(token) = self.ready.pop_front() {
+                self.turn(token);
+            }
+        }
+    }
+
+    /// Collects events; blocks only when no stream is ready. False: the thread cannot go on.
+    fn wait(&mut self) -> bool {
+        let kept = self.peeker.kept() + self.joined.capacity() + self.text.capacity();
+        let big = kept > QUIET_BUFFER;
+        let timeout = match (self.ready.is_empty(), big) {
+            (false, _) => Some(Timespec { tv_sec: 0, tv_nsec: 0 }),
+            (true, true) => Some(Timespec { tv_sec: 1, tv_nsec: 0 }),
+            (true, false) => None,
+        };
+        let mut events: [epoll::Event; 64] = std::array::from_fn(|_| epoll::Event {
+            flags: epoll::EventFlags::empty(),
+            data: epoll::EventData::new_u64(0),
+        });
+        let count = match epoll::wait(&self.epoll, events.as_mut_slice(), timeout.as_ref()) {
+            Ok(count) => count,
+            Err(Errno::INTR) => return true,
+            Err(error) => {
+                tracing::error!("log thread: epoll_wait: {error}");
+                return false;
+            }
+        };
+        if count == 0 && self.ready.is_empty() {
+            self.peeker.rest();
+            (self.joined, self.text) = (Vec::new(), Vec::new());
+        }
+        for event in &events[..count] {
+            let (flags, token) = (event.flags, event.data.u64());
+            if token == BELL {
+                let _ = rustix::io::read(&*self.bell, &mut [0u8; 8]);
+                continue;
+            }
+            if let Some(tap) = self.taps.get_mut(&token) {
+                // For a terminal the event is the master's, and its pipe ends when we close our end.
+                tap.hung_up |= tap.terminal.is_none() && flags.contains(epoll::EventFlags::HUP);
+                if !tap.queued {
+                    tap.queued = true;
+                    self.ready.push_back(token);
+                }
+            }
+        }
+        true
+    }
+
+    /// Does what the handles ask. False: stop.
+    fn obey(&mut self) -> bool {
+        loop {
+            match self.inbox.try_recv() {
+                Ok(Command::Add(log, reply)) => {
+                    let _ = reply.send(self.add(log));
+                }
+                Ok(Command::Reopen(id, file, reply)) => {
+                    let done = self
+                        .entry(&id)
+                        .is_some_and(|entry| entry.sink.file().is_some() && entry.sink.replace(file).is_ok());
+                    let _ = reply.send(done);
+                }
+                Ok(Command::Drain(id, reply)) => {
+                    let _ = reply.send(self.drain(&id));
+                }
+                Ok(Command::Remove(id)) => self.remove(&id),
+                Ok(Command::Recovered) => self.journal.end(),
+                Ok(Command::Stop) | Err(mpsc::TryRecvError::Disconnected) => return false,
+                Err(mpsc::TryRecvError::Empty) => return true,
+            }
+        }
+    }
+
+    fn entry(&mut self, id: &str) -> Option<&mut Entry> {
+        self.logs.get_mut(self.by_id.get(id)?)
+    }
+
+    fn add(&mut self, log: Log) -> io::Result<()> {
+        self.remove(&log.id);
+        self.next += 1;
+        let key = self.next;
+        let sink = Sink::new(log.file, log.dropped)?;
+        self.by_id.insert(log.id.clone(), key);
+        self.logs.insert(key, Entry { id: log.id.clone(), sink, max_line: log.max_line, taps: Vec::new() });
+        for input in log.streams {
+            if let Err(error) = self.tap(key, input) {
+                self.remove(&log.id);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Repairs what a former keeper left of the stream, then listens to it.
+    fn tap(&mut self, log: u64, input: Input) -> io::Result<()> {
+        let (pipe, terminal) = match input.source {
+            Source::Pipe(pipe) => (pipe, None),
+            Source::Terminal { master, read, write } => {
+                set_nonblocking(&master)?;
+                (read, Some(Terminal { master, into: write }))
+            }
+        };
+        set_nonblocking(&pipe)?;
+        let Some(entry) = self.logs.get_mut(&log) else { return Ok(()) };
+        let hold = File::from(input.hold);
+        if let Some(verdict) = self.journal.repair(pipe.as_fd(), entry.sink.file(), &hold)? {
+            tracing::info!(id = entry.id, ?verdict, "log batch of the former keeper repaired");
+        }
+        self.next += 1;
+        let token = self.next;
+        let (pipe_id, size) = (pipe_id(&pipe)?, fcntl_getpipe_size(&pipe)?);
+        let watched = terminal.as_ref().map_or(&pipe, |terminal| &terminal.master);
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(&self.epoll, watched, epoll::EventData::new_u64(token), flags)?;
+        entry.taps.push(token);
+        let tap = Tap {
+            log,
+            stream: input.stream,
+            pipe,
+            pipe_id,
+            hold: Hold::new(hold)?,
+            size,
+            busy: 0,
+            hung_up: false,
+            queued: true,
+            terminal,
+        };
+        self.taps.insert(token, tap);
+        self.ready.push_back(token);
+        Ok(())
+    }
+
+    fn remove(&mut self, id: &str) {
+        let Some(entry) = self.by_id.remove(id).and_then(|key| self.logs.remove(&key)) else { return };
+        for token in entry.taps {
+            // Closing our end is not enough to leave the epoll set: the guardian has a copy of the description.
+            if let Some(tap) = self.taps.remove(&token) {
+                self.unwatch(&tap);
+            }
+        }
+    }
+
+    fn unwatch(&self, tap: &Tap) {
+        let watched = tap.terminal.as_ref().map_or(&tap.pipe, |terminal| &terminal.master);
+        let _ = epoll::delete(&self.epoll, watched);
+    }
+
+    /// One stream's share of the thread.
+    fn turn(&mut self, token: u64) {
+        let Some(tap) = self.taps.get_mut(&token) else { return };
+        tap.queued = false;
+        let turn = self.serve(token, false).unwrap_or_else(|error| {
+            tracing::error!("log thread: {error}");
+            Turn::Idle
+        });
+        match turn {
+            Turn::Idle => {}
+            Turn::More => {
+                if let Some(tap) = self.taps.get_mut(&token) {
+                    tap.queued = true;
+                    self.ready.push_back(token);
+                }
+            }
+            Turn::End => self.end(token),
+        }
+    }
+
+    fn end(&mut self, token: u64) {
+        let Some(tap) = self.taps.remove(&token) else { return };
+        self.unwatch(&tap);
+        if let Some(entry) = self.logs.get_mut(&tap.log) {
+            entry.taps.retain(|other| *other != token);
+        }
+    }
+
+    /// All that is in the container's pipes now, the last unfinished lines too. At most as much as the pipes can hold
+    /// is waited for, so that a process which goes on printing cannot hold up the answer.
+    fn drain(&mut self, id: &str) -> u64 {
+        let Some(entry) = self.entry(id) else { return 0 };
+        for token in entry.taps.clone() {
+            for _ in 0..8 {
+                match self.serve(token, true) {
+                    Ok(Turn::More) => {}
+                    Ok(Turn::Idle) => break,
+                    Ok(Turn::End) => {
+                        self.end(token);
+                        break;
+                    }
+                    Err(error) => {
+                        tracing::error!(id, "log thread: {error}");
+                        break;
+                    }
+                }
+            }
+        }
+        self.entry(id).map_or(0, |entry| entry.sink.dropped())
+    }
+
+    /// Moves up to [`TURN`] batches of a stream to its file. `flush`: an unfinished line too.
+    fn serve(&mut self, token: u64, flush: bool) -> io::Result<Turn> {
+        let Some(tap) = self.taps.get_mut(&token) else { return Ok(Turn::End) };
+        let Some(entry) = self.logs.get_mut(&tap.log) else { return Ok(Turn::End) };
+        let longest = if entry.max_line == 0 { LONGEST_LINE } else { entry.max_line };
+        for _ in 0..TURN {
+            let over = match &tap.terminal {
+                Some(terminal) => !fill(terminal)?,
+                None => tap.hung_up,
+            };
+            let (input, last) = match self.peeker.peek(tap.pipe.as_fd(), tap.size)? {
+                Seen::Bytes(input) => (input, None),
+                Seen::Nothing if !over => (&mut [][..], Some(Turn::Idle)),
+                Seen::Nothing | Seen::End => (&mut [][..], Some(Turn::End)),
+            };
+            let flush = match last {
+                None => false,
+                Some(Turn::End) => true,
+                Some(_) => flush,
+            };
+            if let Some(turn) = last
+                && (!flush || tap.hold.len() == 0)
+            {
+                return Ok(turn);
+            }
+            let found = input.len();
+            if !flush && tap.hold.len() + found <= longest && memchr::memchr(b'\n', input).is_none() {
+                tap.hold.park(&self.journal, tap.pipe.as_fd(), tap.pipe_id, input)?;
+                continue;
+            }
+            self.text.clear();
+            let held = tap.hold.len();
+            let taken = if held == 0 {
+                cut(input, &head(tap.stream), longest, flush, &mut self.text)
+            } else {
+                self.joined.clear();
+                tap.hold.copy_to(&mut self.joined)?;
+                self.joined.extend_from_slice(input);
+                cut(&self.joined, &head(tap.stream), longest, flush, &mut self.text)
+            };
+            let ready = Ready {
+                pipe: tap.pipe.as_fd(),
+                pipe_id: tap.pipe_id,
+                hold: &mut tap.hold,
+                text: &self.text,
+                lines: taken.lines,
+                input,
+                // The hold has no newline and is no longer than a piece, so whatever was cut has it whole.
+                consume: taken.consumed.saturating_sub(held),
+            };
+            entry.sink.commit(&self.journal, ready)?;
+            tap.grow_if_busy(found);
+            if let Some(turn) = last {
+                return Ok(turn);
+            }
+        }
+        Ok(Turn::More)
+    }
+}
+
+impl Tap {
+    /// A larger pipe lets a busy writer and this thread work in larger batches.
+    fn grow_if_busy(&mut self, found: usize) {
+        self.busy = if found * 4 >= self.size * 3 { self.busy + 1 } else { 0 };
+        if self.busy >= BUSY_AFTER && self.size < BUSY_PIPE {
+            // Refused when the user's share of pipe pages is used up: it stays as it is.
+            if let Ok(size) = fcntl_setpipe_size(&self.pipe, BUSY_PIPE) {
+                self.size = size;
+            }
+            self.busy = 0;
+        }
+    }
+}
+
+/// `<time now> <stream> `, for all lines of one batch.
+fn head(stream: Stream) -> Vec<u8> {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    let mut head = Vec::with_capacity(48);
+    push_time(&mut head, now.tv_sec * 1_000_000_000 + now.tv_nsec);
+    head.push(b' ');
+    head.extend_from_slice(stream.name().as_bytes());
+    head.push(b' ');
+    head
+}
+
+/// Moves what the terminal has to say into its pipe; false when the last process has closed it.
+fn fill(terminal: &Terminal) -> io::Result<bool> {
+    let flags = SpliceFlags::NONBLOCK;
+    loop {
+        match splice(&terminal.master, None, &terminal.into, None, 64 * 1024, flags) {
+            Ok(0) => return Ok(false),
+            Ok(_) | Err(Errno::INTR) => {}
+            // The pipe is full or the terminal is silent: either way what is in the pipe comes first.
+            Err(Errno::AGAIN) => return Ok(true),
+            Err(Errno::IO) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
+    let flags = rustix::fs::fcntl_getfl(fd)?;
+    Ok(rustix::fs::fcntl_setfl(fd, flags | rustix::fs::OFlags::NONBLOCK)?)
+}

@@ -1,0 +1,167 @@
+//! The end of a container's log: its file, or nothing, and what could not be written.
+
+use super::journal::{Batch, FileId, Journal};
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::fd::BorrowedFd;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+
+/// A batch: lines formatted and ready, and where they came from.
+#[derive(Debug)]
+pub(super) struct Ready<'a> {
+    pub(super) pipe: BorrowedFd<'a>,
+    pub(super) pipe_id: u64,
+    /// Beginning of the first line; emptied with the batch.
+    pub(super) hold: &'a mut Hold,
+    /// The batch as it goes to the file.
+    pub(super) text: &'a [u8],
+    pub(super) lines: u64,
+    /// What was peeked; overwritten.
+    pub(super) input: &'a mut [u8],
+    /// How much of `input` is in `text`.
+    pub(super) consume: usize,
+}
+
+/// A memfd with the beginning of a line whose newline has not come yet.
+#[derive(Debug)]
+pub(super) struct Hold {
+    file: File,
+    id: FileId,
+    len: usize,
+}
+
+impl Hold {
+    pub(super) fn new(file: File) -> io::Result<Self> {
+        let len = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
+        Ok(Self { id: identity(&file)?, file, len })
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Appends the held bytes to `into`.
+    pub(super) fn copy_to(&self, into: &mut Vec<u8>) -> io::Result<()> {
+        let at = into.len();
+        into.resize(at + self.len, 0);
+        self.file.read_exact_at(&mut into[at..], 0)
+    }
+
+    /// Moves all of `input` from the pipe here, exactly once. Fails without having taken anything.
+    pub(super) fn park(
+        &mut self,
+        journal: &Journal,
+        pipe: BorrowedFd<'_>,
+        pipe_id: u64,
+        input: &mut [u8],
+    ) -> io::Result<()> {
+        let Some(first) = input.first().copied() else { return Ok(()) };
+        let (offset, length) = (self.len as u64, input.len() as u64);
+        journal.begin(&Batch { pipe: pipe_id, file: self.id, offset, length, consume: length, first });
+        let written = self.file.write_all_at(input, offset);
+        if let Err(error) = written {
+            let _ = self.file.set_len(offset);
+            journal.end();
+            return Err(error);
+        }
+        let taken = journal.consume(pipe, input.len(), input);
+        journal.end();
+        self.len += input.len();
+        taken
+    }
+
+    fn clear(&mut self) -> io::Result<()> {
+        if self.len > 0 {
+            self.file.set_len(0)?;
+            self.len = 0;
+        }
+        Ok(())
+    }
+}
+
+/// One container's log file, shared by its streams.
+#[derive(Debug)]
+pub(super) struct Sink {
+    file: Option<File>,
+    id: FileId,
+    dropped: u64,
+}
+
+impl Sink {
+    pub(super) fn new(file: Option<File>, dropped: u64) -> io::Result<Self> {
+        let id = file.as_ref().map(identity).transpose()?.unwrap_or_default();
+        Ok(Self { file, id, dropped })
+    }
+
+    pub(super) fn file(&self) -> Option<&File> {
+        self.file.as_ref()
+    }
+
+    pub(super) fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
+    /// Later batches go to `file`.
+    pub(super) fn replace(&mut self, file: File) -> io::Result<()> {
+        self.id = identity(&file)?;
+        self.file = Some(file);
+        Ok(())
+    }
+
+    /// Appends the batch and takes its input out of pipe and hold, exactly once whatever happens to us in between. A file
+    /// that cannot be written costs the lines, never the draining (CRI-LOG-10), and no torn line stays in it.
+    pub(super) fn commit(&mut self, journal: &Journal, ready: Ready<'_>) -> io::Result<()> {
+        let Ready { pipe, pipe_id, hold, text, lines, input, consume } = ready;
+        let Some(file) = &mut self.file else {
+            journal.consume(pipe, consume, input)?;
+            return hold.clear();
+        };
+        let offset = file.metadata()?.len();
+        journal.begin(&Batch {
+            pipe: pipe_id,
+            file: self.id,
+            offset,
+            length: text.len() as u64,
+            consume: consume as u64,
+            first: input.first().copied().unwrap_or_default(),
+        });
+        let (bytes, kept) = match append(file, text) {
+            Ok(()) => (text.len(), lines),
+            Err(written) => keep_whole_lines(file, offset, &text[..written]),
+        };
+        let taken = journal.consume(pipe, consume, input).and_then(|()| hold.clear());
+        journal.end();
+        self.dropped += lines - kept;
+        journal.count(bytes as u64, kept, lines - kept);
+        taken
+    }
+}
+
+/// Writes all of `text`; the error is how much of it was written.
+fn append(file: &mut File, text: &[u8]) -> Result<(), usize> {
+    let mut written = 0;
+    while written < text.len() {
+        match file.write(&text[written..]) {
+            Ok(0) => return Err(written),
+            Ok(n) => written += n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return Err(written),
+        }
+    }
+    Ok(())
+}
+
+/// Cuts a torn line off a batch that began at `offset` and of which `written` made it. Answers bytes and lines kept.
+fn keep_whole_lines(file: &File, offset: u64, written: &[u8]) -> (usize, u64) {
+    let whole = memchr::memrchr(b'\n', written).map_or(0, |end| end + 1);
+    if whole < written.len() {
+        // Making a file shorter needs no space; if even that fails, the next batch still begins behind it.
+        let _ = file.set_len(offset + whole as u64);
+    }
+    (whole, memchr::memchr_iter(b'\n', &written[..whole]).count() as u64)
+}
+
+fn identity(file: &File) -> io::Result<FileId> {
+    let meta = file.metadata()?;
+    Ok((meta.dev(), meta.ino()))
+}
