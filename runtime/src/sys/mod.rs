@@ -2,3 +2,4 @@
 pub(crate) mod bpf;
 
 pub mod shared_page;
+pub mod signal;

@@ -1,6 +1,81 @@
-//! containerd-shim-slipway-v1.
+//! containerd-shim-slipway-v1: the keeper, parent of all containers, as containerd's shim v2 wants it started.
+//!
+//! ```text
+//!  start (short) ──▶ guardian ──▶ serve: the keeper           delete (short)
+//! ```
+//!
+//! `guardian` and `serve` are our own: only `start` and the guardian call them.
 #![forbid(unsafe_code)]
-#![cfg_attr(not(test), allow(dead_code))]
+
+mod delete;
+mod error;
+mod events;
+mod exec;
 mod guardian;
+mod info;
+mod keeper;
+mod layout;
 mod logs;
-fn main() {}
+mod prepare;
+mod process;
+mod readiness;
+mod records;
+mod recovery;
+mod registry;
+mod rollback;
+mod sandbox;
+mod serve;
+mod service;
+mod start;
+mod stdio;
+mod task;
+mod terminal;
+
+use std::error::Error;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Becomes the message that users see (SHIM-OUT-07).
+            eprintln!("containerd-shim-slipway-v1: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &[OsString]) -> Result<(), Box<dyn Error>> {
+    let flags = containerd_shim::parse(args)?;
+    if flags.version {
+        println!("containerd-shim-slipway-v1 {}", env!("CARGO_PKG_VERSION"));
+        return Ok(());
+    }
+    if flags.info {
+        return Ok(start::print(&info::info()?)?);
+    }
+    // Of our own two actions: the group's directory, behind the action's name.
+    let root = || args.last().map(PathBuf::from).ok_or("no directory given");
+    match flags.action.as_str() {
+        "start" => Ok(start::print(start::start(&flags)?.as_bytes())?),
+        "delete" => Ok(start::print(&delete::delete(&flags)?)?),
+        "guardian" => {
+            log_to_stderr(flags.debug);
+            start::guardian(&flags, &root()?)
+        }
+        "serve" => {
+            log_to_stderr(flags.debug);
+            serve::serve(root()?, flags.namespace)
+        }
+        other => Err(format!("unknown action {other:?}; containerd calls start and delete").into()),
+    }
+}
+
+/// Only for the long-lived ones: containerd reads the others' stderr as their answer (SHIM-OUT-06).
+fn log_to_stderr(debug: bool) {
+    let level = if debug { tracing::Level::DEBUG } else { tracing::Level::INFO };
+    tracing_subscriber::fmt().with_max_level(level).with_ansi(false).with_writer(std::io::stderr).init();
+}

@@ -2,14 +2,15 @@
 
 use super::channel::{self, Received};
 use super::wire::{DESCRIPTORS, Exit, KEY, PACKET, Packet, keys, push_key};
+use crate::readiness::{self, Held};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// How long a guardian that does not read is waited for.
@@ -65,7 +66,9 @@ impl Guardian {
                     }
                     Some(Packet::Died(exit)) => inheritance.exits.push(exit),
                     Some(Packet::Complete) => break,
-                    other => return Err(io::Error::other(format!("unexpected from the guardian: {other:?}"))),
+                    other => {
+                        return Err(io::Error::other(format!("unexpected from the guardian: {other:?}")));
+                    }
                 },
             }
         }
@@ -151,7 +154,7 @@ impl Guardian {
 
     /// What the guardian says from now on.
     pub(crate) fn events(&self) -> io::Result<Events> {
-        let socket = AsyncFd::with_interest(Shared(Arc::clone(&self.socket)), tokio::io::Interest::READABLE)?;
+        let socket = readiness::watch(Held(Arc::clone(&self.socket)), Interest::READABLE)?;
         Ok(Events { socket, alive: Arc::clone(&self.alive) })
     }
 }
@@ -159,17 +162,8 @@ impl Guardian {
 /// The guardian's later messages.
 #[derive(Debug)]
 pub(crate) struct Events {
-    socket: AsyncFd<Shared>,
+    socket: AsyncFd<Held>,
     alive: Arc<AtomicBool>,
-}
-
-#[derive(Debug)]
-struct Shared(Arc<OwnedFd>);
-
-impl AsRawFd for Shared {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
-    }
 }
 
 impl Events {

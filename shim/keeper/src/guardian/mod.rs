@@ -177,8 +177,7 @@ impl Guardian {
             }
             keeper.told += 1;
         }
-        if keeper.terminate
-            && channel::send(keeper.socket.as_fd(), &Packet::Terminate, &[], scratch).is_ok()
+        if keeper.terminate && channel::send(keeper.socket.as_fd(), &Packet::Terminate, &[], scratch).is_ok()
         {
             keeper.terminate = false;
         }
@@ -258,7 +257,9 @@ impl Guardian {
         }
         while let Some(keeper) = &self.keeper {
             match channel::receive(&keeper.socket, &mut buffer, &mut descriptors) {
-                Ok(Received::Packet(length)) => self.obey(Packet::decode(&buffer[..length]), &mut descriptors),
+                Ok(Received::Packet(length)) => {
+                    self.obey(Packet::decode(&buffer[..length]), &mut descriptors)
+                }
                 // Its death comes as a signal.
                 Ok(Received::Nothing | Received::End) | Err(_) => return,
             }

@@ -95,7 +95,9 @@ impl<'a> Packet<'a> {
             (b'N', _) => Self::Refused(body),
             (b'R', 16) => Self::Recorded(exit(body)?),
             (b'X', 16) => Self::Died(exit(body)?),
-            (b'H', 8) => Self::Hello { generation: u32_at(body, 0)?, guardian: u32_at(body, 4)?.cast_signed() },
+            (b'H', 8) => {
+                Self::Hello { generation: u32_at(body, 0)?, guardian: u32_at(body, 4)?.cast_signed() }
+            }
             (b'Y', 0) => Self::Ready,
             (b'Q', 0) => Self::Quit,
             (b'C', 0) => Self::Complete,

@@ -1,0 +1,430 @@
+//! Processes beside a container's init.
+//!
+//! ```text
+//!  Added ──start──▶ Starting ──▶ Running ──exit──▶ Stopped ──delete──▶ gone
+//! ```
+
+use crate::error::{Error, Result};
+use crate::events::timestamp;
+use crate::keeper::{Keeper, blocking, detached};
+use crate::layout::is_valid_id;
+use crate::prepare;
+use crate::process::{Awaited, Process, now, wait_end};
+use crate::records::{self, Ended, ExecPhase, ExecRecord, Streams, VERSION};
+use crate::stdio::{self, Kept, Target, key};
+use crate::task::{Phase, SIGKILL, Task};
+use crate::terminal;
+use containerd_shim_protos::events::task::{TaskExecAdded, TaskExecStarted, TaskExit};
+use oci_spec::runtime::Process as ProcessSpec;
+use slipway_runtime::cgroup::Cgroup;
+use slipway_runtime::container::ExecRequest;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// How far the session is.
+#[derive(Debug, Clone)]
+enum Lifecycle {
+    Added { process: serde_json::Value },
+    Starting,
+    Running { process: Process, cgroup: String },
+    Stopped { pid: i32, cgroup: String, ended: Ended },
+}
+
+/// An exec session.
+#[derive(Debug)]
+pub(crate) struct Exec {
+    id: String,
+    task: String,
+    streams: Streams,
+    state: Mutex<Lifecycle>,
+    changing: tokio::sync::Mutex<()>,
+    kept: Mutex<Kept>,
+    exit: watch::Sender<Option<Ended>>,
+}
+
+/// What readers see.
+#[derive(Debug, Clone)]
+pub(crate) struct Snapshot {
+    pub(crate) streams: Streams,
+    pub(crate) pid: i32,
+    pub(crate) phase: Phase,
+    pub(crate) ended: Option<Ended>,
+}
+
+impl Exec {
+    /// Exec: registers the session; nothing runs yet (SHIM-TSK-21, 22).
+    pub(crate) fn add(
+        keeper: &Keeper,
+        task: &Task,
+        id: String,
+        streams: Streams,
+        process: serde_json::Value,
+    ) -> Result<()> {
+        if !is_valid_id(&id) {
+            return Err(Error::invalid(format!("bad exec id {id:?}")));
+        }
+        task.running_process()?;
+        serde_json::from_value::<ProcessSpec>(process.clone())
+            .map_err(|error| Error::invalid(format!("exec {id}: process: {error}")))?;
+        for name in [&streams.stdin, &streams.stdout, &streams.stderr] {
+            if let Target::Log { .. } = Target::parse(name)? {
+                return Err(Error::unimplemented(format!(
+                    "exec {id}: cri-log: is for containers; use fifos"
+                )));
+            }
+        }
+        let reservation = task.execs.reserve(&id)?;
+        let exec = Arc::new(Self::assemble(
+            id,
+            task.id().into(),
+            streams,
+            Lifecycle::Added { process },
+            Kept::new(),
+        ));
+        exec.save(keeper, &exec.lock())?;
+        let event = TaskExecAdded {
+            container_id: exec.task.clone(),
+            exec_id: exec.id.clone(),
+            ..TaskExecAdded::default()
+        };
+        reservation.fill(exec);
+        keeper.events.publish("/tasks/exec-added", &event);
+        Ok(())
+    }
+
+    fn assemble(id: String, task: String, streams: Streams, state: Lifecycle, kept: Kept) -> Self {
+        let ended = match &state {
+            Lifecycle::Stopped { ended, .. } => Some(*ended),
+            _ => None,
+        };
+        Self {
+            id,
+            task,
+            streams,
+            state: Mutex::new(state),
+            changing: tokio::sync::Mutex::new(()),
+            kept: Mutex::new(kept),
+            exit: watch::Sender::new(ended),
+        }
+    }
+
+    /// Start: returns when the process has passed execve.
+    pub(crate) async fn start(self: &Arc<Self>, keeper: &Arc<Keeper>, task: &Arc<Task>) -> Result<i32> {
+        let (exec, keeper, task) = (Arc::clone(self), Arc::clone(keeper), Arc::clone(task));
+        detached(async move {
+            let _changing = exec.changing.lock().await;
+            let Lifecycle::Added { process: spec } = exec.lock().clone() else {
+                return Err(exec.wrong("start", "it is started already"));
+            };
+            let init = task.running_process()?;
+            exec.go_to(&keeper, Lifecycle::Starting)?;
+            let (starter, starter_keeper) = (Arc::clone(&exec), Arc::clone(&keeper));
+            let started = blocking(move || starter.launch(&starter_keeper, &task, &init, spec)).await;
+            let process = match started {
+                Ok(process) => process,
+                Err(error) => {
+                    let ended = Ended { status: 255, at: now(), known: true, oom: false };
+                    exec.go_to(&keeper, Lifecycle::Stopped { pid: 0, cgroup: String::new(), ended })?;
+                    exec.exit.send_replace(Some(ended));
+                    return Err(error);
+                }
+            };
+            if let Err(error) = terminal::connect(&exec.kept()) {
+                tracing::error!(id = exec.id, "terminal: {error}");
+            }
+            let event = TaskExecStarted {
+                container_id: exec.task.clone(),
+                exec_id: exec.id.clone(),
+                pid: process.pid.cast_unsigned(),
+                ..TaskExecStarted::default()
+            };
+            keeper.events.publish("/tasks/exec-started", &event);
+            exec.watch(&keeper, None);
+            Ok(process.pid)
+        })
+        .await
+    }
+
+    /// Blocks. On error nothing runs.
+    fn launch(
+        &self,
+        keeper: &Keeper,
+        task: &Task,
+        init: &Process,
+        spec: serde_json::Value,
+    ) -> Result<Process> {
+        let container = prepare::load_spec(task.bundle())?;
+        let mut process: ProcessSpec = serde_json::from_value(spec)
+            .map_err(|error| Error::invalid(format!("exec {}: process: {error}", self.id)))?;
+        let oom_score = container.process().as_ref().and_then(ProcessSpec::oom_score_adj);
+        prepare::process(&mut process, oom_score, keeper.nofile);
+        process.set_terminal(Some(self.streams.terminal));
+        let opened = stdio::open(&self.streams, prepare::owner(&container, Some(&process)))?;
+        let cgroup = Cgroup::open(task.cgroup())?;
+        let session = slipway_runtime::container::exec(ExecRequest {
+            exec_id: &self.id,
+            pid: init.pid,
+            pidfd: &init.pidfd,
+            spec: &container,
+            process: &process,
+            cgroup: &cgroup,
+            stdio: opened.child,
+        })?;
+        let started = Process::new(session.pid, session.pidfd);
+        let mut kept = opened.kept;
+        if let Some(pty) = session.pty {
+            kept.insert(key::PTY, pty);
+        }
+        let more = [("pidfd", started.pidfd.as_fd())];
+        let running =
+            Lifecycle::Running { process: started.clone(), cgroup: session.cgroup.path().to_owned() };
+        let recorded = stdio::keep_all(&keeper.guardian, &self.prefix(), &kept, &more)
+            .map_err(|e| Error::io("keep the descriptors of exec", &self.id, &e))
+            .and_then(|()| self.go_to(keeper, running));
+        if let Err(error) = recorded {
+            started.kill_and_reap();
+            keeper.guardian.forget_all(&self.prefix());
+            let _ = session.cgroup.remove(Duration::ZERO);
+            return Err(error);
+        }
+        *self.kept() = kept;
+        Ok(started)
+    }
+
+    fn watch(self: &Arc<Self>, keeper: &Arc<Keeper>, adopted: Option<Awaited>) {
+        let Lifecycle::Running { process, cgroup } = self.lock().clone() else { return };
+        let (exec, keeper) = (Arc::clone(self), Arc::clone(keeper));
+        tokio::spawn(async move {
+            let end = wait_end(&process, adopted).await;
+            let changing = exec.changing.lock().await;
+            let stopped = Lifecycle::Stopped { pid: process.pid, cgroup, ended: end.ended };
+            if let Err(error) = exec.go_to(&keeper, stopped.clone()) {
+                tracing::error!(id = exec.id, "record the end: {error}");
+                *exec.lock() = stopped;
+            }
+            process.reap();
+            if let Some(report) = end.report {
+                keeper.guardian.recorded(report);
+            }
+            // What the client has not read yet stays in its fifos until Delete.
+            exec.kept().retain(|key, _| stdio::is_reader(key));
+            drop(changing);
+            exec.exit.send_replace(Some(end.ended));
+            let event = TaskExit {
+                container_id: exec.task.clone(),
+                id: exec.id.clone(),
+                pid: process.pid.cast_unsigned(),
+                exit_status: end.ended.status,
+                exited_at: Some(timestamp(end.ended.at)).into(),
+                ..TaskExit::default()
+            };
+            keeper.events.publish("/tasks/exit", &event);
+        });
+    }
+
+    pub(crate) async fn wait(&self) -> Result<Ended> {
+        let mut exit = self.exit.subscribe();
+        let ended =
+            exit.wait_for(Option::is_some).await.map_err(|_| Error::internal("the session is gone"))?;
+        ended.ok_or_else(|| Error::internal("the session is gone"))
+    }
+
+    /// Returns at once if there is nothing to wait for.
+    pub(crate) async fn wait_if_running(&self) {
+        let running = matches!(&*self.lock(), Lifecycle::Running { .. });
+        if running {
+            let _ = self.wait().await;
+        }
+    }
+
+    /// A signal to the session's first process, or with `all` SIGKILL to all of them.
+    pub(crate) async fn kill(&self, signal: i32, all: bool) -> Result<()> {
+        let (process, cgroup) = match &*self.lock() {
+            Lifecycle::Running { process, cgroup } => (Some(process.clone()), cgroup.clone()),
+            // The first one may be gone and others of the session alive.
+            Lifecycle::Stopped { cgroup, .. } if all && !cgroup.is_empty() => (None, cgroup.clone()),
+            Lifecycle::Stopped { .. } => return Err(self.finished()),
+            _ => return Err(self.wrong("kill", "it is not started")),
+        };
+        let finished = self.finished();
+        let id = self.id.clone();
+        blocking(move || {
+            if all && signal == SIGKILL {
+                match Cgroup::open(&cgroup).and_then(|cgroup| cgroup.kill_all()) {
+                    Err(error) if error.kind() != slipway_runtime::error::Kind::NotFound => {
+                        return Err(error.into());
+                    }
+                    _ => {}
+                }
+            }
+            match process.map_or(Ok(()), |process| process.signal(signal)) {
+                Err(error) if error.raw_os_error() == Some(3) => Err(finished),
+                Err(error) if error.raw_os_error() == Some(22) => {
+                    Err(Error::invalid(format!("{signal} is not a signal")))
+                }
+                result => result.map_err(|e| Error::io("signal exec", id, &e)),
+            }
+        })
+        .await
+    }
+
+    /// Delete: only what has ended, or never began.
+    pub(crate) async fn delete(
+        self: &Arc<Self>,
+        keeper: &Arc<Keeper>,
+        task: &Arc<Task>,
+    ) -> Result<(i32, Ended)> {
+        let _changing = self.changing.lock().await;
+        let (pid, cgroup, ended) = match &*self.lock() {
+            Lifecycle::Stopped { pid, cgroup, ended } => (*pid, cgroup.clone(), *ended),
+            Lifecycle::Added { .. } => {
+                (0, String::new(), Ended { status: 0, at: 0, known: true, oom: false })
+            }
+            _ => return Err(self.wrong("delete", "it is running")),
+        };
+        blocking(move || {
+            // Left for the container's own removal while processes of the session go on.
+            if !cgroup.is_empty()
+                && let Ok(cgroup) = Cgroup::open(&cgroup)
+            {
+                let _ = cgroup.remove(Duration::ZERO);
+            }
+            Ok(())
+        })
+        .await?;
+        keeper.guardian.forget_all(&self.prefix());
+        records::remove(&keeper.layout.execs(), &self.record(&self.lock()))
+            .map_err(|e| Error::io("remove record of exec", &self.id, &e))?;
+        task.execs.remove(&self.id);
+        Ok((pid, ended))
+    }
+
+    pub(crate) fn resize(&self, width: u32, height: u32) -> Result<()> {
+        terminal::resize(&self.kept(), width, height)
+            .map_err(|e| Error::io("resize the terminal of", &self.id, &e))
+    }
+
+    pub(crate) fn close_stdin(&self, keeper: &Keeper) {
+        self.kept().remove(key::IN);
+        keeper.guardian.forget(&format!("{}{}", self.prefix(), key::IN));
+    }
+
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        let (pid, phase, ended) = match &*self.lock() {
+            Lifecycle::Added { .. } | Lifecycle::Starting => (0, Phase::Created, None),
+            Lifecycle::Running { process, .. } => (process.pid, Phase::Running, None),
+            Lifecycle::Stopped { pid, ended, .. } => (*pid, Phase::Stopped, Some(*ended)),
+        };
+        Snapshot { streams: self.streams.clone(), pid, phase, ended }
+    }
+
+    pub(crate) fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// A former keeper's session. One whose start was cut short is ended.
+    pub(crate) fn recover(
+        keeper: &Arc<Keeper>,
+        task: &Arc<Task>,
+        record: ExecRecord,
+        held: &mut std::collections::HashMap<String, std::os::fd::OwnedFd>,
+    ) {
+        let lost = Ended { status: 255, at: now(), known: false, oom: false };
+        let prefix = prefix(&record.task, &record.id);
+        let kept = stdio::take_kept(held, &prefix);
+        let pidfd = held.remove(&format!("{prefix}pidfd"));
+        let mut adopted = None;
+        let state = match (record.phase, pidfd) {
+            (ExecPhase::Added, _) => Lifecycle::Added { process: record.process },
+            (ExecPhase::Running { pid }, Some(pidfd)) => {
+                adopted = Some(keeper.deaths.expect(pid));
+                Lifecycle::Running { process: Process::new(pid, pidfd), cgroup: record.cgroup }
+            }
+            (ExecPhase::Stopped { pid, ended }, _) => {
+                Lifecycle::Stopped { pid, cgroup: record.cgroup, ended }
+            }
+            (ExecPhase::Starting | ExecPhase::Running { .. }, _) => {
+                // Its group is a child of the container's, named by the session (runtime::cgroup::exec_group).
+                let cgroup = format!("{}/{}", task.cgroup(), record.id);
+                if let Ok(cgroup) = Cgroup::open(&cgroup) {
+                    let _ = cgroup.kill_all();
+                }
+                Lifecycle::Stopped { pid: 0, cgroup, ended: lost }
+            }
+        };
+        let exec = Arc::new(Self::assemble(record.id, record.task, record.streams, state, kept));
+        if let Err(error) = exec.save(keeper, &exec.lock()) {
+            tracing::error!(id = exec.id, "record: {error}");
+        }
+        if let Err(error) = terminal::connect(&exec.kept()) {
+            tracing::error!(id = exec.id, "terminal: {error}");
+        }
+        task.execs.insert(&exec.id, Arc::clone(&exec));
+        exec.watch(keeper, adopted);
+    }
+
+    fn go_to(&self, keeper: &Keeper, next: Lifecycle) -> Result<()> {
+        self.save(keeper, &next)?;
+        *self.lock() = next;
+        Ok(())
+    }
+
+    fn save(&self, keeper: &Keeper, state: &Lifecycle) -> Result<()> {
+        records::save(&keeper.layout.execs(), &self.record(state))
+            .map_err(|e| Error::io("record exec", &self.id, &e))
+    }
+
+    fn record(&self, state: &Lifecycle) -> ExecRecord {
+        let (mut process, mut group) = (serde_json::Value::Null, String::new());
+        let phase = match state {
+            Lifecycle::Added { process: spec } => {
+                process = spec.clone();
+                ExecPhase::Added
+            }
+            Lifecycle::Starting => ExecPhase::Starting,
+            Lifecycle::Running { process, cgroup } => {
+                group.clone_from(cgroup);
+                ExecPhase::Running { pid: process.pid }
+            }
+            Lifecycle::Stopped { pid, cgroup, ended } => {
+                group.clone_from(cgroup);
+                ExecPhase::Stopped { pid: *pid, ended: *ended }
+            }
+        };
+        ExecRecord {
+            version: VERSION,
+            task: self.task.clone(),
+            id: self.id.clone(),
+            streams: self.streams.clone(),
+            process,
+            cgroup: group,
+            phase,
+        }
+    }
+
+    fn prefix(&self) -> String {
+        prefix(&self.task, &self.id)
+    }
+
+    fn wrong(&self, what: &str, why: &str) -> Error {
+        Error::state(format!("cannot {what} exec {} of container {}: {why}", self.id, self.task))
+    }
+
+    fn finished(&self) -> Error {
+        Error::not_found(format!("exec {}: process already finished", self.id))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Lifecycle> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn prefix(task: &str, id: &str) -> String {
+    format!("x/{task}/{id}/")
+}

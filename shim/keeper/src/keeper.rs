@@ -1,0 +1,128 @@
+//! What all requests share: the registries, the log engine, the guardian, and the decision to end.
+
+use crate::error::{Error, Result};
+use crate::events::Publisher;
+use crate::guardian::client::Guardian;
+use crate::layout::Layout;
+use crate::logs::Engine;
+use crate::process::Deaths;
+use crate::registry::Registry;
+use crate::sandbox::Sandbox;
+use crate::task::Task;
+use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+
+/// A keeper that is told to end waits so long after the last `start` action that answered with its address, as the
+/// client's first request is still on its way.
+const LINGER: Duration = Duration::from_secs(10);
+
+/// The keeper. One per process.
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    pub(crate) layout: Layout,
+    /// The client's namespace.
+    pub(crate) namespace: String,
+    pub(crate) guardian: Guardian,
+    pub(crate) engine: Engine,
+    pub(crate) deaths: Deaths,
+    pub(crate) events: Publisher,
+    pub(crate) tasks: Registry<Task>,
+    pub(crate) sandboxes: Registry<Sandbox>,
+    /// 1 for the first keeper under this guardian.
+    pub(crate) generation: u32,
+    /// Soft and hard limit of descriptors for containers that say nothing.
+    pub(crate) nofile: Option<(u64, u64)>,
+    ending: Ending,
+}
+
+/// When to end.
+#[derive(Debug)]
+struct Ending {
+    asked: AtomicBool,
+    greeted: Mutex<Option<Instant>>,
+    changed: Notify,
+}
+
+impl Keeper {
+    #[allow(clippy::too_many_arguments, reason = "built once, every part made by its own room")]
+    pub(crate) fn new(
+        layout: Layout,
+        namespace: String,
+        guardian: Guardian,
+        engine: Engine,
+        events: Publisher,
+        generation: u32,
+        nofile: Option<(u64, u64)>,
+    ) -> Self {
+        Self {
+            layout,
+            namespace,
+            guardian,
+            engine,
+            deaths: Deaths::default(),
+            events,
+            tasks: Registry::new("task"),
+            sandboxes: Registry::new("sandbox"),
+            generation,
+            nofile,
+            ending: Ending {
+                asked: AtomicBool::new(false),
+                greeted: Mutex::new(None),
+                changed: Notify::new(),
+            },
+        }
+    }
+
+    /// A client was just given our address.
+    pub(crate) fn greet(&self) {
+        *self.ending.greeted.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// End as soon as nothing is left (SHIM-TSK-32). `now`: without waiting for clients on their way.
+    pub(crate) fn ask_to_end(&self, now: bool) {
+        if now {
+            *self.ending.greeted.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+        self.ending.asked.store(true, Ordering::Relaxed);
+        self.ending.changed.notify_one();
+    }
+
+    /// Returns when the keeper is to end: it was asked to, and has no task and no sandbox.
+    pub(crate) async fn should_end(&self) {
+        loop {
+            self.ending.changed.notified().await;
+            while self.ending.asked.load(Ordering::Relaxed) {
+                if !self.is_idle() {
+                    self.ending.asked.store(false, Ordering::Relaxed);
+                    break;
+                }
+                let greeted = *self.ending.greeted.lock().unwrap_or_else(PoisonError::into_inner);
+                match greeted.map(|at| LINGER.saturating_sub(at.elapsed())).filter(|left| !left.is_zero()) {
+                    Some(left) => tokio::time::sleep(left).await,
+                    None => return,
+                }
+            }
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.tasks.is_empty() && self.sandboxes.is_empty()
+    }
+}
+
+/// Runs work that must not be cut short by a client that goes away (the server drops its requests then).
+pub(crate) async fn detached<T: Send + 'static>(
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    tokio::spawn(work).await.map_err(Error::from)?
+}
+
+/// Runs runtime calls, which block for milliseconds, off the event loop.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(Error::from)?
+}

@@ -1,0 +1,245 @@
+//! From a client's bundle and mounts to what the runtime is asked for: the wire conventions of keeper.proto, applied.
+
+use crate::error::{Error, Result};
+use crate::sandbox::Sandbox;
+use containerd_shim_protos::api::Mount;
+use oci_spec::runtime::{LinuxNamespaceType, PosixRlimitBuilder, PosixRlimitType, Process, Spec};
+use rustix::fd::OwnedFd;
+use slipway_runtime::rootfs::{Overlay, Rootfs};
+use slipway_runtime::sandbox::NamespaceKind;
+use std::path::{Path, PathBuf};
+
+/// The annotation that names a container's sandbox.
+const SANDBOX_ANNOTATION: &str = "io.kubernetes.cri.sandbox-id";
+/// Soft and hard RLIMIT_NOFILE as they were before the guardian raised its own.
+pub(crate) const NOFILE_VARIABLE: &str = "SLIPWAY_KEEPER_NOFILE";
+
+/// Reads `<bundle>/config.json`.
+pub(crate) fn load_spec(bundle: &Path) -> Result<Spec> {
+    let path = bundle.join("config.json");
+    let text = std::fs::read(&path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => Error::not_found(format!("bundle: {}: {error}", path.display())),
+        _ => Error::io("read", path.display(), &error),
+    })?;
+    serde_json::from_slice(&text).map_err(|error| Error::invalid(format!("{}: {error}", path.display())))
+}
+
+/// Id of the sandbox a spec belongs to, or "".
+pub(crate) fn sandbox_of(spec: &Spec) -> String {
+    spec.annotations().as_ref().and_then(|all| all.get(SANDBOX_ANNOTATION)).cloned().unwrap_or_default()
+}
+
+/// The root file system from the mounts of a Create request (SHIM-TSK-01, 03; SHIM-MNT-01).
+pub(crate) fn rootfs(mounts: &[Mount], bundle: &Path, spec: &Spec) -> Result<Rootfs> {
+    match mounts {
+        [] => {
+            let root = spec.root().as_ref().map_or(Path::new("rootfs"), |root| root.path().as_path());
+            Ok(Rootfs::Directory(bundle.join(root)))
+        }
+        [mount] if mount.type_ == "overlay" => overlay(&mount.options).map(Rootfs::Overlay),
+        [mount] if matches!(mount.type_.as_str(), "bind" | "rbind") => {
+            Ok(Rootfs::Directory(mount.source.clone().into()))
+        }
+        [mount] => Err(Error::unimplemented(format!(
+            "rootfs: mount type {:?} is not supported; use overlay or bind",
+            mount.type_
+        ))),
+        _ => Err(Error::unimplemented(format!("rootfs: {} mounts; only one is supported", mounts.len()))),
+    }
+}
+
+fn overlay(options: &[String]) -> Result<Overlay> {
+    let mut overlay = Overlay::default();
+    for option in options {
+        match option.split_once('=').unwrap_or((option, "")) {
+            ("lowerdir", value) => overlay.lower.extend(split_layers(value)),
+            ("lowerdir+", value) => overlay.lower.push(value.into()),
+            ("upperdir", value) => overlay.upper = Some(value.into()),
+            ("workdir", value) => overlay.work = Some(value.into()),
+            ("volatile", "") => overlay.volatile = true,
+            // Defaults of the kernel or of the mount itself.
+            ("rw" | "ro" | "index" | "xino" | "redirect_dir" | "metacopy", _) => {}
+            _ => {
+                return Err(Error::unimplemented(format!(
+                    "rootfs: overlay option {option:?} is not supported"
+                )));
+            }
+        }
+    }
+    if overlay.lower.is_empty() {
+        return Err(Error::invalid("rootfs: overlay without lowerdir"));
+    }
+    if overlay.upper.is_some() != overlay.work.is_some() {
+        return Err(Error::invalid("rootfs: overlay needs both upperdir and workdir, or neither"));
+    }
+    Ok(overlay)
+}
+
+/// `a:b` with `\` before what is to be taken as it is (Documentation/filesystems/overlayfs.rst).
+fn split_layers(value: &str) -> Vec<PathBuf> {
+    let (mut layers, mut layer, mut chars) = (Vec::new(), String::new(), value.chars());
+    while let Some(char) = chars.next() {
+        match char {
+            '\\' => layer.extend(chars.next()),
+            ':' => layers.push(std::mem::take(&mut layer).into()),
+            _ => layer.push(char),
+        }
+    }
+    layers.push(layer.into());
+    layers
+}
+
+/// What the spec's namespaces mean for the keeper.
+#[derive(Debug)]
+pub(crate) struct Namespaces {
+    pub(crate) join: Vec<(NamespaceKind, OwnedFd)>,
+    /// Processes of others are in the container's PID namespace.
+    pub(crate) foreign_pids: bool,
+}
+
+/// Turns paths that mean the sandbox's own namespaces into descriptors; where the sandbox uses the host's, the entry
+/// goes, which is OCI's way to say so.
+pub(crate) fn namespaces(spec: &mut Spec, sandbox: Option<&Sandbox>) -> Result<Namespaces> {
+    let mut result = Namespaces { join: Vec::new(), foreign_pids: true };
+    let Some(entries) = spec.linux_mut().as_mut().and_then(|linux| linux.namespaces_mut().as_mut()) else {
+        return Ok(result);
+    };
+    let mut failed = None;
+    entries.retain(|entry| {
+        let Some(path) = entry.path() else {
+            result.foreign_pids &= entry.typ() != LinuxNamespaceType::Pid;
+            return true;
+        };
+        let Some(sandbox) = sandbox.filter(|sandbox| sandbox.owns(path)) else { return true };
+        let Some(kind) = kind(entry.typ()) else { return true };
+        match sandbox.namespace(kind) {
+            Ok(Some(fd)) => {
+                result.join.push((kind, fd));
+                true
+            }
+            // Never the host's processes by accident: who wants them leaves the entry out.
+            Ok(None) if kind == NamespaceKind::Pid => {
+                failed = Some(Error::state("the sandbox has no PID namespace of its own to join"));
+                true
+            }
+            Ok(None) => false,
+            Err(error) => {
+                failed = Some(error);
+                true
+            }
+        }
+    });
+    match failed {
+        Some(error) => Err(error),
+        None => Ok(result),
+    }
+}
+
+fn kind(kind: LinuxNamespaceType) -> Option<NamespaceKind> {
+    Some(match kind {
+        LinuxNamespaceType::Network => NamespaceKind::Network,
+        LinuxNamespaceType::Ipc => NamespaceKind::Ipc,
+        LinuxNamespaceType::Uts => NamespaceKind::Uts,
+        LinuxNamespaceType::Pid => NamespaceKind::Pid,
+        LinuxNamespaceType::User => NamespaceKind::User,
+        LinuxNamespaceType::Mount => NamespaceKind::Mount,
+        LinuxNamespaceType::Cgroup => NamespaceKind::Cgroup,
+        LinuxNamespaceType::Time => NamespaceKind::Time,
+    })
+}
+
+/// The container's control group: the spec's, or one of its own.
+pub(crate) fn cgroup_path(spec: &mut Spec, namespace: &str, id: &str) -> String {
+    let Some(linux) = spec.linux_mut() else { return String::new() };
+    if linux.cgroups_path().as_ref().is_none_or(|path| path.as_os_str().is_empty()) {
+        linux.set_cgroups_path(Some(format!("/slipway/{namespace}/{id}").into()));
+    }
+    linux.cgroups_path().as_ref().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// A process must not inherit what the keeper has for itself: the guardian's OOM score and number of descriptors.
+pub(crate) fn process(process: &mut Process, oom_score: Option<i32>, nofile: Option<(u64, u64)>) {
+    if process.oom_score_adj().is_none() {
+        process.set_oom_score_adj(Some(oom_score.unwrap_or(0)));
+    }
+    let mut limits = process.rlimits().clone().unwrap_or_default();
+    let set = limits.iter().any(|limit| limit.typ() == PosixRlimitType::RlimitNofile);
+    if let Some((soft, hard)) = nofile.filter(|_| !set)
+        && let Ok(limit) =
+            PosixRlimitBuilder::default().typ(PosixRlimitType::RlimitNofile).soft(soft).hard(hard).build()
+    {
+        limits.push(limit);
+        process.set_rlimits(Some(limits));
+    }
+}
+
+/// [`NOFILE_VARIABLE`] as written by the guardian.
+pub(crate) fn nofile_from_env() -> Option<(u64, u64)> {
+    let value = std::env::var(NOFILE_VARIABLE).ok()?;
+    let (soft, hard) = value.split_once(':')?;
+    Some((soft.parse().ok()?, hard.parse().ok()?))
+}
+
+/// Host ids of the process, where they are known without a user namespace's mapping.
+pub(crate) fn owner(spec: &Spec, process: Option<&Process>) -> (u32, u32) {
+    let mapped = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.namespaces().as_ref())
+        .is_some_and(|all| all.iter().any(|namespace| namespace.typ() == LinuxNamespaceType::User));
+    match process {
+        Some(process) if !mapped => (process.user().uid(), process.user().gid()),
+        _ => (0, 0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mount(kind: &str, options: &[&str]) -> Mount {
+        Mount {
+            type_: kind.into(),
+            source: "/src".into(),
+            options: options.iter().map(|&option| option.into()).collect(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn root_file_systems() {
+        let of = |mounts: &[Mount]| rootfs(mounts, Path::new("/b"), &Spec::default());
+        assert_eq!(of(&[]).unwrap(), Rootfs::Directory("/b/rootfs".into()));
+        assert_eq!(of(&[mount("bind", &["rbind", "rw"])]).unwrap(), Rootfs::Directory("/src".into()));
+        let options =
+            ["index=off", "workdir=/w", "upperdir=/u", r"lowerdir=/a:/b\:c", "lowerdir=/d", "volatile"];
+        let expected = Overlay {
+            lower: vec!["/a".into(), "/b:c".into(), "/d".into()],
+            upper: Some("/u".into()),
+            work: Some("/w".into()),
+            volatile: true,
+        };
+        assert_eq!(of(&[mount("overlay", &options)]).unwrap(), Rootfs::Overlay(expected));
+        for (mounts, code) in [
+            (vec![mount("ext4", &[])], ttrpc::Code::UNIMPLEMENTED),
+            (vec![mount("bind", &[]), mount("bind", &[])], ttrpc::Code::UNIMPLEMENTED),
+            (vec![mount("overlay", &["upperdir=/u"])], ttrpc::Code::INVALID_ARGUMENT),
+            (vec![mount("overlay", &["lowerdir=/l", "upperdir=/u"])], ttrpc::Code::INVALID_ARGUMENT),
+            (vec![mount("overlay", &["lowerdir=/l", "magic=1"])], ttrpc::Code::UNIMPLEMENTED),
+        ] {
+            assert_eq!(of(&mounts).unwrap_err().code(), code, "{mounts:?}");
+        }
+    }
+
+    #[test]
+    fn limits_of_the_keeper_are_not_inherited() {
+        let mut process_spec = Process::default();
+        process_spec.set_rlimits(None);
+        process(&mut process_spec, Some(500), Some((1024, 4096)));
+        assert_eq!(process_spec.oom_score_adj(), Some(500));
+        let limits = process_spec.rlimits().clone().unwrap();
+        assert_eq!((limits[0].soft(), limits[0].hard()), (1024, 4096));
+        process(&mut process_spec, Some(1), Some((1, 1)));
+        assert_eq!(process_spec.rlimits().clone().unwrap(), limits);
+    }
+}

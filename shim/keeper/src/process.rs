@@ -1,0 +1,179 @@
+//! A process held by descriptor, and how it ended: our own child, or one that a former keeper left to the guardian.
+
+use crate::guardian::Exit;
+use crate::readiness::{self, Held};
+use crate::records::Ended;
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::process::{WaitId, WaitIdOptions, waitid};
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::io::Interest;
+use tokio::sync::oneshot;
+
+/// How long the guardian's word on a dead process is waited for.
+const GUARDIAN_PATIENCE: Duration = Duration::from_secs(2);
+
+/// A process, alive or not reaped yet.
+#[derive(Debug, Clone)]
+pub(crate) struct Process {
+    pub(crate) pid: i32,
+    pub(crate) pidfd: Arc<OwnedFd>,
+}
+
+impl Process {
+    pub(crate) fn new(pid: i32, pidfd: OwnedFd) -> Self {
+        Self { pid, pidfd: Arc::new(pidfd) }
+    }
+
+    /// Sends a signal by its kernel number.
+    pub(crate) fn signal(&self, signal: i32) -> io::Result<()> {
+        slipway_runtime::sys::signal::send(self.pidfd.as_fd(), signal)
+    }
+
+    /// Returns when it has ended.
+    async fn ended(&self) -> io::Result<()> {
+        let fd = readiness::watch(Held(Arc::clone(&self.pidfd)), Interest::READABLE)?;
+        fd.readable().await.map(drop)
+    }
+
+    /// How our own child ended; it stays a zombie until [`Process::reap`], so that its status cannot get lost between
+    /// reading it here and writing it down.
+    fn peek_status(&self) -> io::Result<Option<u32>> {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        let status = waitid(WaitId::PidFd(self.pidfd.as_fd()), options)?;
+        Ok(status.and_then(|status| match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) => Some(code.cast_unsigned() & 0xff),
+            (_, Some(signal)) => Some(128 + signal.cast_unsigned()),
+            _ => None,
+        }))
+    }
+
+    /// Ends our own child and lets go of it. Blocks.
+    pub(crate) fn kill_and_reap(&self) {
+        let _ = self.signal(9);
+        let _ = waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
+    }
+
+    /// Lets go of our own dead child. Not ours: nothing.
+    pub(crate) fn reap(&self) {
+        let _ = waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
+    }
+}
+
+/// Deaths of processes that a former keeper started, as the guardian reports them.
+#[derive(Debug, Default)]
+pub(crate) struct Deaths {
+    awaited: Mutex<HashMap<i32, oneshot::Sender<Exit>>>,
+}
+
+/// A place to hear of one such death.
+#[derive(Debug)]
+pub(crate) struct Awaited(oneshot::Receiver<Exit>);
+
+impl Deaths {
+    /// Announces that the end of `pid` is of interest. Only for children of the guardian: their pids cannot be those of
+    /// our own children, whose pids the guardian never reports.
+    pub(crate) fn expect(&self, pid: i32) -> Awaited {
+        let (sender, receiver) = oneshot::channel();
+        self.lock().insert(pid, sender);
+        Awaited(receiver)
+    }
+
+    /// The guardian's report; false if nobody cares.
+    pub(crate) fn report(&self, exit: Exit) -> bool {
+        self.lock().remove(&exit.pid).is_some_and(|awaited| awaited.send(exit).is_ok())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<i32, oneshot::Sender<Exit>>> {
+        self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An end, and the guardian's report to acknowledge once it is on record.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct End {
+    pub(crate) ended: Ended,
+    pub(crate) report: Option<Exit>,
+}
+
+/// Waits for the end of `process`; `adopted` if it is not our own child.
+pub(crate) async fn wait_end(process: &Process, adopted: Option<Awaited>) -> End {
+    if let Err(error) = process.ended().await {
+        tracing::error!(pid = process.pid, "wait for process: {error}");
+    }
+    let end = |status, at, known, report| End { ended: Ended { status, at, known, oom: false }, report };
+    let lost = end(255, now(), false, None);
+    match adopted {
+        None => match process.peek_status() {
+            Ok(Some(status)) => end(status, now(), true, None),
+            other => {
+                tracing::error!(pid = process.pid, "exit status is lost: {other:?}");
+                lost
+            }
+        },
+        Some(Awaited(receiver)) => match tokio::time::timeout(GUARDIAN_PATIENCE, receiver).await {
+            Ok(Ok(exit)) => end(exit.status, exit.time, true, Some(exit)),
+            _ => lost,
+        },
+    }
+}
+
+/// Nanoseconds since the epoch.
+pub(crate) fn now() -> i64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    now.tv_sec * 1_000_000_000 + now.tv_nsec
+}
+
+/// Field 22 of /proc/<pid>/stat: together with the pid it names one process for ever (proc_pid_stat(5)).
+pub(crate) fn born(pid: i32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The command may contain anything, also parentheses: fields begin behind the last one.
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+    fn spawn(script: &str) -> Process {
+        let child = std::process::Command::new("sh").args(["-c", script]).spawn().unwrap();
+        let pid = child.id().cast_signed();
+        Process::new(pid, pidfd_open(Pid::from_raw(pid).unwrap(), PidfdFlags::empty()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn own_children() {
+        // CRI-EXIT-01
+        for (script, status) in [("exit 7", 7), ("kill -9 $$", 137), ("kill -15 $$", 143), ("true", 0)] {
+            let process = spawn(script);
+            let end = wait_end(&process, None).await;
+            assert_eq!((end.ended.status, end.ended.known), (status, true), "{script}");
+            assert!(born(process.pid).is_some(), "reaped before it was written down");
+            process.reap();
+            assert!(born(process.pid).is_none());
+        }
+    }
+
+    #[tokio::test]
+    async fn adopted_ones_are_reported() {
+        let (deaths, process) = (Deaths::default(), spawn("sleep 0.05; exit 3"));
+        let awaited = deaths.expect(process.pid);
+        let exit = Exit { pid: process.pid, status: 3, time: 99 };
+        assert!(deaths.report(exit) && !deaths.report(exit));
+        let end = wait_end(&process, Some(awaited)).await;
+        assert_eq!((end.ended.status, end.ended.at, end.report), (3, 99, Some(exit)));
+        process.reap();
+    }
+
+    #[tokio::test]
+    async fn a_lost_status_is_said_to_be_lost() {
+        // CRI-EXIT-02
+        let (deaths, process) = (Deaths::default(), spawn("exit 3"));
+        let end = wait_end(&process, Some(deaths.expect(process.pid))).await;
+        assert_eq!((end.ended.status, end.ended.known), (255, false));
+        process.reap();
+    }
+}

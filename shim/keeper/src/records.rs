@@ -1,0 +1,265 @@
+//! One small versioned JSON file per task, exec session and sandbox: what a new keeper needs beside the descriptors.
+//!
+//! Written to a temporary name and renamed; no sync, as /run dies with the boot. A record says what is intended before it
+//! is done, so that whatever was half-made can be undone.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use slipway_runtime::rootfs::Rootfs;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Version of all formats below; a record of another one is set aside.
+pub(crate) const VERSION: u32 = 1;
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Ended {
+    /// 0-255; 128+signal.
+    pub(crate) status: u32,
+    /// Nanoseconds since the epoch.
+    pub(crate) at: i64,
+    /// False: nobody was there to see the status.
+    pub(crate) known: bool,
+    pub(crate) oom: bool,
+}
+
+/// Standard streams as the client named them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Streams {
+    pub(crate) stdin: String,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+    pub(crate) terminal: bool,
+}
+
+/// How far a task is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "phase", rename_all = "snake_case")]
+pub(crate) enum TaskPhase {
+    /// Being made: whatever exists is to be undone.
+    Creating,
+    /// Parked before execve; `steps` as in `StartPipe`.
+    Created {
+        pid: i32,
+        steps: Vec<String>,
+    },
+    /// The start byte may or may not have been sent.
+    Starting {
+        pid: i32,
+        steps: Vec<String>,
+    },
+    Running {
+        pid: i32,
+        started_at: i64,
+        paused: bool,
+    },
+    Stopped {
+        pid: i32,
+        started_at: i64,
+        ended: Ended,
+    },
+}
+
+/// A container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TaskRecord {
+    pub(crate) version: u32,
+    pub(crate) id: String,
+    pub(crate) bundle: PathBuf,
+    pub(crate) sandbox: String,
+    pub(crate) cgroup: String,
+    pub(crate) streams: Streams,
+    pub(crate) rootfs: Rootfs,
+    /// The container sees processes of others: kill its cgroup when its init ends (SHIM-EXIT-03).
+    pub(crate) foreign_pids: bool,
+    /// start_time of /proc/<pid>/stat, to tell the process from a later one with its pid.
+    pub(crate) born: u64,
+    pub(crate) dropped: u64,
+    #[serde(flatten)]
+    pub(crate) phase: TaskPhase,
+}
+
+/// How far an exec session is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "phase", rename_all = "snake_case")]
+pub(crate) enum ExecPhase {
+    Added,
+    Starting,
+    Running { pid: i32 },
+    Stopped { pid: i32, ended: Ended },
+}
+
+/// A process beside a container's init.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ExecRecord {
+    pub(crate) version: u32,
+    pub(crate) task: String,
+    pub(crate) id: String,
+    pub(crate) streams: Streams,
+    /// The OCI process object as the client sent it.
+    pub(crate) process: serde_json::Value,
+    pub(crate) cgroup: String,
+    #[serde(flatten)]
+    pub(crate) phase: ExecPhase,
+}
+
+/// How far a sandbox is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "phase", rename_all = "snake_case")]
+pub(crate) enum SandboxPhase {
+    Creating,
+    /// Namespaces exist.
+    Created,
+    Ready,
+    Stopped {
+        at: i64,
+        status: u32,
+    },
+}
+
+/// A pod.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SandboxRecord {
+    pub(crate) version: u32,
+    pub(crate) id: String,
+    /// Empty: the host's network.
+    pub(crate) netns: PathBuf,
+    /// As StartSandbox answers: the reaper's pid, or that of the keeper of then. Names the sandbox in namespace paths.
+    pub(crate) pid: i32,
+    pub(crate) reaper: bool,
+    pub(crate) created_at: i64,
+    #[serde(flatten)]
+    pub(crate) phase: SandboxPhase,
+}
+
+/// Something kept as a file of its own.
+pub(crate) trait Record: Serialize + DeserializeOwned {
+    fn version(&self) -> u32;
+    fn file_name(&self) -> String;
+}
+
+impl Record for TaskRecord {
+    fn version(&self) -> u32 {
+        self.version
+    }
+    fn file_name(&self) -> String {
+        format!("{}.json", self.id)
+    }
+}
+
+impl Record for ExecRecord {
+    fn version(&self) -> u32 {
+        self.version
+    }
+    fn file_name(&self) -> String {
+        format!("{}:{}.json", self.task, self.id)
+    }
+}
+
+impl Record for SandboxRecord {
+    fn version(&self) -> u32 {
+        self.version
+    }
+    fn file_name(&self) -> String {
+        format!("{}.json", self.id)
+    }
+}
+
+/// Writes or replaces the record.
+pub(crate) fn save<R: Record>(dir: &Path, record: &R) -> io::Result<()> {
+    let name = record.file_name();
+    let temporary = dir.join(format!(".{name}"));
+    fs::write(&temporary, serde_json::to_vec(record)?)?;
+    fs::rename(&temporary, dir.join(name))
+}
+
+/// Reads one record.
+pub(crate) fn load<R: Record>(path: &Path) -> io::Result<R> {
+    let record: R = serde_json::from_slice(&fs::read(path)?)?;
+    if record.version() == VERSION {
+        Ok(record)
+    } else {
+        Err(io::Error::new(io::ErrorKind::InvalidData, format!("record of version {}", record.version())))
+    }
+}
+
+/// Removes the record; missing is success.
+pub(crate) fn remove<R: Record>(dir: &Path, record: &R) -> io::Result<()> {
+    match fs::remove_file(dir.join(record.file_name())) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// All records of a directory. A damaged one is named, set aside under `<name>.bad`, and never fatal (DESIGN 4).
+pub(crate) fn load_all<R: Record>(dir: &Path) -> io::Result<Vec<R>> {
+    let mut records = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name.starts_with('.') {
+            // A write that was cut off before its rename.
+            fs::remove_file(&path)?;
+        } else if name.ends_with(".json") {
+            match load(&path) {
+                Ok(record) => records.push(record),
+                Err(error) => {
+                    tracing::error!(path = %path.display(), "damaged record set aside: {error}");
+                    fs::rename(&path, path.with_extension("bad"))?;
+                }
+            }
+        }
+    }
+    Ok(records)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn task(id: &str, phase: TaskPhase) -> TaskRecord {
+        TaskRecord {
+            version: VERSION,
+            id: id.into(),
+            bundle: "/b".into(),
+            sandbox: String::new(),
+            cgroup: "/x".into(),
+            streams: Streams::default(),
+            rootfs: Rootfs::Directory("/b/rootfs".into()),
+            foreign_pids: false,
+            born: 0,
+            dropped: 0,
+            phase,
+        }
+    }
+
+    #[test]
+    fn records_come_back_and_damage_is_set_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let ended = Ended { status: 137, at: 5, known: true, oom: true };
+        let records = [
+            task("a", TaskPhase::Creating),
+            task("b", TaskPhase::Created { pid: 4, steps: vec!["execve".into()] }),
+            task("c", TaskPhase::Stopped { pid: 4, started_at: 1, ended }),
+        ];
+        for record in &records {
+            save(dir.path(), record).unwrap();
+        }
+        fs::write(dir.path().join("d.json"), b"{\"version\":1").unwrap();
+        fs::write(dir.path().join("e.json"), b"{\"version\":99}").unwrap();
+        fs::write(dir.path().join(".f.json"), b"half").unwrap();
+        let mut back: Vec<TaskRecord> = load_all(dir.path()).unwrap();
+        back.sort_by(|a, b| a.id.cmp(&b.id));
+        assert_eq!(back, records);
+        let mut names: Vec<_> = fs::read_dir(dir.path())
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        assert_eq!(names, ["a.json", "b.json", "c.json", "d.bad", "e.bad"]);
+        remove(dir.path(), &records[0]).unwrap();
+        remove(dir.path(), &records[0]).unwrap();
+    }
+}

@@ -1,0 +1,321 @@
+//! Pods: their namespaces as descriptors, and where processes are shared, the reaper.
+//!
+//! ```text
+//!  Creating ──▶ Created ──start──▶ Ready ──stop, or the reaper's death──▶ Stopped ──shutdown──▶ gone
+//! ```
+//!
+//! Knows no network beyond the path of the pinned namespace, which is the client's.
+
+use crate::error::{Error, Result};
+use crate::keeper::{Keeper, blocking, detached};
+use crate::layout::is_valid_id;
+use crate::process::{Awaited, Process, now, wait_end};
+use crate::records::{self, SandboxPhase, SandboxRecord, VERSION};
+use crate::rollback::Rollback;
+use cri_proto::v1::{NamespaceMode, PodSandboxConfig};
+use prost::Message as _;
+use rustix::fd::{AsFd, OwnedFd};
+use slipway_runtime::sandbox::{NamespaceKind, Sandbox as Namespaces, SandboxRequest};
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::watch;
+
+/// SIGKILL, by its number on every architecture.
+const SIGKILL: i32 = 9;
+/// Name of the reaper's pidfd among the kept descriptors.
+const REAPER: &str = "reaper";
+
+/// A pod.
+#[derive(Debug)]
+pub(crate) struct Sandbox {
+    record: Mutex<SandboxRecord>,
+    namespaces: Mutex<Vec<(NamespaceKind, OwnedFd)>>,
+    reaper: Option<Process>,
+    stopped: watch::Sender<Option<(i64, u32)>>,
+}
+
+impl Sandbox {
+    /// CreateSandbox: makes the namespaces.
+    pub(crate) async fn create(
+        keeper: &Arc<Keeper>,
+        id: String,
+        netns: String,
+        config: Option<(String, Vec<u8>)>,
+    ) -> Result<Arc<Self>> {
+        let keeper = Arc::clone(keeper);
+        detached(async move {
+            if !is_valid_id(&id) {
+                return Err(Error::invalid(format!("bad sandbox id {id:?}")));
+            }
+            let request = request(netns, config)?;
+            let reservation = keeper.sandboxes.reserve(&id)?;
+            let maker = Arc::clone(&keeper);
+            let sandbox = blocking(move || Self::make(&maker, id, &request)).await?;
+            sandbox.watch_reaper(&keeper, None);
+            reservation.fill(Arc::clone(&sandbox));
+            Ok(sandbox)
+        })
+        .await
+    }
+
+    fn make(keeper: &Keeper, id: String, request: &SandboxRequest) -> Result<Arc<Self>> {
+        let mut record = SandboxRecord {
+            version: VERSION,
+            id,
+            netns: request.netns.clone().unwrap_or_default(),
+            pid: rustix::process::getpid().as_raw_nonzero().get(),
+            reaper: false,
+            created_at: now(),
+            phase: SandboxPhase::Creating,
+        };
+        let prefix = prefix(&record.id);
+        let dir = keeper.layout.sandboxes();
+        let mut rollback = Rollback::default();
+        let undo = record.clone();
+        rollback.push("record", move || drop(records::remove(&dir, &undo)));
+        save(keeper, &record)?;
+        let Namespaces { namespaces, reaper } = Namespaces::create(request)?;
+        let reaper = reaper.map(|(pid, pidfd)| Process::new(pid, pidfd));
+        if let Some(reaper) = &reaper {
+            (record.pid, record.reaper) = (reaper.pid, true);
+            let undo = reaper.clone();
+            rollback.push("reaper", move || {
+                let _ = undo.signal(SIGKILL);
+            });
+        }
+        let keys: Vec<_> =
+            namespaces.iter().map(|(kind, fd)| (format!("{prefix}{}", name(*kind)), fd.as_fd())).collect();
+        let mut items: Vec<_> = keys.iter().map(|(key, fd)| (key.as_str(), *fd)).collect();
+        let reaper_key = format!("{prefix}{REAPER}");
+        items.extend(reaper.as_ref().map(|reaper| (reaper_key.as_str(), reaper.pidfd.as_fd())));
+        rollback.push("kept descriptors", || keeper.guardian.forget_all(&prefix));
+        keeper.guardian.keep(&items).map_err(|e| Error::io("keep descriptors of sandbox", &record.id, &e))?;
+        record.phase = SandboxPhase::Created;
+        save(keeper, &record)?;
+        rollback.commit();
+        Ok(Arc::new(Self::assemble(record, namespaces, reaper)))
+    }
+
+    fn assemble(
+        record: SandboxRecord,
+        namespaces: Vec<(NamespaceKind, OwnedFd)>,
+        reaper: Option<Process>,
+    ) -> Self {
+        let stopped = match record.phase {
+            SandboxPhase::Stopped { at, status } => Some((at, status)),
+            _ => None,
+        };
+        Self {
+            record: Mutex::new(record),
+            namespaces: Mutex::new(namespaces),
+            reaper,
+            stopped: watch::Sender::new(stopped),
+        }
+    }
+
+    /// Puts a former keeper's sandbox together again. A half-made one is undone and gives nothing.
+    pub(crate) fn recover(
+        keeper: &Arc<Keeper>,
+        record: SandboxRecord,
+        held: &mut HashMap<String, OwnedFd>,
+    ) -> Option<Arc<Self>> {
+        let prefix = prefix(&record.id);
+        let mut take = |name: &str| held.remove(&format!("{prefix}{name}"));
+        let reaper = take(REAPER).map(|pidfd| Process::new(record.pid, pidfd));
+        let namespaces: Vec<_> = KINDS.iter().filter_map(|kind| Some((*kind, take(name(*kind))?))).collect();
+        if record.phase == SandboxPhase::Creating {
+            if let Some(reaper) = reaper {
+                let _ = reaper.signal(SIGKILL);
+            }
+            keeper.guardian.forget_all(&prefix);
+            let _ = records::remove(&keeper.layout.sandboxes(), &record);
+            return None;
+        }
+        let adopted = reaper.as_ref().map(|reaper| keeper.deaths.expect(reaper.pid));
+        let sandbox = Arc::new(Self::assemble(record, namespaces, reaper));
+        sandbox.watch_reaper(keeper, adopted);
+        Some(sandbox)
+    }
+
+    /// A reaper that dies ends the pod: its processes are gone with it.
+    fn watch_reaper(self: &Arc<Self>, keeper: &Arc<Keeper>, adopted: Option<Awaited>) {
+        let Some(reaper) = self.reaper.clone() else { return };
+        let (sandbox, keeper) = (Arc::clone(self), Arc::clone(keeper));
+        tokio::spawn(async move {
+            let end = wait_end(&reaper, adopted).await;
+            if let Err(error) = sandbox.set_stopped(&keeper, end.ended.at, end.ended.status) {
+                tracing::error!(id = sandbox.id(), "record the sandbox's end: {error}");
+            }
+            reaper.reap();
+            if let Some(report) = end.report {
+                keeper.guardian.recorded(report);
+            }
+        });
+    }
+
+    /// StartSandbox: the pid that stands for the pod in namespace paths, and when it was made.
+    pub(crate) fn start(&self, keeper: &Keeper) -> Result<(i32, i64)> {
+        let mut record = self.lock();
+        match record.phase {
+            SandboxPhase::Created => {
+                let ready = SandboxRecord { phase: SandboxPhase::Ready, ..record.clone() };
+                save(keeper, &ready)?;
+                *record = ready;
+            }
+            SandboxPhase::Ready => {}
+            _ => return Err(Error::state(format!("sandbox {} is stopped", record.id))),
+        }
+        Ok((record.pid, record.created_at))
+    }
+
+    /// StopSandbox: ends what runs in it and lets its namespaces go. Stopping twice is fine.
+    pub(crate) async fn stop(self: &Arc<Self>, keeper: &Arc<Keeper>) -> Result<()> {
+        let (sandbox, keeper) = (Arc::clone(self), Arc::clone(keeper));
+        detached(async move {
+            let id = sandbox.id();
+            for task in keeper.tasks.all() {
+                if task.sandbox() == id {
+                    task.end_by_force().await?;
+                }
+            }
+            if let Some(reaper) = &sandbox.reaper {
+                let _ = reaper.signal(SIGKILL);
+            }
+            sandbox.set_stopped(&keeper, now(), 0)
+        })
+        .await
+    }
+
+    fn set_stopped(&self, keeper: &Keeper, at: i64, status: u32) -> Result<()> {
+        {
+            let mut record = self.lock();
+            if matches!(record.phase, SandboxPhase::Stopped { .. }) {
+                return Ok(());
+            }
+            let stopped = SandboxRecord { phase: SandboxPhase::Stopped { at, status }, ..record.clone() };
+            save(keeper, &stopped)?;
+            *record = stopped;
+            for kind in KINDS {
+                keeper.guardian.forget(&format!("{}{}", prefix(&record.id), name(kind)));
+            }
+        }
+        self.namespaces.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.stopped.send_replace(Some((at, status)));
+        Ok(())
+    }
+
+    /// WaitSandbox: time and status of the end.
+    pub(crate) async fn wait(&self) -> Result<(i64, u32)> {
+        let mut stopped = self.stopped.subscribe();
+        let end =
+            stopped.wait_for(Option::is_some).await.map_err(|_| Error::internal("the sandbox is gone"))?;
+        Ok(end.unwrap_or_default())
+    }
+
+    /// ShutdownSandbox: stops it if need be and forgets it.
+    pub(crate) async fn shut_down(self: &Arc<Self>, keeper: &Arc<Keeper>) -> Result<()> {
+        self.stop(keeper).await?;
+        let record = self.record();
+        keeper.guardian.forget_all(&prefix(&record.id));
+        records::remove(&keeper.layout.sandboxes(), &record)
+            .map_err(|e| Error::io("remove record of sandbox", &record.id, &e))?;
+        keeper.sandboxes.remove(&record.id);
+        Ok(())
+    }
+
+    pub(crate) fn record(&self) -> SandboxRecord {
+        self.lock().clone()
+    }
+
+    fn id(&self) -> String {
+        self.lock().id.clone()
+    }
+
+    /// True if `path` is `/proc/<pid of this sandbox>/ns/…`.
+    pub(crate) fn owns(&self, path: &Path) -> bool {
+        path.starts_with(format!("/proc/{}/ns", self.lock().pid))
+    }
+
+    /// The pod's own namespace of a kind; none where it uses the host's.
+    pub(crate) fn namespace(&self, kind: NamespaceKind) -> Result<Option<OwnedFd>> {
+        let record = self.record();
+        if !matches!(record.phase, SandboxPhase::Created | SandboxPhase::Ready) {
+            return Err(Error::state(format!("sandbox {} is stopped", record.id)));
+        }
+        if kind == NamespaceKind::Network && !record.netns.as_os_str().is_empty() {
+            return File::open(&record.netns)
+                .map(|file| Some(file.into()))
+                .map_err(|e| Error::io("open network namespace", record.netns.display(), &e));
+        }
+        let namespaces = self.namespaces.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = namespaces.iter().find(|(own, _)| *own == kind).map(|(_, fd)| fd.try_clone()).transpose();
+        found.map_err(|e| Error::io("copy namespace of sandbox", &record.id, &e))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, SandboxRecord> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// CRI's own configuration to what the runtime makes (keeper.proto; SHIM-SBX-04).
+fn request(netns: String, config: Option<(String, Vec<u8>)>) -> Result<SandboxRequest> {
+    let given = config.is_some();
+    let config = match config {
+        None => PodSandboxConfig::default(),
+        Some((url, value)) if url.ends_with("PodSandboxConfig") => PodSandboxConfig::decode(value.as_slice())
+            .map_err(|error| Error::invalid(format!("sandbox options: {error}")))?,
+        Some((url, _)) => {
+            return Err(Error::invalid(format!("sandbox options of type {url:?} are not known")));
+        }
+    };
+    let linux = config.linux.unwrap_or_default();
+    let modes = linux.security_context.unwrap_or_default().namespace_options.unwrap_or_default();
+    let is = |mode: i32, expected: NamespaceMode| mode == expected as i32;
+    if modes.userns_options.is_some_and(|user| is(user.mode, NamespaceMode::Pod)) {
+        return Err(Error::unimplemented("sandbox: user namespaces are not supported yet"));
+    }
+    // A pod on the host's network has the host's name, which only its own UTS namespace could change.
+    let host_network = is(modes.network, NamespaceMode::Node);
+    Ok(SandboxRequest {
+        ipc: !is(modes.ipc, NamespaceMode::Node),
+        hostname: (!host_network).then_some(config.hostname),
+        sysctls: linux.sysctls.into_iter().collect(),
+        netns: (!netns.is_empty()).then(|| netns.into()),
+        shared_pid: given && is(modes.pid, NamespaceMode::Pod),
+    })
+}
+
+const KINDS: [NamespaceKind; 8] = [
+    NamespaceKind::Network,
+    NamespaceKind::Ipc,
+    NamespaceKind::Uts,
+    NamespaceKind::Pid,
+    NamespaceKind::User,
+    NamespaceKind::Mount,
+    NamespaceKind::Cgroup,
+    NamespaceKind::Time,
+];
+
+/// The kernel's name of a kind, as in /proc/<pid>/ns.
+fn name(kind: NamespaceKind) -> &'static str {
+    match kind {
+        NamespaceKind::Network => "net",
+        NamespaceKind::Ipc => "ipc",
+        NamespaceKind::Uts => "uts",
+        NamespaceKind::Pid => "pid",
+        NamespaceKind::User => "user",
+        NamespaceKind::Mount => "mnt",
+        NamespaceKind::Cgroup => "cgroup",
+        NamespaceKind::Time => "time",
+    }
+}
+
+fn prefix(id: &str) -> String {
+    format!("s/{id}/")
+}
+
+fn save(keeper: &Keeper, record: &SandboxRecord) -> Result<()> {
+    records::save(&keeper.layout.sandboxes(), record).map_err(|e| Error::io("record sandbox", &record.id, &e))
+}

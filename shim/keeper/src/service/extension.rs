@@ -1,0 +1,92 @@
+//! slipway.keeper.v1.Keeper: what containerd keeps for itself.
+
+use super::answer;
+use crate::keeper::Keeper;
+use crate::records::SandboxPhase;
+use crate::task::{Phase, SIGKILL, Snapshot};
+use async_trait::async_trait;
+use cri_proto::keeper::{
+    InfoRequest, InfoResponse, KillAllRequest, KillAllResponse, ListRequest, ListResponse, ReopenLogRequest,
+    ReopenLogResponse, SandboxInfo, TaskInfo, TaskState, WaitTaskRequest, keeper_ttrpc,
+};
+use std::sync::Arc;
+use ttrpc::r#async::TtrpcContext;
+
+#[derive(Debug)]
+pub(super) struct ExtensionService(pub(super) Arc<Keeper>);
+
+#[async_trait]
+impl keeper_ttrpc::Keeper for ExtensionService {
+    async fn info(&self, _: &TtrpcContext, _: InfoRequest) -> ttrpc::Result<InfoResponse> {
+        let counters = self.0.engine.counters();
+        Ok(InfoResponse {
+            keeper_pid: std::process::id().cast_signed(),
+            guardian_pid: self.0.guardian.pid(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            generation: self.0.generation,
+            log_bytes: counters.bytes,
+            log_lines: counters.lines,
+            log_dropped: counters.dropped,
+            ..Default::default()
+        })
+    }
+
+    async fn list(&self, _: &TtrpcContext, _: ListRequest) -> ttrpc::Result<ListResponse> {
+        let sandbox = |sandbox: &Arc<crate::sandbox::Sandbox>| {
+            let record = sandbox.record();
+            let ready = record.phase == SandboxPhase::Ready;
+            SandboxInfo { id: record.id, pid: record.pid, ready, ..Default::default() }
+        };
+        Ok(ListResponse {
+            tasks: self.0.tasks.all().iter().map(|task| info(task.snapshot())).collect(),
+            sandboxes: self.0.sandboxes.all().iter().map(sandbox).collect(),
+            ..Default::default()
+        })
+    }
+
+    async fn reopen_log(
+        &self,
+        _: &TtrpcContext,
+        request: ReopenLogRequest,
+    ) -> ttrpc::Result<ReopenLogResponse> {
+        let task = answer(self.0.tasks.get(&request.id))?;
+        answer(task.reopen_log(&self.0).await).map(|()| ReopenLogResponse::default())
+    }
+
+    async fn wait_task(&self, _: &TtrpcContext, request: WaitTaskRequest) -> ttrpc::Result<TaskInfo> {
+        let task = answer(self.0.tasks.get(&request.id))?;
+        answer(task.wait().await)?;
+        Ok(info(task.snapshot()))
+    }
+
+    async fn kill_all(&self, _: &TtrpcContext, request: KillAllRequest) -> ttrpc::Result<KillAllResponse> {
+        let task = answer(self.0.tasks.get(&request.id))?;
+        answer(if request.exec_id.is_empty() {
+            task.kill(SIGKILL, true).await
+        } else {
+            answer(task.execs.get(&request.exec_id))?.kill(SIGKILL, true).await
+        })?;
+        Ok(KillAllResponse::default())
+    }
+}
+
+fn info(task: Snapshot) -> TaskInfo {
+    let state = match task.phase {
+        Phase::Created => TaskState::CREATED,
+        Phase::Running | Phase::Paused => TaskState::RUNNING,
+        Phase::Stopped => TaskState::STOPPED,
+    };
+    TaskInfo {
+        id: task.id,
+        sandbox_id: task.sandbox,
+        pid: task.pid,
+        state: state.into(),
+        exit_status: task.ended.map_or(0, |ended| ended.status),
+        exited_at: task.ended.map_or(0, |ended| ended.at),
+        oom_killed: task.ended.is_some_and(|ended| ended.oom),
+        started_at: task.started_at,
+        log_dropped: task.dropped,
+        status_known: task.ended.is_none_or(|ended| ended.known),
+        ..Default::default()
+    }
+}

@@ -1,0 +1,409 @@
+//! Standard streams: from the client's URIs to descriptors for the process, and what the keeper holds beside it.
+//!
+//! Opens files and fifos, never reads or writes them.
+
+use crate::error::{Error, Result};
+use crate::logs::{self, Input, Source, Stream};
+use crate::records::Streams;
+use rustix::fd::OwnedFd;
+use rustix::fs::{Gid, Mode, OFlags, Uid};
+use rustix::pipe::{PipeFlags, pipe_with};
+use slipway_runtime::container::Stdio;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+
+/// Longest content of a log line where the client says nothing (CRI-LOG-06).
+const MAX_LINE: usize = 16_384;
+
+/// Where one stream goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// /dev/null.
+    Null,
+    Fifo(PathBuf),
+    /// Appended to, both streams in one file (SHIM-IO-08).
+    File(PathBuf),
+    /// A CRI log for both streams; no path discards. `stdin`: the process gets a pipe that stays open.
+    Log {
+        path: Option<PathBuf>,
+        max_line: usize,
+        stdin: bool,
+    },
+}
+
+impl Target {
+    /// Reads a stream's name (SHIM-IO-01, 02).
+    ///
+    /// # Errors
+    /// `Unimplemented` for schemes that are not ours, `InvalidArgument` for relative paths and unknown parameters.
+    pub(crate) fn parse(name: &str) -> Result<Self> {
+        if name.is_empty() {
+            return Ok(Self::Null);
+        }
+        match name.split_once(':') {
+            Some(("cri-log", rest)) => Self::parse_log(name, rest),
+            Some(("file", rest)) => absolute(name, rest.strip_prefix("//").unwrap_or(rest)).map(Self::File),
+            Some((scheme, rest)) if rest.starts_with("//") && !scheme.contains('/') => {
+                Err(Error::unimplemented(format!(
+                    "standard stream {name}: scheme {scheme} is not supported; use a fifo, file: or cri-log:"
+                )))
+            }
+            _ => absolute(name, name).map(Self::Fifo),
+        }
+    }
+
+    fn parse_log(name: &str, rest: &str) -> Result<Self> {
+        let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let path = path.strip_prefix("//").unwrap_or(path);
+        let path = if path.is_empty() { None } else { Some(absolute(name, path)?) };
+        let (mut max_line, mut stdin) = (MAX_LINE, false);
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            match pair.split_once('=') {
+                Some(("max_line", value)) => {
+                    max_line = value.parse().map_err(|_| {
+                        Error::invalid(format!("standard stream {name}: bad max_line {value}"))
+                    })?;
+                }
+                Some(("stdin", value)) => stdin = value == "1",
+                _ => return Err(Error::invalid(format!("standard stream {name}: unknown parameter {pair}"))),
+            }
+        }
+        Ok(Self::Log { path, max_line, stdin })
+    }
+}
+
+fn absolute(name: &str, path: &str) -> Result<PathBuf> {
+    if path.starts_with('/') {
+        Ok(path.into())
+    } else {
+        Err(Error::invalid(format!("standard stream {name}: the path is not absolute")))
+    }
+}
+
+/// Names of the descriptors kept with the guardian, below the process's own prefix.
+pub(crate) mod key {
+    /// The CRI log file.
+    pub(crate) const LOG: &str = "log";
+    /// Read ends of the pipes, and the holds, of stdout and stderr.
+    pub(crate) const OUT: &str = "out";
+    pub(crate) const OUT_HOLD: &str = "out-hold";
+    pub(crate) const ERR: &str = "err";
+    pub(crate) const ERR_HOLD: &str = "err-hold";
+    /// Write end of the pipe behind a terminal.
+    pub(crate) const OUT_WRITE: &str = "out-write";
+    /// What keeps standard input open until CloseIO.
+    pub(crate) const IN: &str = "in";
+    /// Read ends of the client's output fifos, so that a client that leaves gives no EPIPE (SHIM-IO-03).
+    pub(crate) const OUT_READER: &str = "out-reader";
+    pub(crate) const ERR_READER: &str = "err-reader";
+    /// For a terminal on fifos: where its output goes and its input comes from.
+    pub(crate) const TTY_OUT: &str = "tty-out";
+    pub(crate) const TTY_IN: &str = "tty-in";
+    pub(crate) const PTY: &str = "pty";
+}
+
+/// Descriptors by the names of [`key`].
+pub(crate) type Kept = HashMap<&'static str, OwnedFd>;
+
+/// Streams ready for a process.
+#[derive(Debug, Default)]
+pub(crate) struct Opened {
+    /// For the process itself; nothing where it gets a terminal.
+    pub(crate) child: Stdio,
+    /// For keeper and guardian.
+    pub(crate) kept: Kept,
+}
+
+/// True for what keeps a client's output fifo alive.
+pub(crate) fn is_reader(key: &str) -> bool {
+    matches!(key, key::OUT_READER | key::ERR_READER)
+}
+
+/// The descriptors below `prefix` that a former keeper had, taken out of `held`.
+pub(crate) fn take_kept(held: &mut HashMap<String, OwnedFd>, prefix: &str) -> Kept {
+    let all = [
+        key::LOG,
+        key::OUT,
+        key::OUT_HOLD,
+        key::ERR,
+        key::ERR_HOLD,
+        key::OUT_WRITE,
+        key::IN,
+        key::OUT_READER,
+        key::ERR_READER,
+        key::TTY_OUT,
+        key::TTY_IN,
+        key::PTY,
+    ];
+    all.into_iter().filter_map(|key| Some((key, held.remove(&format!("{prefix}{key}"))?))).collect()
+}
+
+/// Opens all streams; `owner` may open its own streams again by /proc/self/fd. Never blocks on a missing peer.
+pub(crate) fn open(streams: &Streams, owner: (u32, u32)) -> Result<Opened> {
+    let mut opened = Opened::default();
+    if streams.terminal {
+        open_terminal(streams, &mut opened)?
+    } else {
+        open_plain(streams, owner, &mut opened)?
+    }
+    Ok(opened)
+}
+
+fn open_plain(streams: &Streams, owner: (u32, u32), opened: &mut Opened) -> Result<()> {
+    let kept = &mut opened.kept;
+    let output = Target::parse(&streams.stdout)?;
+    match &output {
+        Target::Log { path, stdin, .. } => {
+            if let Some(path) = path {
+                kept.insert(key::LOG, open_log(path)?.into());
+            }
+            opened.child.stdout = Some(logged_pipe(kept, key::OUT, key::OUT_HOLD, owner)?);
+            opened.child.stderr = Some(logged_pipe(kept, key::ERR, key::ERR_HOLD, owner)?);
+            if *stdin {
+                let (read, write) = pipe(owner)?;
+                opened.child.stdin = Some(read);
+                kept.insert(key::IN, write);
+            }
+        }
+        Target::File(path) => {
+            let file = open_file(path)?;
+            opened.child.stderr = Some(file.try_clone().map_err(|e| Error::io("open", path.display(), &e))?);
+            opened.child.stdout = Some(file);
+        }
+        Target::Fifo(path) => opened.child.stdout = Some(output_fifo(path, key::OUT_READER, kept, owner)?),
+        Target::Null => {}
+    }
+    if matches!(output, Target::Fifo(_) | Target::Null)
+        && let Target::Fifo(path) = Target::parse(&streams.stderr)?
+    {
+        opened.child.stderr = Some(output_fifo(&path, key::ERR_READER, kept, owner)?);
+    }
+    if opened.child.stdin.is_none()
+        && let Target::Fifo(path) = Target::parse(&streams.stdin)?
+    {
+        let (read, write) = input_fifo(&path, owner)?;
+        set_blocking(&read, &path)?;
+        opened.child.stdin = Some(read);
+        kept.insert(key::IN, write);
+    }
+    Ok(())
+}
+
+fn open_terminal(streams: &Streams, opened: &mut Opened) -> Result<()> {
+    let kept = &mut opened.kept;
+    match Target::parse(&streams.stdout)? {
+        Target::Log { path, .. } => {
+            if let Some(path) = path {
+                kept.insert(key::LOG, open_log(&path)?.into());
+            }
+            let (read, write) = pipe((0, 0))?;
+            set_flags(&write, OFlags::NONBLOCK, "terminal")?;
+            kept.insert(key::OUT, read);
+            kept.insert(key::OUT_WRITE, write);
+            kept.insert(key::OUT_HOLD, logs::hold().map_err(|e| Error::io("make", "log buffer", &e))?);
+        }
+        Target::Fifo(path) => {
+            let writer = output_fifo(&path, key::OUT_READER, kept, (0, 0))?;
+            set_flags(&writer, OFlags::NONBLOCK, path.display())?;
+            kept.insert(key::TTY_OUT, writer);
+        }
+        Target::File(_) => {
+            return Err(Error::unimplemented("a terminal cannot be sent to a file; use cri-log:"));
+        }
+        Target::Null => {}
+    }
+    if let Target::Fifo(path) = Target::parse(&streams.stdin)? {
+        let (read, write) = input_fifo(&path, (0, 0))?;
+        kept.insert(key::TTY_IN, read);
+        kept.insert(key::IN, write);
+    }
+    Ok(())
+}
+
+/// Opens a CRI log file (CRI-LOG-11); its directory is the client's.
+pub(crate) fn open_log(path: &Path) -> Result<File> {
+    let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP;
+    let fail = |error: rustix::io::Errno| {
+        let text = format!("open log {}: {error}; its directory must exist", path.display());
+        if error == rustix::io::Errno::NOENT { Error::not_found(text) } else { Error::internal(text) }
+    };
+    Ok(File::from(rustix::fs::open(path, flags, mode).map_err(fail)?))
+}
+
+fn open_file(path: &Path) -> Result<OwnedFd> {
+    let fail = |e: io::Error| Error::io("open", path.display(), &e);
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).map_err(fail)?;
+    }
+    let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::from_raw_mode(0o644)).map_err(|e| fail(e.into()))
+}
+
+/// What the log engine needs of the kept descriptors; the pipes and the terminal are copied.
+pub(crate) fn log_inputs(kept: &Kept) -> io::Result<Vec<Input>> {
+    let copy = |key: &str| kept.get(key).map(OwnedFd::try_clone).transpose();
+    let mut inputs = Vec::new();
+    for (stream, pipe, hold) in
+        [(Stream::Stdout, key::OUT, key::OUT_HOLD), (Stream::Stderr, key::ERR, key::ERR_HOLD)]
+    {
+        let (Some(pipe), Some(hold)) = (copy(pipe)?, copy(hold)?) else { continue };
+        let source = match (stream, copy(key::PTY)?, copy(key::OUT_WRITE)?) {
+            (Stream::Stdout, Some(master), Some(write)) => Source::Terminal { master, read: pipe, write },
+            _ => Source::Pipe(pipe),
+        };
+        inputs.push(Input { stream, source, hold });
+    }
+    Ok(inputs)
+}
+
+/// The kept descriptors as the guardian wants them: full keys below `prefix`.
+pub(crate) fn keep_all(
+    guardian: &crate::guardian::client::Guardian,
+    prefix: &str,
+    kept: &Kept,
+    more: &[(&str, BorrowedFd<'_>)],
+) -> io::Result<()> {
+    let named = kept.iter().map(|(key, fd)| (*key, fd.as_fd())).chain(more.iter().copied());
+    let full: Vec<(String, BorrowedFd<'_>)> = named.map(|(key, fd)| (format!("{prefix}{key}"), fd)).collect();
+    let items: Vec<_> = full.iter().map(|(key, fd)| (key.as_str(), *fd)).collect();
+    guardian.keep(&items)
+}
+
+fn pipe(owner: (u32, u32)) -> Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| Error::io("make", "pipe", &e.into()))?;
+    give(&read, owner, "pipe")?;
+    Ok((read, write))
+}
+
+fn logged_pipe(
+    kept: &mut Kept,
+    name: &'static str,
+    hold: &'static str,
+    owner: (u32, u32),
+) -> Result<OwnedFd> {
+    let (read, write) = pipe(owner)?;
+    kept.insert(name, read);
+    kept.insert(hold, logs::hold().map_err(|e| Error::io("make", "log buffer", &e))?);
+    Ok(write)
+}
+
+/// The write end for the process, and a read end kept so that neither open nor write needs the client.
+fn output_fifo(path: &Path, reader: &'static str, kept: &mut Kept, owner: (u32, u32)) -> Result<OwnedFd> {
+    kept.insert(reader, open_fifo(path, OFlags::RDONLY)?);
+    let writer = open_fifo(path, OFlags::WRONLY)?;
+    give(&writer, owner, path.display())?;
+    set_blocking(&writer, path)?;
+    Ok(writer)
+}
+
+/// The read end for the process and a write end that keeps it from seeing the end (SHIM-IO-04c).
+fn input_fifo(path: &Path, owner: (u32, u32)) -> Result<(OwnedFd, OwnedFd)> {
+    let read = open_fifo(path, OFlags::RDONLY)?;
+    give(&read, owner, path.display())?;
+    Ok((read, open_fifo(path, OFlags::WRONLY)?))
+}
+
+fn open_fifo(path: &Path, mode: OFlags) -> Result<OwnedFd> {
+    let flags = mode | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| {
+        let text = format!("open fifo {}: {error}", path.display());
+        if error == rustix::io::Errno::NOENT { Error::not_found(text) } else { Error::invalid(text) }
+    })?;
+    let kind = rustix::fs::fstat(&fd).map(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode));
+    if kind == Ok(rustix::fs::FileType::Fifo) {
+        Ok(fd)
+    } else {
+        Err(Error::invalid(format!("standard stream {} is not a fifo", path.display())))
+    }
+}
+
+/// The process may open /dev/stdout again, which asks for the owner of pipe or fifo.
+fn give(fd: &OwnedFd, (uid, gid): (u32, u32), object: impl std::fmt::Display) -> Result<()> {
+    if uid == 0 {
+        return Ok(());
+    }
+    rustix::fs::fchown(fd, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
+        .map_err(|e| Error::io("change owner of", object, &e.into()))
+}
+
+fn set_blocking(fd: &OwnedFd, path: &Path) -> Result<()> {
+    set_flags(fd, OFlags::empty(), path.display())
+}
+
+fn set_flags(fd: &OwnedFd, flags: OFlags, object: impl std::fmt::Display) -> Result<()> {
+    rustix::fs::fcntl_setfl(fd, flags).map_err(|e| Error::io("set flags of", object, &e.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read as _, Write as _};
+
+    #[test]
+    fn names() {
+        // SHIM-IO-01, 02
+        let log = |path: Option<&str>, max_line, stdin| Target::Log {
+            path: path.map(PathBuf::from),
+            max_line,
+            stdin,
+        };
+        for (name, target) in [
+            ("", Target::Null),
+            ("/run/a b:c", Target::Fifo("/run/a b:c".into())),
+            ("file:///var/x", Target::File("/var/x".into())),
+            ("cri-log:", log(None, MAX_LINE, false)),
+            ("cri-log:///l/0.log", log(Some("/l/0.log"), MAX_LINE, false)),
+            ("cri-log:///l/0.log?max_line=0&stdin=1", log(Some("/l/0.log"), 0, true)),
+        ] {
+            assert_eq!(Target::parse(name).unwrap(), target, "{name}");
+        }
+        for (name, code) in [
+            ("binary:///bin/logger", ttrpc::Code::UNIMPLEMENTED),
+            ("relative", ttrpc::Code::INVALID_ARGUMENT),
+            ("cri-log://l", ttrpc::Code::INVALID_ARGUMENT),
+            ("cri-log:///l?max_line=x", ttrpc::Code::INVALID_ARGUMENT),
+            ("cri-log:///l?colour=red", ttrpc::Code::INVALID_ARGUMENT),
+        ] {
+            assert_eq!(Target::parse(name).unwrap_err().code(), code, "{name}");
+        }
+    }
+
+    #[test]
+    fn fifos_need_no_peer_and_keep_what_was_written() {
+        // SHIM-IO-03, 04b
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &path,
+            rustix::fs::FileType::Fifo,
+            Mode::from_raw_mode(0o600),
+            0,
+        )
+        .unwrap();
+        let streams = Streams { stdout: path.to_str().unwrap().into(), ..Streams::default() };
+        let mut opened = open(&streams, (0, 0)).unwrap();
+        let mut writer = File::from(opened.child.stdout.take().unwrap());
+        writer.write_all(b"early").unwrap();
+        drop(writer);
+        let late = rustix::fs::open(&path, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty()).unwrap();
+        drop(opened);
+        let mut text = String::new();
+        File::from(late).read_to_string(&mut text).unwrap();
+        assert_eq!(text, "early");
+    }
+
+    #[test]
+    fn what_is_no_fifo_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, "").unwrap();
+        for name in [path.to_str().unwrap(), "/nonexistent/fifo"] {
+            assert!(open(&Streams { stdout: name.into(), ..Streams::default() }, (0, 0)).is_err());
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! Terminals whose peer is a fifo: bytes in both directions, and the window's size. (A terminal that is logged belongs to
+//! the log engine.)
+
+use crate::readiness::{self, Held};
+use crate::stdio::{Kept, key};
+use rustix::io::Errno;
+use rustix::termios::{Winsize, tcsetwinsize};
+use std::io;
+use std::sync::Arc;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Starts copying between the terminal and the client's fifos, where there are both.
+pub(crate) fn connect(kept: &Kept) -> io::Result<()> {
+    let Some(pty) = kept.get(key::PTY) else { return Ok(()) };
+    for (from, to) in [(kept.get(key::TTY_IN), Some(pty)), (Some(pty), kept.get(key::TTY_OUT))] {
+        let (Some(from), Some(to)) = (from, to) else { continue };
+        let (from, to) = (from.try_clone()?, to.try_clone()?);
+        rustix::io::ioctl_fionbio(&from, true)?;
+        rustix::io::ioctl_fionbio(&to, true)?;
+        let from = readiness::watch(Held(Arc::new(from)), Interest::READABLE)?;
+        let to = readiness::watch(Held(Arc::new(to)), Interest::WRITABLE)?;
+        tokio::spawn(async move {
+            if let Err(error) = copy(&from, &to).await {
+                tracing::debug!("terminal: {error}");
+            }
+        });
+    }
+    Ok(())
+}
+
+/// Sets the window's size in characters; without a terminal nothing happens (SHIM-TSK-25).
+pub(crate) fn resize(kept: &Kept, width: u32, height: u32) -> io::Result<()> {
+    let Some(pty) = kept.get(key::PTY) else { return Ok(()) };
+    let cut = |value: u32| u16::try_from(value).unwrap_or(u16::MAX);
+    let size = Winsize { ws_row: cut(height), ws_col: cut(width), ws_xpixel: 0, ws_ypixel: 0 };
+    Ok(tcsetwinsize(pty, size)?)
+}
+
+/// Until either end is gone. A fifo without a reader holds the terminal up, as it would a plain process.
+async fn copy(from: &AsyncFd<Held>, to: &AsyncFd<Held>) -> io::Result<()> {
+    let mut buffer = vec![0; 4096];
+    loop {
+        let count = loop {
+            let mut ready = from.readable().await?;
+            match rustix::io::read(from, &mut buffer) {
+                Err(Errno::AGAIN) => ready.clear_ready(),
+                // A terminal whose last process is gone says so with EIO.
+                Ok(0) | Err(Errno::IO) => return Ok(()),
+                result => break result?,
+            }
+        };
+        let mut rest = &buffer[..count];
+        while !rest.is_empty() {
+            let mut ready = to.writable().await?;
+            match rustix::io::write(to, rest) {
+                Err(Errno::AGAIN) => ready.clear_ready(),
+                result => rest = &rest[result?..],
+            }
+        }
+    }
+}
