@@ -113,6 +113,8 @@ fn make(prepare: &Prepare, root: &mut Option<OwnedFd>, given: &mut [Option<Owned
             fd.map(Some).ok_or_else(missing)
         }
         Prepare::Target => Ok(None),
+        Prepare::Reaper => reaper().map(Some),
+        Prepare::Empty => empty().map(Some),
     }
 }
 
@@ -165,6 +167,19 @@ fn null() -> Result<OwnedFd> {
     let attr = MountAttr { set: libc::MOUNT_ATTR_RDONLY, propagation: libc::MS_PRIVATE, ..MountAttr::default() };
     mount::set_attributes(&tree, false, &attr).map_err(error)?;
     Ok(tree)
+}
+
+/// The reaper as a sealed memfd: a program without a path, which nobody can change.
+fn reaper() -> Result<OwnedFd> {
+    static PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/reaper"));
+    process::sealed_program("slipway-reaper", PROGRAM).map_err(|e| Error::sys("prepare the reaper", "memfd_create", e))
+}
+
+fn empty() -> Result<OwnedFd> {
+    let attributes =
+        libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
+    let options = [("nr_inodes", Some("1"))];
+    mount::fresh("tmpfs", &options, attributes).map_err(|e| Error::sys("prepare an empty root", "tmpfs", e))
 }
 
 fn open_namespace(kind: NamespaceKind, path: &Path) -> Result<OwnedFd> {

@@ -112,6 +112,7 @@ fn end_sentence(step: &Step) -> String {
             let words: Vec<_> = argv.strings().iter().map(|word| lossy(word)).collect();
             format!("{EXECUTE} {}", words.join(" "))
         }
+        Step::ExecuteDescriptor { .. } => format!("{EXECUTE} the reaper"),
         // Every other variant has its sentence above.
         other => format!("{other:?}"),
     }
@@ -131,6 +132,8 @@ fn describe(prepare: &Prepare) -> String {
         Prepare::Null => "/dev/null".to_owned(),
         Prepare::Namespace { kind, path } => format!("{kind} namespace {}", path.display()),
         Prepare::Given { kind, .. } => format!("the pod's {kind} namespace"),
+        Prepare::Reaper => "the reaper".to_owned(),
+        Prepare::Empty => "an empty root".to_owned(),
         Prepare::Target => "the container's first process".to_owned(),
     }
 }

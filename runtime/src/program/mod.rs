@@ -12,7 +12,7 @@ use crate::plan::{BindPlan, Delivery, DevicePlan, FreshPlan, MountPlan, Namespac
 use crate::rootfs::Rootfs;
 use crate::sandbox::NamespaceKind;
 use crate::sys::raw::MountAttr;
-use crate::sys::step::{FreshMount, Handle, Node, Step, StringTable, Target, TargetKind};
+use crate::sys::step::{CapabilityMasks, FreshMount, Handle, Node, Step, StringTable, Target, TargetKind};
 use crate::{Error, Result};
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
@@ -34,6 +34,10 @@ pub enum Prepare {
     Given { kind: NamespaceKind, index: usize },
     /// The pidfd of the container's first process.
     Target,
+    /// Our reaper, as a sealed memfd.
+    Reaper,
+    /// An empty read-only file system.
+    Empty,
 }
 
 /// Which pid namespace the child is born into.
@@ -70,6 +74,30 @@ impl Program {
         let new_namespaces =
             new.filter(|n| n.kind != NamespaceKind::Cgroup).fold(0, |flags, n| flags | n.kind.clone_flag());
         Ok(Self { prepare: builder.prepare, new_namespaces, pid_namespace, steps: builder.steps })
+    }
+
+    /// The program that becomes the first process of a shared PID namespace: nothing to see, nothing to do, no rights.
+    pub fn reaper() -> Self {
+        const NOBODY: u32 = 65535;
+        let mut builder = Builder::default();
+        let (empty, reaper) = (builder.handle(Prepare::Empty), builder.handle(Prepare::Reaper));
+        let steps = [
+            Step::CloseForeign,
+            Step::ResetSignals,
+            Step::NewSession,
+            Step::DetachPropagation,
+            Step::EnterRoot(empty),
+            Step::StandardStreams { uid: 0 },
+            Step::BoundingSet(0),
+            Step::Credentials { uid: NOBODY, gid: NOBODY, groups: Vec::new() },
+            Step::Capabilities { masks: CapabilityMasks::default(), extra: 0 },
+            Step::NoNewPrivileges,
+            Step::UnblockSignals,
+            Step::ExecuteDescriptor { from: reaper, argv: StringTable::new(vec![text("slipway-reaper")]) },
+        ];
+        let new_namespaces = (libc::CLONE_NEWPID | libc::CLONE_NEWNS) as u32;
+        let pid_namespace = PidNamespace::Inherited;
+        Self { prepare: builder.prepare, new_namespaces, pid_namespace, steps: steps.into() }
     }
 
     /// The program that starts a process inside a container whose first process is behind [`Prepare::Target`].

@@ -38,6 +38,7 @@ impl Child<'_> {
             Step::UnblockSignals => unblock_signals(),
             Step::Seccomp => self.install_filter(),
             Step::Execute { argv, env } => self.execute(argv, env),
+            Step::ExecuteDescriptor { from, argv } => execute_descriptor(self.descriptor(*from)?, argv),
             // The dispatcher in `child` sends only the steps above here.
             _ => Err(libc::ENOSYS),
         }
@@ -120,6 +121,13 @@ impl Child<'_> {
         call(libc::SYS_execve, [self.command, argv.address(), env.address(), 0, 0, 0])?;
         exit()
     }
+}
+
+fn execute_descriptor(fd: i32, argv: &StringTable) -> Raw<()> {
+    let no_environment = 0usize;
+    let (env, flags) = (&raw const no_environment as usize, libc::AT_EMPTY_PATH as usize);
+    call(libc::SYS_execveat, [word(fd), ptr(c""), argv.address(), env, flags, 0])?;
+    exit()
 }
 
 fn close_gap(first: i32, after: i32) -> Raw<()> {

@@ -9,6 +9,7 @@
 //! | `clone` | clone3 itself: signals, stack, pidfd |
 //! | `mount` | detached mounts made by the parent |
 //! | `namespace` | joining and making namespaces on throw-away threads |
+//! | `network` | loopback of a new network namespace |
 //! | `socket` | the one socket between launcher and child |
 //! | `process` | pidfds, terminals, own attributes |
 
@@ -19,6 +20,7 @@ mod child_process;
 pub mod clone;
 pub mod mount;
 pub mod namespace;
+pub mod network;
 pub mod process;
 pub mod raw;
 pub mod socket;

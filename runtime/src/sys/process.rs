@@ -52,6 +52,22 @@ pub fn forbid_inspection() -> io::Result<()> {
     Ok(rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?)
 }
 
+/// A program in memory that can be executed and never changed (memfd_create(2), file seals).
+pub fn sealed_program(name: &str, content: &[u8]) -> io::Result<OwnedFd> {
+    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+    use std::io::Write;
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let memory = match memfd_create(name, flags | MemfdFlags::EXEC) {
+        // Before 6.3 every memfd is executable and the flag unknown.
+        Err(rustix::io::Errno::INVAL) => memfd_create(name, flags)?,
+        made => made?,
+    };
+    let mut file = std::fs::File::from(memory);
+    file.write_all(content)?;
+    fcntl_add_seals(&file, SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE)?;
+    Ok(file.into())
+}
+
 /// Takes ownership of a descriptor number received from elsewhere (an environment variable, a table).
 ///
 /// # Safety

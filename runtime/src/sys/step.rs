@@ -171,4 +171,6 @@ pub enum Step {
     Seccomp,
     /// execve(2).
     Execute { argv: StringTable, env: StringTable },
+    /// execveat(2) of a descriptor (a program of ours that has no path).
+    ExecuteDescriptor { from: Handle, argv: StringTable },
 }
