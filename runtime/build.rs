@@ -12,10 +12,18 @@ fn main() {
     let mut rustc = Command::new(setting("RUSTC"));
     rustc.args(["--edition", "2024", "--crate-type", "bin", "--crate-name", "reaper", "reaper/main.rs"]);
     rustc.args(["--target", &setting("TARGET")]);
-    for option in ["panic=abort", "opt-level=s", "strip=symbols", "relocation-model=static", "target-feature=+crt-static"] {
+    for option in [
+        "panic=abort",
+        "opt-level=s",
+        "strip=symbols",
+        "relocation-model=static",
+        "target-feature=+crt-static",
+    ] {
         rustc.args(["-C", option]);
     }
-    for argument in ["-nostartfiles", "-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none", "-Wl,-z,noseparate-code"] {
+    for argument in
+        ["-nostartfiles", "-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none", "-Wl,-z,noseparate-code"]
+    {
         rustc.arg("-C").arg(format!("link-arg={argument}"));
     }
     if let Ok(linker) = env::var("RUSTC_LINKER") {

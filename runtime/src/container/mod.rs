@@ -89,8 +89,13 @@ pub fn create(request: CreateRequest) -> Result<Created> {
     let root = rootfs::mount_root(&rootfs)?;
     let home = spec.process().as_ref().and_then(|process| home::find(&root, process));
     let kinds: Vec<NamespaceKind> = join.iter().map(|(kind, _)| *kind).collect();
-    let facts =
-        Facts { host: Host::current(), bundle: &bundle, rootfs: &rootfs, given: &kinds, home: home.as_deref() };
+    let facts = Facts {
+        host: Host::current(),
+        bundle: &bundle,
+        rootfs: &rootfs,
+        given: &kinds,
+        home: home.as_deref(),
+    };
     let plan = Plan::new(&id, &spec, &facts)?;
     let program = Program::create(&plan)?;
     let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
@@ -98,7 +103,10 @@ pub fn create(request: CreateRequest) -> Result<Created> {
     let launched = cgroup.join().and_then(|group| {
         let given = join.into_iter().map(|(_, fd)| fd).collect();
         let (root, window) = (Some(root), plan.process.window);
-        launch::launch(&program, Launch { root, given, target: None, stdio, filter, join: Some(group), window })
+        launch::launch(
+            &program,
+            Launch { root, given, target: None, stdio, filter, join: Some(group), window },
+        )
     });
     match launched {
         Ok(Launched { pid, pidfd, socket, pty }) => {
@@ -150,7 +158,10 @@ pub fn exec(request: ExecRequest<'_>) -> Result<Exec> {
     let launched = group.join().and_then(|join| {
         let target = Some(pidfd.as_fd());
         let join = Some(join);
-        launch::launch(&program, Launch { target, stdio, filter, join, window: plan.window, ..Launch::default() })
+        launch::launch(
+            &program,
+            Launch { target, stdio, filter, join, window: plan.window, ..Launch::default() },
+        )
     });
     match launched {
         Ok(Launched { pid, pidfd, pty, .. }) => Ok(Exec { pid, pidfd, cgroup: group, pty }),

@@ -75,7 +75,9 @@ fn follow(socket: &OwnedFd, sentences: &[String]) -> Result<Option<OwnedFd>, Fai
     let parks = sentences.iter().any(|sentence| sentence == crate::program::PARK);
     let mut pty = None;
     loop {
-        match socket::receive(socket).map_err(|e| Failure::Told(Error::sys("follow the launch", "recvmsg", e)))? {
+        match socket::receive(socket)
+            .map_err(|e| Failure::Told(Error::sys("follow the launch", "recvmsg", e)))?
+        {
             Message::End if parks => return Err(Failure::Silent),
             Message::End => return Ok(pty),
             Message::Report(Report { step: PARKED, .. }, _) => return Ok(pty),
@@ -121,7 +123,9 @@ fn kind_of(sentence: &str, errno: i32) -> Option<Kind> {
     let command = sentence.starts_with(FIND_COMMAND) || sentence.starts_with(EXECUTE);
     match errno {
         libc::ENOENT if command => Some(Kind::NotFound),
-        libc::EACCES | libc::ENOEXEC | libc::ENOTDIR | libc::ELOOP | libc::E2BIG | libc::EISDIR if command => {
+        libc::EACCES | libc::ENOEXEC | libc::ENOTDIR | libc::ELOOP | libc::E2BIG | libc::EISDIR
+            if command =>
+        {
             Some(Kind::Invalid)
         }
         libc::EXDEV | libc::ENOTDIR | libc::ELOOP | libc::ENAMETOOLONG | libc::EINVAL => Some(Kind::Invalid),
@@ -133,18 +137,28 @@ fn kind_of(sentence: &str, errno: i32) -> Option<Kind> {
 fn hint_for(sentence: &str, errno: i32) -> Option<&'static str> {
     let is = |start: &str| sentence.starts_with(start);
     match errno {
-        libc::ENOENT if is(FIND_COMMAND) => Some("no such command in the container: check the image and PATH"),
+        libc::ENOENT if is(FIND_COMMAND) => {
+            Some("no such command in the container: check the image and PATH")
+        }
         libc::ENOENT if is(EXECUTE) => Some("the file is there, its interpreter or loader is not"),
         libc::EACCES if is(FIND_COMMAND) => Some("the file is not executable by this user"),
         libc::ENOEXEC if is(EXECUTE) => Some("not a program for this machine, or a script without #! line"),
         libc::EXDEV if is("place") || is("mount") => Some("the target leads into /proc"),
-        libc::ENOTDIR if is("place") => Some("a directory cannot be mounted on a file, nor a file on a directory"),
-        libc::EROFS if is("place") || is("mount") || is("make") => Some("the target is missing on a read-only file system"),
+        libc::ENOTDIR if is("place") => {
+            Some("a directory cannot be mounted on a file, nor a file on a directory")
+        }
+        libc::EROFS if is("place") || is("mount") || is("make") => {
+            Some("the target is missing on a read-only file system")
+        }
         libc::ENODEV if is("mount") => Some("this kernel does not have that file system"),
-        libc::EPERM if is("limit") => Some("raising a hard limit needs CAP_SYS_RESOURCE, which this process lacks"),
+        libc::EPERM if is("limit") => {
+            Some("raising a hard limit needs CAP_SYS_RESOURCE, which this process lacks")
+        }
         libc::ENOENT if is("write") => Some("this kernel does not have that setting"),
         libc::EINVAL if is("write") => Some("the kernel refused the value"),
-        libc::ENOENT if is("verify directory") => Some("the working directory is outside the root filesystem"),
+        libc::ENOENT if is("verify directory") => {
+            Some("the working directory is outside the root filesystem")
+        }
         _ => None,
     }
 }
@@ -190,7 +204,9 @@ fn clone_child(program: &Program, prepared: &prepare::Prepared<'_>, socket: &Own
 fn clone_error(source: io::Error) -> Error {
     let hint = match source.raw_os_error() {
         Some(libc::ESRCH) => Some("the container is not running"),
-        Some(libc::EAGAIN) => Some("a limit on processes is reached: pids cgroup, RLIMIT_NPROC or kernel.pid_max"),
+        Some(libc::EAGAIN) => {
+            Some("a limit on processes is reached: pids cgroup, RLIMIT_NPROC or kernel.pid_max")
+        }
         Some(libc::ENOSPC) => Some("a limit on namespaces is reached: see /proc/sys/user"),
         _ => None,
     };

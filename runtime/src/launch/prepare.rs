@@ -37,7 +37,8 @@ pub(super) struct Prepared<'a> {
 
 impl<'a> Prepared<'a> {
     pub(super) fn new(program: &Program, mut launch: Launch<'a>) -> Result<Self> {
-        let mut given: Vec<Option<OwnedFd>> = std::mem::take(&mut launch.given).into_iter().map(Some).collect();
+        let mut given: Vec<Option<OwnedFd>> =
+            std::mem::take(&mut launch.given).into_iter().map(Some).collect();
         let mut descriptors = Vec::with_capacity(program.prepare.len());
         for prepare in &program.prepare {
             let made = make(prepare, &mut launch.root, &mut given)?;
@@ -66,7 +67,8 @@ impl<'a> Prepared<'a> {
 
     pub(super) fn get(&self, handle: Handle) -> Result<BorrowedFd<'_>> {
         let made = self.descriptors.get(handle.0).and_then(Option::as_ref).map(AsFd::as_fd);
-        let missing = || Error::new(Kind::Invalid, "clone the process", "the program names a descriptor it lacks");
+        let missing =
+            || Error::new(Kind::Invalid, "clone the process", "the program names a descriptor it lacks");
         made.or(self.target).ok_or_else(missing)
     }
 
@@ -97,7 +99,11 @@ impl<'a> Prepared<'a> {
     }
 }
 
-fn make(prepare: &Prepare, root: &mut Option<OwnedFd>, given: &mut [Option<OwnedFd>]) -> Result<Option<OwnedFd>> {
+fn make(
+    prepare: &Prepare,
+    root: &mut Option<OwnedFd>,
+    given: &mut [Option<OwnedFd>],
+) -> Result<Option<OwnedFd>> {
     match prepare {
         Prepare::Root(rootfs) => match root.take() {
             Some(root) => Ok(Some(root)),
@@ -109,7 +115,8 @@ fn make(prepare: &Prepare, root: &mut Option<OwnedFd>, given: &mut [Option<Owned
         Prepare::Namespace { kind, path } => open_namespace(*kind, path).map(Some),
         Prepare::Given { kind, index } => {
             let fd = given.get_mut(*index).and_then(Option::take);
-            let missing = || Error::new(Kind::Invalid, "join a namespace", format!("no {kind} descriptor was given"));
+            let missing =
+                || Error::new(Kind::Invalid, "join a namespace", format!("no {kind} descriptor was given"));
             fd.map(Some).ok_or_else(missing)
         }
         Prepare::Target => Ok(None),
@@ -130,7 +137,8 @@ fn bind(plan: &BindPlan) -> Result<OwnedFd> {
         if *attr == MountAttr::default() {
             return Ok(());
         }
-        mount::set_attributes(&tree, recursive, attr).map_err(|e| Error::sys("set mount attributes", shown(), e))
+        mount::set_attributes(&tree, recursive, attr)
+            .map_err(|e| Error::sys("set mount attributes", shown(), e))
     };
     // Apart from the host first; then what was asked.
     let (kind, recursive) = plan.propagation.unwrap_or((libc::MS_PRIVATE, true));
@@ -143,7 +151,9 @@ fn bind(plan: &BindPlan) -> Result<OwnedFd> {
 fn group(path: &Path, readonly: bool) -> Result<Option<OwnedFd>> {
     let group = match mount::clone_path(&c_path(path)?, false) {
         Err(e) if e.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
-        other => other.map_err(|e| Error::sys("prepare a control group mount", path.display().to_string(), e))?,
+        other => {
+            other.map_err(|e| Error::sys("prepare a control group mount", path.display().to_string(), e))?
+        }
     };
     let usual = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
     let set = usual | if readonly { libc::MOUNT_ATTR_RDONLY } else { 0 };
@@ -161,10 +171,13 @@ fn null() -> Result<OwnedFd> {
     let meta = file.metadata().map_err(error)?;
     if !meta.file_type().is_char_device() || meta.rdev() != libc::makedev(1, 3) {
         let hint = "restore it: mknod -m 666 /dev/null c 1 3";
-        return Err(Error::new(Kind::Unsupported, "prepare the mask", "/dev/null is not the null device").hint(hint));
+        return Err(
+            Error::new(Kind::Unsupported, "prepare the mask", "/dev/null is not the null device").hint(hint)
+        );
     }
     let tree = mount::clone_fd(&file, false).map_err(error)?;
-    let attr = MountAttr { set: libc::MOUNT_ATTR_RDONLY, propagation: libc::MS_PRIVATE, ..MountAttr::default() };
+    let attr =
+        MountAttr { set: libc::MOUNT_ATTR_RDONLY, propagation: libc::MS_PRIVATE, ..MountAttr::default() };
     mount::set_attributes(&tree, false, &attr).map_err(error)?;
     Ok(tree)
 }
@@ -172,7 +185,8 @@ fn null() -> Result<OwnedFd> {
 /// The reaper as a sealed memfd: a program without a path, which nobody can change.
 fn reaper() -> Result<OwnedFd> {
     static PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/reaper"));
-    process::sealed_program("slipway-reaper", PROGRAM).map_err(|e| Error::sys("prepare the reaper", "memfd_create", e))
+    process::sealed_program("slipway-reaper", PROGRAM)
+        .map_err(|e| Error::sys("prepare the reaper", "memfd_create", e))
 }
 
 fn empty() -> Result<OwnedFd> {

@@ -83,7 +83,10 @@ mod tests {
     fn clips_to_what_is_available_and_keeps_ambient_legal() {
         let set: Capabilities = HashSet::from([Capability::SysResource, Capability::NetRaw]);
         let mut asked = LinuxCapabilities::default();
-        asked.set_bounding(Some(set.clone())).set_permitted(Some(set.clone())).set_effective(Some(set.clone()));
+        asked
+            .set_bounding(Some(set.clone()))
+            .set_permitted(Some(set.clone()))
+            .set_effective(Some(set.clone()));
         asked.set_ambient(Some(set)).set_inheritable(None);
         let masks = masks(Some(&asked), !(1 << 24));
         assert_eq!(masks.bounding, 1 << 13);

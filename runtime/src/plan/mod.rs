@@ -94,7 +94,8 @@ impl Plan {
             return Err(invalid("linux.namespaces", "a container needs its own mount namespace"));
         }
         let cgroup_path = cgroup_path(id, linux)?;
-        let mounts = mounts::plan(spec.mounts().as_deref().unwrap_or_default(), facts, &cgroup_path, &namespaces)?;
+        let mounts =
+            mounts::plan(spec.mounts().as_deref().unwrap_or_default(), facts, &cgroup_path, &namespaces)?;
         Ok(Self {
             hostname: name_in(spec.hostname().as_ref(), "hostname", has(NamespaceKind::Uts))?,
             domainname: name_in(spec.domainname().as_ref(), "domainname", has(NamespaceKind::Uts))?,
@@ -152,7 +153,11 @@ fn refuse_unsupported(linux: &Linux) -> Result<()> {
     let mapped = linux.uid_mappings().is_some() || linux.gid_mappings().is_some();
     let refused = [
         ("linux.uidMappings", mapped, "user namespaces"),
-        ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|d| !d.is_empty()), "moving network devices"),
+        (
+            "linux.netDevices",
+            linux.net_devices().as_ref().is_some_and(|d| !d.is_empty()),
+            "moving network devices",
+        ),
         ("linux.intelRdt", linux.intel_rdt().is_some(), "resctrl"),
         ("linux.memoryPolicy", linux.memory_policy().is_some(), "NUMA memory policies"),
         ("linux.personality", linux.personality().is_some(), "execution domains"),
@@ -172,7 +177,8 @@ fn namespaces(linux: &Linux, given: &[NamespaceKind]) -> Result<Vec<NamespacePla
         .collect();
     for asked in linux.namespaces().iter().flatten() {
         let kind = kind_of(asked.typ());
-        let named_twice = plans.iter().any(|p| p.kind == kind && !matches!(p.source, NamespaceSource::Given(_)));
+        let named_twice =
+            plans.iter().any(|p| p.kind == kind && !matches!(p.source, NamespaceSource::Given(_)));
         if named_twice {
             return Err(invalid("linux.namespaces", format!("{kind} is listed twice")));
         }
@@ -181,7 +187,9 @@ fn namespaces(linux: &Linux, given: &[NamespaceKind]) -> Result<Vec<NamespacePla
         }
         let source = match asked.path() {
             Some(path) if path.is_absolute() => NamespaceSource::Path(path.clone()),
-            Some(path) => return Err(invalid("linux.namespaces", format!("{} is not absolute", path.display()))),
+            Some(path) => {
+                return Err(invalid("linux.namespaces", format!("{} is not absolute", path.display())));
+            }
             None => NamespaceSource::New,
         };
         plans.push(NamespacePlan { kind, source });
@@ -190,7 +198,10 @@ fn namespaces(linux: &Linux, given: &[NamespaceKind]) -> Result<Vec<NamespacePla
         return Err(unsupported("linux.namespaces", "this runtime does not do user namespaces yet"));
     }
     if plans.iter().any(|p| p.kind == NamespaceKind::Mount && p.source != NamespaceSource::New) {
-        return Err(unsupported("linux.namespaces", "a container cannot be created in an existing mount namespace"));
+        return Err(unsupported(
+            "linux.namespaces",
+            "a container cannot be created in an existing mount namespace",
+        ));
     }
     Ok(plans)
 }
@@ -230,10 +241,14 @@ fn name_in(name: Option<&String>, field: &str, namespace: bool) -> Result<Option
 fn sysctls(linux: &Linux, namespaces: &[NamespacePlan]) -> Result<Vec<(String, String)>> {
     let mut plans = Vec::new();
     for (key, value) in linux.sysctl().iter().flatten() {
-        let kind = sysctl_namespace(key)
-            .ok_or_else(|| invalid("linux.sysctl", format!("{key} belongs to the host, not to a namespace")))?;
+        let kind = sysctl_namespace(key).ok_or_else(|| {
+            invalid("linux.sysctl", format!("{key} belongs to the host, not to a namespace"))
+        })?;
         if !namespaces.iter().any(|namespace| namespace.kind == kind) {
-            return Err(invalid("linux.sysctl", format!("{key} needs a {kind} namespace that is not the host's")));
+            return Err(invalid(
+                "linux.sysctl",
+                format!("{key} needs a {kind} namespace that is not the host's"),
+            ));
         }
         plans.push((sysctl_file(key)?, value.clone()));
     }
@@ -244,7 +259,8 @@ fn sysctls(linux: &Linux, namespaces: &[NamespacePlan]) -> Result<Vec<(String, S
 /// Which kind of namespace a sysctl speaks of (sysctl(8) names, dots or slashes); none: the whole host.
 pub fn sysctl_namespace(key: &str) -> Option<NamespaceKind> {
     let key = key.replace('/', ".");
-    let ipc = ["kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax"];
+    let ipc =
+        ["kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax"];
     let more_ipc = ["kernel.shmmni", "kernel.shm_rmid_forced"];
     match key.as_str() {
         "kernel.domainname" | "kernel.hostname" => Some(NamespaceKind::Uts),
@@ -259,7 +275,17 @@ pub fn sysctl_namespace(key: &str) -> Option<NamespaceKind> {
 pub fn sysctl_file(key: &str) -> Result<String> {
     let dots = key.find(['.', '/']).is_some_and(|at| key[at..].starts_with('.'));
     let file: String = if dots {
-        key.chars().map(|c| if c == '.' { '/' } else if c == '/' { '.' } else { c }).collect()
+        key.chars()
+            .map(|c| {
+                if c == '.' {
+                    '/'
+                } else if c == '/' {
+                    '.'
+                } else {
+                    c
+                }
+            })
+            .collect()
     } else {
         key.to_owned()
     };
@@ -268,7 +294,9 @@ pub fn sysctl_file(key: &str) -> Result<String> {
 }
 
 fn devices(linux: &Linux, mounts: &[MountPlan]) -> Result<Option<Vec<DevicePlan>>> {
-    let foreign = |mount: &MountPlan| mount.destination == Path::new("/dev") && matches!(mount.delivery, Delivery::Bind(_));
+    let foreign = |mount: &MountPlan| {
+        mount.destination == Path::new("/dev") && matches!(mount.delivery, Delivery::Bind(_))
+    };
     if mounts.iter().any(foreign) {
         return Ok(None);
     }
@@ -295,7 +323,9 @@ fn device_plan(device: &LinuxDevice) -> Result<DevicePlan> {
         LinuxDeviceType::P => libc::S_IFIFO,
         LinuxDeviceType::A => return Err(invalid("linux.devices", "type `a` is not a device")),
     };
-    let number = |value: i64| u32::try_from(value).map_err(|_| invalid("linux.devices", format!("bad number {value}")));
+    let number = |value: i64| {
+        u32::try_from(value).map_err(|_| invalid("linux.devices", format!("bad number {value}")))
+    };
     let fifo = kind == libc::S_IFIFO;
     Ok(DevicePlan {
         path: clean(device.path(), "linux.devices")?,

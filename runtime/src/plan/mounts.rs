@@ -64,7 +64,12 @@ pub(super) fn plan(
     mounts.iter().map(|mount| one(mount, facts, cgroup_path, namespaces)).collect()
 }
 
-fn one(mount: &Mount, facts: &Facts<'_>, cgroup_path: &str, namespaces: &[NamespacePlan]) -> Result<MountPlan> {
+fn one(
+    mount: &Mount,
+    facts: &Facts<'_>,
+    cgroup_path: &str,
+    namespaces: &[NamespacePlan],
+) -> Result<MountPlan> {
     let destination = clean(mount.destination(), "mounts.destination")?;
     refuse_destination(&destination)?;
     let options = Options::parse(mount.options().as_deref().unwrap_or_default())?;
@@ -84,14 +89,27 @@ fn one(mount: &Mount, facts: &Facts<'_>, cgroup_path: &str, namespaces: &[Namesp
 
 /// Nothing goes over procfs but files that exist to be covered (lxcfs), and nothing over the root.
 fn refuse_destination(destination: &Path) -> Result<()> {
-    const COVERABLE: [&str; 9] =
-        ["cpuinfo", "diskstats", "meminfo", "stat", "swaps", "uptime", "loadavg", "slabinfo", "sys/kernel/ns_last_pid"];
+    const COVERABLE: [&str; 9] = [
+        "cpuinfo",
+        "diskstats",
+        "meminfo",
+        "stat",
+        "swaps",
+        "uptime",
+        "loadavg",
+        "slabinfo",
+        "sys/kernel/ns_last_pid",
+    ];
     let shown = destination.display();
     if destination == Path::new("/") {
         return Err(invalid("mounts.destination", "/ is the root filesystem's place"));
     }
     match destination.strip_prefix("/proc") {
-        Ok(below) if below.as_os_str().is_empty() || COVERABLE.iter().any(|name| below == Path::new(name)) => Ok(()),
+        Ok(below)
+            if below.as_os_str().is_empty() || COVERABLE.iter().any(|name| below == Path::new(name)) =>
+        {
+            Ok(())
+        }
         Ok(_) => Err(invalid("mounts.destination", format!("{shown} is inside /proc"))),
         Err(_) => Ok(()),
     }

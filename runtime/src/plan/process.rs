@@ -45,7 +45,12 @@ pub struct ProcessPlan {
     pub label: Option<(String, String)>,
 }
 
-pub(super) fn plan(process: &Process, filtered: bool, host: &Host, home: Option<&str>) -> Result<ProcessPlan> {
+pub(super) fn plan(
+    process: &Process,
+    filtered: bool,
+    host: &Host,
+    home: Option<&str>,
+) -> Result<ProcessPlan> {
     refuse_unsupported(process)?;
     let args = strings(process.args().as_deref().unwrap_or_default(), "process.args")?;
     let command = args.first().ok_or_else(|| invalid("process.args", "no command"))?;
@@ -165,7 +170,8 @@ fn score(process: &Process) -> Result<Option<i32>> {
 }
 
 fn label(process: &Process, host: &Host) -> Result<Option<(String, String)>> {
-    if let Some(profile) = process.apparmor_profile().as_ref().filter(|p| !p.is_empty() && *p != "unconfined") {
+    if let Some(profile) = process.apparmor_profile().as_ref().filter(|p| !p.is_empty() && *p != "unconfined")
+    {
         return if host.apparmor {
             Ok(Some(("apparmor/exec".into(), format!("exec {profile}"))))
         } else {

@@ -32,7 +32,8 @@ impl Program {
             .filter(|kind| self.new_namespaces & kind.clone_flag() != 0)
             .map(ToString::to_string)
             .collect();
-        let new = if names.is_empty() { "nothing new".to_owned() } else { format!("new {}", names.join(", ")) };
+        let new =
+            if names.is_empty() { "nothing new".to_owned() } else { format!("new {}", names.join(", ")) };
         match self.pid_namespace {
             PidNamespace::Inherited => format!("clone3: {new}"),
             PidNamespace::Joined(from) => format!("clone3: {new}, in {}", self.name(from)),
@@ -59,7 +60,9 @@ impl Program {
             Step::OpenTerminal => "open a terminal in the container's devpts".to_owned(),
             Step::StandardStreams { uid } => format!("standard streams for uid {uid}"),
             Step::ControlTerminal => "make it the controlling terminal".to_owned(),
-            Step::ResourceLimit { resource, soft, hard } => format!("limit {} to {soft}:{hard}", limit_name(*resource)),
+            Step::ResourceLimit { resource, soft, hard } => {
+                format!("limit {} to {soft}:{hard}", limit_name(*resource))
+            }
             Step::CloseAll => "close all descriptors but the streams".to_owned(),
             _ => self.tree_sentence(step),
         }
@@ -69,7 +72,9 @@ impl Program {
         match step {
             Step::DetachPropagation => "make all inherited mounts private".to_owned(),
             Step::EnterRoot(_) => "pivot into the root filesystem".to_owned(),
-            Step::MountFresh { mount, target, propagation, .. } => fresh(mount, target, propagation.is_some()),
+            Step::MountFresh { mount, target, propagation, .. } => {
+                fresh(mount, target, propagation.is_some())
+            }
             Step::Place { from, target } => format!("place {} on {}", self.name(*from), rooted(&target.path)),
             Step::MakeDirectory(path) => format!("make directory {}", rooted(path)),
             Step::Symlink { target, path } => format!("link {} to {}", rooted(path), lossy(target)),
@@ -122,7 +127,8 @@ fn describe(prepare: &Prepare) -> String {
     match prepare {
         Prepare::Root(Rootfs::Directory(path)) => format!("root filesystem {}", path.display()),
         Prepare::Root(Rootfs::Overlay(overlay)) => {
-            let upper = overlay.upper.as_ref().map_or("read-only".to_owned(), |path| path.display().to_string());
+            let upper =
+                overlay.upper.as_ref().map_or("read-only".to_owned(), |path| path.display().to_string());
             format!("root filesystem overlay of {} layers, upper {upper}", overlay.lower.len())
         }
         Prepare::Bind(bind) => describe_bind(bind),
@@ -154,7 +160,9 @@ fn describe_bind(bind: &BindPlan) -> String {
 fn fresh(mount: &FreshMount, target: &Target, propagated: bool) -> String {
     let mut options = attribute_names(mount.attributes, "");
     for (key, value) in &mount.options {
-        options.push(value.as_ref().map_or_else(|| lossy(key), |value| format!("{}={}", lossy(key), lossy(value))));
+        options.push(
+            value.as_ref().map_or_else(|| lossy(key), |value| format!("{}={}", lossy(key), lossy(value))),
+        );
     }
     if propagated {
         options.push("propagation".to_owned());
@@ -170,7 +178,10 @@ fn device(node: &Node) -> String {
         _ => "device",
     };
     let (mode, path) = (node.mode & 0o7777, rooted(&node.path));
-    format!("make {kind} {path} {}:{} mode {mode:04o} owner {}:{}", node.major, node.minor, node.uid, node.gid)
+    format!(
+        "make {kind} {path} {}:{} mode {mode:04o} owner {}:{}",
+        node.major, node.minor, node.uid, node.gid
+    )
 }
 
 fn attributes(attr: &MountAttr, recursive: bool) -> String {
@@ -208,8 +219,22 @@ fn propagation(kind: u64, recursive: bool) -> String {
 
 fn limit_name(resource: u32) -> String {
     const NAMES: [&str; 16] = [
-        "CPU", "FSIZE", "DATA", "STACK", "CORE", "RSS", "NPROC", "NOFILE", "MEMLOCK", "AS", "LOCKS", "SIGPENDING",
-        "MSGQUEUE", "NICE", "RTPRIO", "RTTIME",
+        "CPU",
+        "FSIZE",
+        "DATA",
+        "STACK",
+        "CORE",
+        "RSS",
+        "NPROC",
+        "NOFILE",
+        "MEMLOCK",
+        "AS",
+        "LOCKS",
+        "SIGPENDING",
+        "MSGQUEUE",
+        "NICE",
+        "RTPRIO",
+        "RTTIME",
     ];
     let name = NAMES.get(resource as usize);
     name.map_or_else(|| format!("RLIMIT {resource}"), |name| format!("RLIMIT_{name}"))

@@ -25,13 +25,22 @@ pub enum Prepare {
     Root(Rootfs),
     Bind(BindPlan),
     /// A bind of one of the container's own version 1 groups; absent when the group is.
-    Group { path: PathBuf, readonly: bool },
+    Group {
+        path: PathBuf,
+        readonly: bool,
+    },
     /// The host's /dev/null, for masks.
     Null,
     /// A namespace, opened by path.
-    Namespace { kind: NamespaceKind, path: PathBuf },
+    Namespace {
+        kind: NamespaceKind,
+        path: PathBuf,
+    },
     /// The n-th namespace descriptor of the request.
-    Given { kind: NamespaceKind, index: usize },
+    Given {
+        kind: NamespaceKind,
+        index: usize,
+    },
     /// The pidfd of the container's first process.
     Target,
     /// Our reaper, as a sealed memfd.
@@ -141,7 +150,11 @@ impl Builder {
         if let Some(score) = process.oom_score_adj {
             // Lowering needs CAP_SYS_RESOURCE; a node without it goes on (as a confined kubelet's node must).
             let value = text(&score.to_string());
-            self.push(Step::WriteProc { path: text("/proc/self/oom_score_adj"), value, forgive: libc::EACCES });
+            self.push(Step::WriteProc {
+                path: text("/proc/self/oom_score_adj"),
+                value,
+                forgive: libc::EACCES,
+            });
         }
         if let Some((file, value)) = &process.label {
             let path = text(&format!("/proc/self/attr/{file}"));
@@ -229,7 +242,9 @@ impl Builder {
                 self.push(Step::Place { from, target });
             }
             Delivery::Fresh(fresh) => self.fresh(fresh, &mount.destination)?,
-            Delivery::Groups { hierarchies, readonly } => self.groups(&mount.destination, hierarchies, *readonly)?,
+            Delivery::Groups { hierarchies, readonly } => {
+                self.groups(&mount.destination, hierarchies, *readonly)?
+            }
         }
         Ok(())
     }
@@ -250,7 +265,12 @@ impl Builder {
     }
 
     /// The usual version 1 tree: a tmpfs, a directory and bind per hierarchy, read-only in the end.
-    fn groups(&mut self, destination: &Path, hierarchies: &[(String, PathBuf)], readonly: bool) -> Result<()> {
+    fn groups(
+        &mut self,
+        destination: &Path,
+        hierarchies: &[(String, PathBuf)],
+        readonly: bool,
+    ) -> Result<()> {
         let attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
         let tmpfs = FreshPlan {
             fstype: "tmpfs".to_owned(),
@@ -296,7 +316,12 @@ impl Builder {
     }
 
     /// From the finished tree to execve.
-    fn process_end(&mut self, process: &ProcessPlan, parked: bool, late_cgroup_namespace: bool) -> Result<()> {
+    fn process_end(
+        &mut self,
+        process: &ProcessPlan,
+        parked: bool,
+        late_cgroup_namespace: bool,
+    ) -> Result<()> {
         let uid = process.uid;
         self.push(Step::StandardStreams { uid });
         if process.terminal {

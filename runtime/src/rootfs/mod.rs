@@ -50,7 +50,9 @@ fn clone_directory(path: &Path, readonly: bool) -> Result<OwnedFd> {
     let error = |e| Error::sys("prepare the root filesystem", path.display().to_string(), e);
     if !path.is_dir() {
         let what = path.display().to_string();
-        return Err(Error::new(Kind::NotFound, "prepare the root filesystem", what).hint("it must be a directory"));
+        return Err(
+            Error::new(Kind::NotFound, "prepare the root filesystem", what).hint("it must be a directory")
+        );
     }
     let name = CString::new(path.as_os_str().as_bytes()).map_err(|e| error(e.into()))?;
     let tree = mount::clone_path(&name, true).map_err(error)?;

@@ -36,6 +36,7 @@ pub fn mount_overlay(overlay: &Overlay) -> Result<OwnedFd> {
     }
     let mut options: Vec<_> = options.iter().map(|(key, value)| (*key, Some(value.as_str()))).collect();
     if overlay.volatile && overlay.upper.is_some() {
+        forget_volatile_mark(overlay);
         options.push(("volatile", None));
     }
     mount::fresh("overlay", &options, 0).map_err(|e| explain(overlay, e))
@@ -75,6 +76,14 @@ fn value(path: &Path, long: &mut Vec<OwnedFd>) -> Result<String> {
     Ok(short)
 }
 
+/// A volatile mount leaves a mark by which the kernel refuses the next one, since a crash may have lost writes between
+/// them. For a container's writable layer that is accepted, and a create that failed may be tried again.
+fn forget_volatile_mark(overlay: &Overlay) {
+    if let Some(work) = &overlay.work {
+        let _ = std::fs::remove_dir_all(work.join("work/incompat/volatile"));
+    }
+}
+
 fn explain(overlay: &Overlay, source: io::Error) -> Error {
     let shown = match (&overlay.upper, overlay.lower.first()) {
         (Some(upper), _) => format!("{} layers, upper {}", overlay.lower.len(), upper.display()),
@@ -83,7 +92,9 @@ fn explain(overlay: &Overlay, source: io::Error) -> Error {
     };
     let hint = match source.raw_os_error() {
         Some(libc::EBUSY) => "upper or work is in use by another overlay",
-        Some(libc::EINVAL) => "see the kernel log: upper may be on a file system that cannot hold one (overlay itself, NFS)",
+        Some(libc::EINVAL) => {
+            "see the kernel log: upper may be on a file system that cannot hold one (overlay itself, NFS)"
+        }
         Some(libc::ENODEV) => "this kernel has no overlayfs",
         Some(libc::ESTALE) => "a layer was changed while mounted",
         _ => return Error::sys("mount the overlay", shown, source),

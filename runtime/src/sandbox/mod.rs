@@ -31,16 +31,8 @@ pub enum NamespaceKind {
 
 impl NamespaceKind {
     /// Every kind.
-    pub const ALL: [Self; 8] = [
-        Self::Network,
-        Self::Ipc,
-        Self::Uts,
-        Self::Pid,
-        Self::User,
-        Self::Mount,
-        Self::Cgroup,
-        Self::Time,
-    ];
+    pub const ALL: [Self; 8] =
+        [Self::Network, Self::Ipc, Self::Uts, Self::Pid, Self::User, Self::Mount, Self::Cgroup, Self::Time];
 
     /// CLONE_NEW* of clone3(2), setns(2), unshare(2).
     pub fn clone_flag(self) -> u32 {
@@ -122,7 +114,8 @@ fn check_sysctls(request: &SandboxRequest) -> Result<Vec<(String, &str)>> {
         _ => false,
     };
     let check = |(key, value): (&'_ String, &'_ String)| -> Result<()> {
-        let refuse = |why: String| Err(Error::new(Kind::Invalid, "set sysctl", format!("{key}={value}: {why}")));
+        let refuse =
+            |why: String| Err(Error::new(Kind::Invalid, "set sysctl", format!("{key}={value}: {why}")));
         match plan::sysctl_namespace(key) {
             None => refuse("it belongs to the whole host, not to a pod".to_owned()),
             Some(kind) if !owned(kind) => refuse(format!("the pod shares the host's {kind} namespace")),
@@ -138,7 +131,8 @@ fn check_sysctls(request: &SandboxRequest) -> Result<Vec<(String, &str)>> {
 }
 
 fn open_netns(path: &Path) -> Result<OwnedFd> {
-    let opened = File::open(path).map_err(|e| Error::sys("open the network namespace", path.display().to_string(), e))?;
+    let opened = File::open(path)
+        .map_err(|e| Error::sys("open the network namespace", path.display().to_string(), e))?;
     Ok(opened.into())
 }
 

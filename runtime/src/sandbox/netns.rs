@@ -4,9 +4,7 @@ use crate::error::Kind;
 use crate::sys::{namespace, network};
 use crate::{Error, Result};
 use rustix::fs::{FlockOperation, Mode, OFlags, StatxFlags, flock, openat, statx};
-use rustix::mount::{
-    MountPropagationFlags, UnmountFlags, mount_bind, mount_change, unmount,
-};
+use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_change, unmount};
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
@@ -18,7 +16,8 @@ pub fn pin_netns(path: &Path) -> Result<()> {
     let shown = || path.display().to_string();
     let error = |e: io::Error| Error::sys("pin the network namespace", shown(), e);
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let no_directory = || Error::new(Kind::Invalid, "pin the network namespace", format!("{} has no directory", shown()));
+    let no_directory =
+        || Error::new(Kind::Invalid, "pin the network namespace", format!("{} has no directory", shown()));
     share_directory(directory.ok_or_else(no_directory)?).map_err(error)?;
     create_exclusively(path).map_err(error)?;
     let pinned = namespace::on_own_thread("netns", || {
@@ -57,7 +56,8 @@ pub fn release_netns_dir(directory: &Path) -> Result<()> {
     match unmount(directory, UnmountFlags::NOFOLLOW) {
         Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => Ok(()),
         Err(errno) => {
-            let error = Error::sys("release the network namespace directory", directory.display().to_string(), errno);
+            let error =
+                Error::sys("release the network namespace directory", directory.display().to_string(), errno);
             if errno == rustix::io::Errno::BUSY {
                 return Err(error.with_kind(Kind::State).hint("namespaces are still pinned below it"));
             }

@@ -130,7 +130,8 @@ impl Child<'_> {
     /// One message on the socket, with a descriptor beside it if there is one. MSG_NOSIGNAL: a parent that is gone must
     /// not kill us by SIGPIPE before we can leave.
     pub(super) fn send(&self, report: Report, descriptor: Option<i32>) -> Raw<()> {
-        let mut vector = libc::iovec { iov_base: (&raw const report).cast_mut().cast(), iov_len: size_of::<Report>() };
+        let mut vector =
+            libc::iovec { iov_base: (&raw const report).cast_mut().cast(), iov_len: size_of::<Report>() };
         let mut control = Rights::new(descriptor.unwrap_or(-1));
         // SAFETY: all-zero is a valid msghdr.
         let mut message: libc::msghdr = unsafe { core::mem::zeroed() };

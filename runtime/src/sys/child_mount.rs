@@ -54,7 +54,12 @@ impl Child<'_> {
         }
     }
 
-    fn mount_fresh(&mut self, mount: &FreshMount, target: &Target, propagation: Option<(&MountAttr, bool)>) -> Raw<()> {
+    fn mount_fresh(
+        &mut self,
+        mount: &FreshMount,
+        target: &Target,
+        propagation: Option<(&MountAttr, bool)>,
+    ) -> Raw<()> {
         let made = make_mount(mount)?;
         if let Some((attr, recursive)) = propagation {
             raw::mount_setattr(made.0, c"", recursive, attr)?;
@@ -267,7 +272,8 @@ fn make_directories(path: &CStr) -> Raw<()> {
 
 fn make_file(path: &CStr) -> Raw<()> {
     with_parent(path, |parent, name| {
-        let flags = (libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_WRONLY) as usize;
+        let flags =
+            (libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_WRONLY) as usize;
         let made = call(libc::SYS_openat, [word(parent), ptr(name), flags, 0o644, 0, 0])?;
         raw::close(made as i32);
         Ok(())

@@ -12,10 +12,14 @@ impl Child<'_> {
     pub(super) fn process_step(&mut self, step: &Step) -> Raw<()> {
         match step {
             Step::CloseForeign => self.close_foreign(),
-            Step::CloseAll => close_gap(3, self.script.socket).and_then(|()| close_from(self.script.socket + 1)),
+            Step::CloseAll => {
+                close_gap(3, self.script.socket).and_then(|()| close_from(self.script.socket + 1))
+            }
             Step::ResetSignals => reset_signals(),
             Step::NewSession => call(libc::SYS_setsid, [0; 6]).map(drop),
-            Step::WriteProc { path, value, forgive: errno } => forgive(write_file(path, value.to_bytes()), *errno),
+            Step::WriteProc { path, value, forgive: errno } => {
+                forgive(write_file(path, value.to_bytes()), *errno)
+            }
             Step::JoinNamespace { from, kind } => set_ns(self.descriptor(*from)?, *kind),
             Step::JoinProcess { pidfd, kinds } => set_ns(self.descriptor(*pidfd)?, *kinds),
             Step::SetHostName(name) => set_name(libc::SYS_sethostname, name),
@@ -24,7 +28,9 @@ impl Child<'_> {
                 call(libc::SYS_unshare, [libc::CLONE_NEWCGROUP as usize, 0, 0, 0, 0, 0]).map(drop)
             }
             Step::StandardStreams { uid } => self.standard_streams(*uid),
-            Step::ControlTerminal => call(libc::SYS_ioctl, [0, libc::TIOCSCTTY as usize, 0, 0, 0, 0]).map(drop),
+            Step::ControlTerminal => {
+                call(libc::SYS_ioctl, [0, libc::TIOCSCTTY as usize, 0, 0, 0, 0]).map(drop)
+            }
             Step::ResourceLimit { resource, soft, hard } => set_limit(*resource, *soft, *hard),
             Step::EnterCgroup => self.enter_cgroup(),
             Step::FileModeMask(mask) => call(libc::SYS_umask, [*mask as usize, 0, 0, 0, 0, 0]).map(drop),

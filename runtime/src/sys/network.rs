@@ -16,7 +16,8 @@ struct FlagsRequest {
 /// Sets IFF_UP on `lo` of this thread's network namespace.
 pub fn loopback_up() -> io::Result<()> {
     let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
-    let mut request = FlagsRequest { name: [0; libc::IFNAMSIZ], flags: libc::IFF_UP as i16, padding: [0; 22] };
+    let mut request =
+        FlagsRequest { name: [0; libc::IFNAMSIZ], flags: libc::IFF_UP as i16, padding: [0; 22] };
     request.name[..2].copy_from_slice(b"lo");
     let args = [word(socket.as_raw_fd()), libc::SIOCSIFFLAGS as usize, &raw const request as usize, 0, 0, 0];
     call(libc::SYS_ioctl, args).map(drop).map_err(io::Error::from_raw_os_error)

@@ -10,6 +10,12 @@ pub fn end(pidfd: impl AsFd) {
     let _ = reap(pidfd);
 }
 
+/// pidfd_send_signal(2).
+pub fn kill(pidfd: impl AsFd, signal: i32) -> io::Result<()> {
+    let signal = Signal::from_named_raw(signal).ok_or(io::ErrorKind::InvalidInput)?;
+    Ok(pidfd_send_signal(pidfd, signal)?)
+}
+
 /// Waits for a child's end. The status word is as waitid(2) tells: the exit code, or the signal, negative.
 pub fn reap(pidfd: impl AsFd) -> io::Result<i32> {
     loop {

@@ -1,14 +1,11 @@
 //! What the tests of this crate share: a root filesystem with busybox, a Kubernetes-like spec, one way to run it.
 
-#![allow(dead_code)]
+#![allow(dead_code, unreachable_pub, missing_debug_implementations)]
 
 use serde_json::{Value, json};
 use slipway_runtime::Result;
-use slipway_runtime::container::Stdio;
-use slipway_runtime::host::Host;
-use slipway_runtime::launch::{self, Launch, Launched};
-use slipway_runtime::plan::{Facts, Plan};
-use slipway_runtime::program::Program;
+use slipway_runtime::cgroup::Cgroup;
+use slipway_runtime::container::{self, CreateRequest, Created, Stdio};
 use slipway_runtime::rootfs::{Overlay, Rootfs};
 use slipway_runtime::sandbox::NamespaceKind;
 use slipway_runtime::sys::process;
@@ -16,6 +13,8 @@ use std::fs;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 /// A directory tree that goes away with its value.
 pub struct Rig {
@@ -39,7 +38,10 @@ impl Rig {
         }
         let busybox = if Path::new("/bin/busybox").exists() { "/bin/busybox" } else { "/usr/bin/busybox" };
         fs::copy(busybox, lower.join("bin/busybox")).unwrap();
-        for name in ["sh", "cat", "true", "false", "ls", "id", "stat", "sleep", "tty", "echo", "mount", "touch", "stty"] {
+        for name in [
+            "sh", "cat", "true", "false", "ls", "id", "stat", "sleep", "tty", "echo", "mount", "touch",
+            "stty",
+        ] {
             std::os::unix::fs::symlink("busybox", lower.join("bin").join(name)).unwrap();
         }
         let passwd = "root:x:0:0:root:/root:/bin/sh\nweb:x:33:33:web:/srv/www:/bin/sh\n";
@@ -63,8 +65,8 @@ impl Rig {
         })
     }
 
-    /// Creates up to the park, without a control group.
-    pub fn create(&self, spec: &Value, stdio: Stdio) -> Result<(Launched, Vec<String>)> {
+    /// Creates up to the park.
+    pub fn create(&self, spec: &Value, stdio: Stdio) -> Result<Created> {
         self.create_in(spec, stdio, Vec::new())
     }
 
@@ -73,17 +75,18 @@ impl Rig {
         spec: &Value,
         stdio: Stdio,
         join: Vec<(NamespaceKind, OwnedFd)>,
-    ) -> Result<(Launched, Vec<String>)> {
-        let spec = serde_json::from_value(spec.clone()).unwrap();
-        let rootfs = self.overlay();
-        let kinds: Vec<NamespaceKind> = join.iter().map(|(kind, _)| *kind).collect();
-        let facts =
-            Facts { host: Host::current(), bundle: self.dir.path(), rootfs: &rootfs, given: &kinds, home: None };
-        let plan = Plan::new("test", &spec, &facts)?;
-        let program = Program::create(&plan)?;
-        let given = join.into_iter().map(|(_, fd)| fd).collect();
-        let launched = launch::launch(&program, Launch { given, stdio, window: plan.process.window, ..Launch::default() })?;
-        Ok((launched, program.sentences()))
+    ) -> Result<Created> {
+        container::create(self.request(spec, stdio, join))
+    }
+
+    pub fn request(&self, spec: &Value, stdio: Stdio, join: Vec<(NamespaceKind, OwnedFd)>) -> CreateRequest {
+        let mut spec = spec.clone();
+        if spec["linux"]["cgroupsPath"].is_null() {
+            spec["linux"]["cgroupsPath"] = json!(unique_group());
+        }
+        let spec = serde_json::from_value(spec).unwrap();
+        let bundle = self.dir.path().to_owned();
+        CreateRequest { id: "test".into(), bundle, spec, rootfs: self.overlay(), join, stdio }
     }
 
     /// Runs `sh -c script` in a container to its end.
@@ -94,23 +97,64 @@ impl Rig {
     }
 
     pub fn run(&self, spec: &Value) -> Result<Outcome> {
-        let (mut read, write) = std::io::pipe().unwrap();
-        let error = write.try_clone().unwrap();
-        let stdio = Stdio { stdin: None, stdout: Some(write.into()), stderr: Some(error.into()) };
-        let (launched, sentences) = self.create(spec, stdio)?;
-        let started = launch::start(&launched.socket, &sentences);
+        self.run_in(spec, Vec::new())
+    }
+
+    pub fn run_in(&self, spec: &Value, join: Vec<(NamespaceKind, OwnedFd)>) -> Result<Outcome> {
+        let (mut read, stdio) = piped();
+        let created = self.create_in(spec, stdio, join)?;
+        let started = created.start.start();
         let mut out = String::new();
         read.read_to_string(&mut out).unwrap();
-        let status = process::reap(&launched.pidfd).unwrap();
+        let status = finish(created);
         started?;
         Ok(Outcome { out, status })
     }
 }
 
+/// Standard output and error into one pipe.
+pub fn piped() -> (std::io::PipeReader, Stdio) {
+    let (read, write) = std::io::pipe().unwrap();
+    let error = write.try_clone().unwrap();
+    (read, Stdio { stdin: None, stdout: Some(write.into()), stderr: Some(error.into()) })
+}
+
+/// Reaps the process, removes the group, and makes sure it is gone.
+pub fn finish(created: Created) -> i32 {
+    let status = process::reap(&created.pidfd).unwrap();
+    let path = created.cgroup.path();
+    created.cgroup.remove(Duration::from_secs(5)).unwrap();
+    assert!(Cgroup::open(&path).is_err(), "{path} is left");
+    status
+}
+
+/// Ends a container that would not end by itself.
+pub fn kill(created: Created) {
+    process::kill(&created.pidfd, libc::SIGKILL).unwrap();
+    finish(created);
+}
+
+/// A control group no other test uses.
+pub fn unique_group() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!("/slipway-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
 /// Capabilities containerd gives by default.
 pub const USUAL: [&str; 14] = [
-    "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW", "CAP_SETGID",
-    "CAP_SETUID", "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL",
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FSETID",
+    "CAP_FOWNER",
+    "CAP_MKNOD",
+    "CAP_NET_RAW",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETFCAP",
+    "CAP_SETPCAP",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_SYS_CHROOT",
+    "CAP_KILL",
     "CAP_AUDIT_WRITE",
 ];
 
