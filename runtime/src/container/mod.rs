@@ -3,13 +3,26 @@
 //! Every handle can be taken apart into descriptors and plain data and put together again, because the keeper must
 //! survive its own death with them (DESIGN 1B). Nobody here waits for exits: that is the holder of the pidfd.
 
-use crate::Result;
+mod home;
+
 use crate::cgroup::Cgroup;
-use crate::rootfs::Rootfs;
+use crate::host::Host;
+use crate::launch::{self, Launch, Launched};
+use crate::plan::{self, Facts, Plan};
+use crate::program::Program;
+use crate::rootfs::{self, Rootfs};
 use crate::sandbox::NamespaceKind;
+use crate::seccomp::{self, Filter};
+use crate::sys::process;
+use crate::{Error, Result};
 use oci_spec::runtime::{Process, Spec};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+/// How long an undo waits for a dead child to leave its group.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The three standard streams of a new process; absent means /dev/null.
 #[derive(Debug, Default)]
@@ -58,9 +71,10 @@ impl StartPipe {
     /// Sends the byte and waits for execve's fate. After an error the child is dead or dying: reap it as usual.
     ///
     /// # Errors
-    /// The failed step with its errno; for execve itself `NotFound`/`Invalid` with the command named.
+    /// The failed step with its errno; for execve itself `NotFound`/`Invalid` with the command named. `State` when
+    /// nobody waits any more.
     pub fn start(&self) -> Result<()> {
-        todo!()
+        launch::start(&self.socket, &self.steps)
     }
 }
 
@@ -69,8 +83,42 @@ impl StartPipe {
 /// Reads no config file; makes cgroup, detached mounts and namespaces; on error nothing is left: no process, mount,
 /// namespace or cgroup.
 pub fn create(request: CreateRequest) -> Result<Created> {
-    drop(request);
-    todo!()
+    let CreateRequest { id, bundle, spec, rootfs, join, stdio } = request;
+    forbid_inspection()?;
+    let filter = filter(&spec)?;
+    let root = rootfs::mount_root(&rootfs)?;
+    let home = spec.process().as_ref().and_then(|process| home::find(&root, process));
+    let kinds: Vec<NamespaceKind> = join.iter().map(|(kind, _)| *kind).collect();
+    let facts = Facts {
+        host: Host::current(),
+        bundle: &bundle,
+        rootfs: &rootfs,
+        given: &kinds,
+        home: home.as_deref(),
+    };
+    let plan = Plan::new(&id, &spec, &facts)?;
+    let program = Program::create(&plan)?;
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    let cgroup = Cgroup::create(&plan.cgroup_path, resources)?;
+    let launched = cgroup.join().and_then(|group| {
+        let given = join.into_iter().map(|(_, fd)| fd).collect();
+        let (root, window) = (Some(root), plan.process.window);
+        launch::launch(
+            &program,
+            Launch { root, given, target: None, stdio, filter, join: Some(group), window },
+        )
+    });
+    match launched {
+        Ok(Launched { pid, pidfd, socket, pty }) => {
+            let start = StartPipe { socket, steps: program.sentences() };
+            Ok(Created { pid, pidfd, cgroup, pty, start })
+        }
+        Err(error) => {
+            // The first error is the one to tell; what is left of the group the audit will find.
+            let _ = cgroup.remove(PATIENCE);
+            Err(error)
+        }
+    }
 }
 
 /// What `exec` needs of a live container.
@@ -100,12 +148,50 @@ pub struct Exec {
 
 /// Starts a process in a running container: one clone3, no helper program. Returns after execve.
 pub fn exec(request: ExecRequest<'_>) -> Result<Exec> {
-    let _ = request;
-    todo!()
+    let ExecRequest { exec_id, pid, pidfd, spec, process, cgroup, stdio } = request;
+    forbid_inspection()?;
+    let filter = filter(spec)?;
+    let home = home::find_in_process(pid, process);
+    let plan = plan::exec(process, spec, Host::current(), home.as_deref())?;
+    let program = Program::exec(&plan)?;
+    let group = cgroup.exec_group(exec_id)?;
+    let launched = group.join().and_then(|join| {
+        let target = Some(pidfd.as_fd());
+        let join = Some(join);
+        launch::launch(
+            &program,
+            Launch { target, stdio, filter, join, window: plan.window, ..Launch::default() },
+        )
+    });
+    match launched {
+        Ok(Launched { pid, pidfd, pty, .. }) => Ok(Exec { pid, pidfd, cgroup: group, pty }),
+        Err(error) => {
+            let _ = group.remove(PATIENCE);
+            Err(error)
+        }
+    }
 }
 
 /// Says what `create` would do, one line per kernel step, without doing it and without root.
 pub fn explain(request: &CreateRequest) -> Result<Vec<String>> {
-    let _ = request;
-    todo!()
+    let kinds: Vec<NamespaceKind> = request.join.iter().map(|(kind, _)| *kind).collect();
+    let (bundle, rootfs) = (&request.bundle, &request.rootfs);
+    let facts = Facts { host: Host::current(), bundle, rootfs, given: &kinds, home: None };
+    let plan = Plan::new(&request.id, &request.spec, &facts)?;
+    Ok(Program::create(&plan)?.explain())
+}
+
+fn filter(spec: &Spec) -> Result<Option<Filter>> {
+    let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
+    profile.map(seccomp::compile).transpose()
+}
+
+/// Once per process: a container that can see our children before execve must not read our memory through them.
+fn forbid_inspection() -> Result<()> {
+    static DONE: OnceLock<()> = OnceLock::new();
+    if DONE.get().is_none() {
+        process::forbid_inspection().map_err(|e| Error::sys("protect this process", "PR_SET_DUMPABLE", e))?;
+        let _ = DONE.set(());
+    }
+    Ok(())
 }

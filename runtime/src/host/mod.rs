@@ -1,4 +1,10 @@
-//! Facts about this host, probed once per process: cgroup layout, kernel features, own capabilities.
+//! Facts about this host, probed once per process: cgroup layout, security modules, own capabilities.
+//!
+//! Plans are made against these facts, so that a plan is a pure function and a test can invent a host.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::OnceLock;
 
 /// How control groups are laid out on this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -7,4 +13,91 @@ pub enum CgroupLayout {
     V1,
     /// One unified hierarchy at /sys/fs/cgroup.
     V2,
+}
+
+/// One mounted version 1 hierarchy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hierarchy {
+    /// Directory name below /sys/fs/cgroup: `memory`, `cpu,cpuacct`, `systemd`.
+    pub name: String,
+    /// Mount point on the host.
+    pub path: PathBuf,
+}
+
+/// Everything a plan may depend on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Host {
+    pub cgroups: CgroupLayout,
+    /// Version 1 hierarchies, in mount order; empty on version 2.
+    pub hierarchies: Vec<Hierarchy>,
+    /// Capabilities this process can give (permitted and in the bounding set), number n at bit n.
+    pub capabilities: u64,
+    pub apparmor: bool,
+    pub selinux: bool,
+}
+
+impl Host {
+    /// The facts of this host; read once.
+    pub fn current() -> &'static Self {
+        static HOST: OnceLock<Host> = OnceLock::new();
+        HOST.get_or_init(Self::probe)
+    }
+
+    fn probe() -> Self {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let hierarchies = hierarchies(&mounts);
+        let cgroups = if hierarchies.is_empty() { CgroupLayout::V2 } else { CgroupLayout::V1 };
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        Self {
+            cgroups,
+            hierarchies,
+            capabilities: capability_line(&status, "CapPrm:") & capability_line(&status, "CapBnd:"),
+            apparmor: fs::read("/sys/module/apparmor/parameters/enabled").is_ok_and(|v| v.starts_with(b"Y")),
+            selinux: fs::metadata("/sys/fs/selinux/enforce").is_ok(),
+        }
+    }
+}
+
+/// Version 1 hierarchies in a mountinfo text. One of several mounts of the same hierarchy wins: the first.
+fn hierarchies(mountinfo: &str) -> Vec<Hierarchy> {
+    let mut found: Vec<Hierarchy> = Vec::new();
+    for line in mountinfo.lines() {
+        let Some((left, right)) = line.split_once(" - ") else { continue };
+        let Some(point) = left.split(' ').nth(4) else { continue };
+        if right.split(' ').next() != Some("cgroup") {
+            continue;
+        }
+        let path = PathBuf::from(point);
+        let Some(name) = path.file_name().map(|name| name.to_string_lossy().into_owned()) else { continue };
+        if !found.iter().any(|known| known.name == name) {
+            found.push(Hierarchy { name, path });
+        }
+    }
+    found
+}
+
+fn capability_line(status: &str, key: &str) -> u64 {
+    let value = status.lines().find_map(|line| line.strip_prefix(key)).unwrap_or("0");
+    u64::from_str_radix(value.trim(), 16).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_version_1_hierarchies_and_not_the_unified_one() {
+        let text = "33 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw shared:9 - cgroup cgroup rw,cpu,cpuacct\n\
+                    41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
+        let found = hierarchies(text);
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].name, "cpu,cpuacct");
+        assert_eq!(found[0].path, PathBuf::from("/sys/fs/cgroup/cpu,cpuacct"));
+    }
+
+    #[test]
+    fn reads_capability_masks() {
+        assert_eq!(capability_line("Name:\tx\nCapPrm:\t000001fffeffffff\n", "CapPrm:"), 0x1ff_feff_ffff);
+        assert_eq!(capability_line("", "CapPrm:"), 0);
+    }
 }

@@ -1,9 +1,20 @@
 //! Root filesystems and mounts as values: everything is made detached, as descriptors, and only placed by the child.
 
-use crate::Result;
+mod overlay;
+
+pub use overlay::mount_overlay;
+
+use crate::error::Kind;
+use crate::sys::mount;
+use crate::sys::raw::MountAttr;
+use crate::{Error, Result};
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use serde::{Deserialize, Serialize};
+use std::ffi::CString;
+use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 /// Where a container's root filesystem comes from.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
@@ -26,15 +37,48 @@ pub struct Overlay {
     pub volatile: bool,
 }
 
-/// Mounts `overlay` detached: the descriptor is the mount, closing it is the unmount. For reading
-/// `/etc/passwd` of an image (open below it with [`open_in_root`]) and for launching.
-pub fn mount_overlay(overlay: &Overlay) -> Result<OwnedFd> {
-    let _ = overlay;
-    todo!()
+/// The root filesystem as a detached, private mount.
+pub fn mount_root(rootfs: &Rootfs) -> Result<OwnedFd> {
+    match rootfs {
+        Rootfs::Overlay(overlay) => mount_overlay(overlay),
+        Rootfs::Directory(path) => clone_directory(path, false),
+    }
 }
 
-/// Opens `path` for reading below `root` as if `root` were `/` (openat2 RESOLVE_IN_ROOT): no symlink leaves it.
-pub fn open_in_root(root: &impl std::os::fd::AsFd, path: &std::path::Path) -> Result<std::fs::File> {
-    let _ = (root.as_fd(), path);
-    todo!()
+/// A detached, private copy of the tree at a directory.
+fn clone_directory(path: &Path, readonly: bool) -> Result<OwnedFd> {
+    let error = |e| Error::sys("prepare the root filesystem", path.display().to_string(), e);
+    if !path.is_dir() {
+        let what = path.display().to_string();
+        return Err(
+            Error::new(Kind::NotFound, "prepare the root filesystem", what).hint("it must be a directory")
+        );
+    }
+    let name = CString::new(path.as_os_str().as_bytes()).map_err(|e| error(e.into()))?;
+    let tree = mount::clone_path(&name, true).map_err(error)?;
+    let set = if readonly { libc::MOUNT_ATTR_RDONLY } else { 0 };
+    let attr = MountAttr { set, propagation: libc::MS_PRIVATE, ..MountAttr::default() };
+    mount::set_attributes(&tree, true, &attr).map_err(error)?;
+    Ok(tree)
+}
+
+/// Opens the regular file `path` for reading below `root` as if `root` were `/` (openat2 RESOLVE_IN_ROOT): no symlink
+/// leaves it.
+pub fn open_in_root(root: &impl std::os::fd::AsFd, path: &Path) -> Result<File> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let shown = || path.display().to_string();
+    let error = |e: std::io::Error| Error::sys("open in the root filesystem", shown(), e);
+    let opened = loop {
+        match openat2(root, path, flags, Mode::empty(), resolve) {
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
+            other => break other.map_err(|e| error(e.into()))?,
+        }
+    };
+    let file = File::from(opened);
+    if file.metadata().map_err(error)?.is_file() {
+        Ok(file)
+    } else {
+        Err(Error::new(Kind::Invalid, "open in the root filesystem", shown()).hint("not a regular file"))
+    }
 }

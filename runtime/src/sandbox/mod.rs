@@ -1,8 +1,19 @@
 //! A pod's namespaces, held as descriptors; no pause process (DESIGN 1B).
 
-use crate::Result;
+mod netns;
+
+pub use netns::{pin_netns, release_netns_dir, unpin_netns};
+
+use crate::error::Kind;
+use crate::launch::{self, Launch, Launched};
+use crate::plan;
+use crate::program::Program;
+use crate::sys::{namespace, process};
+use crate::{Error, Result};
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 /// Namespace kinds a pod can hold.
@@ -16,6 +27,43 @@ pub enum NamespaceKind {
     Mount,
     Cgroup,
     Time,
+}
+
+impl NamespaceKind {
+    /// Every kind.
+    pub const ALL: [Self; 8] =
+        [Self::Network, Self::Ipc, Self::Uts, Self::Pid, Self::User, Self::Mount, Self::Cgroup, Self::Time];
+
+    /// CLONE_NEW* of clone3(2), setns(2), unshare(2).
+    pub fn clone_flag(self) -> u32 {
+        let flag = match self {
+            Self::Network => libc::CLONE_NEWNET,
+            Self::Ipc => libc::CLONE_NEWIPC,
+            Self::Uts => libc::CLONE_NEWUTS,
+            Self::Pid => libc::CLONE_NEWPID,
+            Self::User => libc::CLONE_NEWUSER,
+            Self::Mount => libc::CLONE_NEWNS,
+            Self::Cgroup => libc::CLONE_NEWCGROUP,
+            Self::Time => libc::CLONE_NEWTIME,
+        };
+        flag as u32
+    }
+}
+
+impl std::fmt::Display for NamespaceKind {
+    /// The word of the OCI runtime specification.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Network => "network",
+            Self::Ipc => "ipc",
+            Self::Uts => "uts",
+            Self::Pid => "pid",
+            Self::User => "user",
+            Self::Mount => "mount",
+            Self::Cgroup => "cgroup",
+            Self::Time => "time",
+        })
+    }
 }
 
 /// What a pod asks of its own namespaces.
@@ -45,20 +93,108 @@ pub struct Sandbox {
 impl Sandbox {
     /// Makes everything asked for on a throw-away thread; on error nothing is left.
     pub fn create(request: &SandboxRequest) -> Result<Self> {
-        let _ = request;
-        todo!()
+        let sysctls = check_sysctls(request)?;
+        let netns = request.netns.as_deref().map(open_netns).transpose()?;
+        let made = namespace::on_own_thread("sandbox", || make(request, netns, &sysctls));
+        made.map_err(|e| Error::sys("make the pod's namespaces", "thread", e))?
+    }
+
+    /// Takes the sandbox apart; the descriptors keep the namespaces alive.
+    pub fn into_fds(self) -> Vec<(NamespaceKind, OwnedFd)> {
+        self.namespaces
     }
 }
 
-/// Makes a network namespace (with `lo` up) and pins it at `path` (bind mount on an O_EXCL file), so that CNI and
-/// agents can name it. The directory must be a shared mount for others to see it (CNI-RT-15): made so if needed.
-pub fn pin_netns(path: &Path) -> Result<()> {
-    let _ = path;
-    todo!()
+/// File and value of each sysctl, all of namespaces that the pod has of its own.
+fn check_sysctls(request: &SandboxRequest) -> Result<Vec<(String, &str)>> {
+    let owned = |kind| match kind {
+        NamespaceKind::Ipc => request.ipc,
+        NamespaceKind::Uts => request.hostname.is_some(),
+        NamespaceKind::Network => request.netns.is_some(),
+        _ => false,
+    };
+    let check = |(key, value): (&'_ String, &'_ String)| -> Result<()> {
+        let refuse =
+            |why: String| Err(Error::new(Kind::Invalid, "set sysctl", format!("{key}={value}: {why}")));
+        match plan::sysctl_namespace(key) {
+            None => refuse("it belongs to the whole host, not to a pod".to_owned()),
+            Some(kind) if !owned(kind) => refuse(format!("the pod shares the host's {kind} namespace")),
+            Some(_) => Ok(()),
+        }
+    };
+    let mut files = Vec::new();
+    for (key, value) in &request.sysctls {
+        check((key, value))?;
+        files.push((plan::sysctl_file(key)?, value.as_str()));
+    }
+    Ok(files)
 }
 
-/// Unpins: detach, unlink; missing is success (CNI-RT-16).
-pub fn unpin_netns(path: &Path) -> Result<()> {
-    let _ = path;
-    todo!()
+fn open_netns(path: &Path) -> Result<OwnedFd> {
+    let opened = File::open(path)
+        .map_err(|e| Error::sys("open the network namespace", path.display().to_string(), e))?;
+    Ok(opened.into())
+}
+
+/// On a throw-away thread: whatever this does to the thread ends with it.
+fn make(request: &SandboxRequest, netns: Option<OwnedFd>, sysctls: &[(String, &str)]) -> Result<Sandbox> {
+    let mut kinds = 0;
+    if request.ipc {
+        kinds |= NamespaceKind::Ipc.clone_flag();
+    }
+    if request.hostname.is_some() {
+        kinds |= NamespaceKind::Uts.clone_flag();
+    }
+    if kinds != 0 {
+        namespace::unshare(kinds).map_err(|e| Error::sys("make the pod's namespaces", "unshare", e))?;
+    }
+    let mut namespaces = Vec::new();
+    if let Some(netns) = netns {
+        namespace::join(netns.as_fd(), NamespaceKind::Network.clone_flag())
+            .map_err(|e| Error::sys("join the pod's network namespace", "setns", e))?;
+        namespaces.push((NamespaceKind::Network, netns));
+    }
+    if let Some(name) = &request.hostname {
+        let error = |e: rustix::io::Errno| Error::sys("set the host name", name.clone(), e);
+        rustix::system::sethostname(name.as_bytes()).map_err(error)?;
+    }
+    for (file, value) in sysctls {
+        write_sysctl(file, value)?;
+    }
+    let own = |name| namespace::own(name).map_err(|e| Error::sys("hold the pod's namespace", name, e));
+    if request.ipc {
+        namespaces.push((NamespaceKind::Ipc, own("ipc")?));
+    }
+    if request.hostname.is_some() {
+        namespaces.push((NamespaceKind::Uts, own("uts")?));
+    }
+    let reaper = if request.shared_pid { Some(start_reaper(&mut namespaces)?) } else { None };
+    Ok(Sandbox { namespaces, reaper })
+}
+
+fn write_sysctl(file: &str, value: &str) -> Result<()> {
+    let path = format!("/proc/sys/{file}");
+    let written = File::options().write(true).open(&path).and_then(|mut f| f.write_all(value.as_bytes()));
+    written.map_err(|e| {
+        let hint = match e.raw_os_error() {
+            Some(libc::ENOENT) => "this kernel does not have that setting",
+            _ => "the kernel refused the value",
+        };
+        Error::sys("set sysctl", format!("{path}={value}"), e).with_kind(Kind::Invalid).hint(hint)
+    })
+}
+
+/// Pid 1 of a new PID namespace, in the pod's other namespaces.
+fn start_reaper(namespaces: &mut Vec<(NamespaceKind, OwnedFd)>) -> Result<(i32, OwnedFd)> {
+    let Launched { pid, pidfd, .. } = launch::launch(&Program::reaper(), Launch::default())?;
+    match File::open(format!("/proc/{pid}/ns/pid")) {
+        Ok(namespace) => {
+            namespaces.push((NamespaceKind::Pid, namespace.into()));
+            Ok((pid, pidfd))
+        }
+        Err(error) => {
+            process::end(&pidfd);
+            Err(Error::sys("hold the pod's namespace", "pid", error))
+        }
+    }
 }

@@ -1,0 +1,235 @@
+//! Runs a [`Program`]: prepares its descriptors, makes the one clone3, and turns the child's 8 bytes into a sentence.
+//!
+//! Owns everything it makes until it answers; on error the child is dead and reaped and every descriptor closed, and with
+//! them every mount and namespace that only they held.
+
+mod prepare;
+
+use crate::cgroup::Join;
+use crate::container::Stdio;
+use crate::error::Kind;
+use crate::program::{EXECUTE, FIND_COMMAND, PidNamespace, Program};
+use crate::seccomp::Filter;
+use crate::sys::child::{PARKED, Report, Script, TERMINAL};
+use crate::sys::clone::{Born, spawn};
+use crate::sys::socket::{self, Message};
+use crate::sys::{namespace, process};
+use crate::{Error, Result};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+/// What a program needs that is not data.
+#[derive(Debug, Default)]
+pub struct Launch<'a> {
+    /// The root filesystem, when the caller has it already.
+    pub root: Option<OwnedFd>,
+    /// For `Prepare::Given`.
+    pub given: Vec<OwnedFd>,
+    /// For `Prepare::Target`.
+    pub target: Option<BorrowedFd<'a>>,
+    pub stdio: Stdio,
+    pub filter: Option<Filter>,
+    pub join: Option<Join>,
+    /// Columns and rows of the terminal.
+    pub window: Option<(u16, u16)>,
+}
+
+/// A child that is parked (the program has a `Park`), or has passed execve.
+#[derive(Debug)]
+pub struct Launched {
+    pub pid: i32,
+    pub pidfd: OwnedFd,
+    pub socket: OwnedFd,
+    pub pty: Option<OwnedFd>,
+}
+
+/// Runs `program` up to its `Park`, or to execve if it has none.
+pub fn launch(program: &Program, launch: Launch<'_>) -> Result<Launched> {
+    let window = launch.window;
+    let prepared = prepare::Prepared::new(program, launch)?;
+    let (ours, theirs) = socket::pair().map_err(|e| Error::sys("make the launch socket", "socketpair", e))?;
+    let theirs = process::raised(theirs).map_err(|e| Error::sys("make the launch socket", "fcntl", e))?;
+    let born = clone_child(program, &prepared, &theirs)?;
+    drop((theirs, prepared));
+    match follow(&ours, &program.sentences()) {
+        Ok(pty) => {
+            if let (Some(pty), Some((columns, rows))) = (&pty, window) {
+                // A terminal without its first size still works, and resizes later.
+                let _ = process::set_window(pty, columns, rows);
+            }
+            Ok(Launched { pid: born.pid, pidfd: born.pidfd, socket: ours, pty })
+        }
+        Err(failure) => Err(fail(&born, failure)),
+    }
+}
+
+/// Why a child did not get there.
+enum Failure {
+    Told(Error),
+    /// The socket ended without a word.
+    Silent,
+}
+
+/// Reads the child's messages until it is parked or gone through execve.
+fn follow(socket: &OwnedFd, sentences: &[String]) -> Result<Option<OwnedFd>, Failure> {
+    let parks = sentences.iter().any(|sentence| sentence == crate::program::PARK);
+    let mut pty = None;
+    loop {
+        match socket::receive(socket)
+            .map_err(|e| Failure::Told(Error::sys("follow the launch", "recvmsg", e)))?
+        {
+            Message::End if parks => return Err(Failure::Silent),
+            Message::End => return Ok(pty),
+            Message::Report(Report { step: PARKED, .. }, _) => return Ok(pty),
+            Message::Report(Report { step: TERMINAL, .. }, master) => pty = master,
+            Message::Report(report, _) => return Err(Failure::Told(explain_report(report, sentences))),
+        }
+    }
+}
+
+fn fail(born: &Born, failure: Failure) -> Error {
+    match failure {
+        Failure::Told(error) => {
+            process::end(&born.pidfd);
+            error
+        }
+        Failure::Silent => {
+            // The end of the socket is the end of the process: this does not wait for long.
+            let status = process::reap(&born.pidfd).unwrap_or(0);
+            let how = if status < 0 { format!("signal {}", -status) } else { format!("exit code {status}") };
+            Error::new(Kind::Kernel, "set up the container", format!("its process ended early by {how}"))
+                .hint("look for the OOM killer in the kernel log, or who killed it")
+        }
+    }
+}
+
+/// The failed step in words, with the errno's class and a hint.
+pub fn explain_report(report: Report, sentences: &[String]) -> Error {
+    let number = report.step as usize;
+    let sentence = sentences.get(number).map_or("an unknown step", String::as_str);
+    let source = io::Error::from_raw_os_error(report.errno);
+    let step = format!("step {} of {}", number + 1, sentences.len());
+    let mut error = Error::sys(step, sentence, source);
+    if let Some(kind) = kind_of(sentence, report.errno) {
+        error = error.with_kind(kind);
+    }
+    match hint_for(sentence, report.errno) {
+        Some(hint) => error.hint(hint),
+        None => error,
+    }
+}
+
+fn kind_of(sentence: &str, errno: i32) -> Option<Kind> {
+    let command = sentence.starts_with(FIND_COMMAND) || sentence.starts_with(EXECUTE);
+    match errno {
+        libc::ENOENT if command => Some(Kind::NotFound),
+        libc::EACCES | libc::ENOEXEC | libc::ENOTDIR | libc::ELOOP | libc::E2BIG | libc::EISDIR
+            if command =>
+        {
+            Some(Kind::Invalid)
+        }
+        libc::EXDEV | libc::ENOTDIR | libc::ELOOP | libc::ENAMETOOLONG | libc::EINVAL => Some(Kind::Invalid),
+        libc::ENODEV => Some(Kind::Unsupported),
+        _ => None,
+    }
+}
+
+fn hint_for(sentence: &str, errno: i32) -> Option<&'static str> {
+    let is = |start: &str| sentence.starts_with(start);
+    match errno {
+        libc::ENOENT if is(FIND_COMMAND) => {
+            Some("no such command in the container: check the image and PATH")
+        }
+        libc::ENOENT if is(EXECUTE) => Some("the file is there, its interpreter or loader is not"),
+        libc::EACCES if is(FIND_COMMAND) => Some("the file is not executable by this user"),
+        libc::ENOEXEC if is(EXECUTE) => Some("not a program for this machine, or a script without #! line"),
+        libc::EXDEV if is("place") || is("mount") => Some("the target leads into /proc"),
+        libc::ENOTDIR if is("place") => {
+            Some("a directory cannot be mounted on a file, nor a file on a directory")
+        }
+        libc::EROFS if is("place") || is("mount") || is("make") => {
+            Some("the target is missing on a read-only file system")
+        }
+        libc::ENODEV if is("mount") => Some("this kernel does not have that file system"),
+        libc::EPERM if is("limit") => {
+            Some("raising a hard limit needs CAP_SYS_RESOURCE, which this process lacks")
+        }
+        libc::ENOENT if is("write") => Some("this kernel does not have that setting"),
+        libc::EINVAL if is("write") => Some("the kernel refused the value"),
+        libc::ENOENT if is("verify directory") => {
+            Some("the working directory is outside the root filesystem")
+        }
+        _ => None,
+    }
+}
+
+/// The clone, on a throw-away thread when a pid namespace is to be joined: that changes the thread for good.
+fn clone_child(program: &Program, prepared: &prepare::Prepared<'_>, socket: &OwnedFd) -> Result<Born> {
+    let stdio = prepared.stdio();
+    let tasks = prepared.tasks();
+    let mut keep: Vec<i32> = prepared.numbers().iter().copied().filter(|fd| *fd > 2).collect();
+    keep.extend(stdio.iter().chain(&tasks).copied().chain([socket.as_raw_fd()]));
+    keep.sort_unstable();
+    keep.dedup();
+    let script = Script {
+        steps: &program.steps,
+        descriptors: prepared.numbers(),
+        socket: socket.as_raw_fd(),
+        stdio,
+        tasks: &tasks,
+        keep: &keep,
+        filter: prepared.filter(),
+        filter_flags: prepared.filter_flags(),
+    };
+    let cgroup = prepared.cgroup();
+    let joined = match program.pid_namespace {
+        PidNamespace::Inherited => spawn(&script, program.new_namespaces, cgroup),
+        PidNamespace::Joined(handle) | PidNamespace::OfProcess(handle) => {
+            let from = prepared.get(handle)?;
+            let by_process = matches!(program.pid_namespace, PidNamespace::OfProcess(_));
+            namespace::on_own_thread("launch", || {
+                if by_process {
+                    namespace::join_pid_of(from)?;
+                } else {
+                    namespace::join(from, libc::CLONE_NEWPID as u32)?;
+                }
+                spawn(&script, program.new_namespaces, cgroup)
+            })
+            .and_then(|born| born)
+        }
+    };
+    joined.map_err(clone_error)
+}
+
+fn clone_error(source: io::Error) -> Error {
+    let hint = match source.raw_os_error() {
+        Some(libc::ESRCH) => Some("the container is not running"),
+        Some(libc::EAGAIN) => {
+            Some("a limit on processes is reached: pids cgroup, RLIMIT_NPROC or kernel.pid_max")
+        }
+        Some(libc::ENOSPC) => Some("a limit on namespaces is reached: see /proc/sys/user"),
+        _ => None,
+    };
+    let state = source.raw_os_error() == Some(libc::ESRCH);
+    let mut error = Error::sys("clone the process", "clone3", source);
+    if state {
+        error = error.with_kind(Kind::State);
+    }
+    match hint {
+        Some(hint) => error.hint(hint),
+        None => error,
+    }
+}
+
+/// Sends the byte to a parked child and waits for execve's fate.
+pub fn start(socket: impl AsFd, sentences: &[String]) -> Result<()> {
+    socket::send_byte(&socket).map_err(|source| {
+        Error::sys("start", "send the start byte", source)
+            .with_kind(Kind::State)
+            .hint("the container is not waiting: it was started before, or its process is gone")
+    })?;
+    match socket::receive(&socket).map_err(|e| Error::sys("start", "recvmsg", e))? {
+        Message::End => Ok(()),
+        Message::Report(report, _) => Err(explain_report(report, sentences)),
+    }
+}

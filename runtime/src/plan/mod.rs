@@ -1,0 +1,361 @@
+//! Everything decided: an OCI [`Spec`] against the facts of a host becomes a [`Plan`].
+//!
+//! Owns: what the spec's words mean here, and refusing what cannot be done. Pure: no system call, no root, no clock.
+//! After this nobody looks at the spec again.
+
+mod capabilities;
+mod mounts;
+mod process;
+
+pub use mounts::{BindPlan, Delivery, FreshPlan, MountPlan};
+pub use process::{Limit, ProcessPlan};
+
+use crate::error::Kind;
+use crate::host::{CgroupLayout, Host};
+use crate::rootfs::Rootfs;
+use crate::sandbox::NamespaceKind;
+use crate::{Error, Result};
+use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, LinuxNamespaceType, Process, Spec};
+use std::path::{Component, Path, PathBuf};
+
+/// How a kind of namespace comes to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NamespaceSource {
+    New,
+    /// Opened by path at launch.
+    Path(PathBuf),
+    /// The n-th descriptor of the request.
+    Given(usize),
+}
+
+/// One namespace of the container; kinds that are not listed are the host's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamespacePlan {
+    pub kind: NamespaceKind,
+    pub source: NamespaceSource,
+}
+
+/// A device node to make.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DevicePlan {
+    pub path: PathBuf,
+    /// S_IFCHR, S_IFBLK or S_IFIFO with the permission bits.
+    pub mode: u32,
+    pub major: u32,
+    pub minor: u32,
+    pub uid: u32,
+    pub gid: u32,
+}
+
+/// A container, decided.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub namespaces: Vec<NamespacePlan>,
+    pub rootfs: Rootfs,
+    pub root_readonly: bool,
+    /// MS_* propagation of the root in the end, and whether for all below it.
+    pub root_propagation: Option<(u64, bool)>,
+    pub mounts: Vec<MountPlan>,
+    /// None when /dev is a bind of somebody else's: then it is left alone.
+    pub devices: Option<Vec<DevicePlan>>,
+    pub masked: Vec<PathBuf>,
+    pub readonly: Vec<PathBuf>,
+    pub hostname: Option<String>,
+    pub domainname: Option<String>,
+    /// File below /proc/sys and value.
+    pub sysctls: Vec<(String, String)>,
+    pub cgroup_path: String,
+    pub cgroup_layout: CgroupLayout,
+    pub process: ProcessPlan,
+}
+
+/// What the plan needs beside the spec.
+#[derive(Debug)]
+pub struct Facts<'a> {
+    pub host: &'a Host,
+    pub bundle: &'a Path,
+    pub rootfs: &'a Rootfs,
+    /// Kinds of the descriptors of the request, in order.
+    pub given: &'a [NamespaceKind],
+    /// `HOME` of the user as the root filesystem's passwd has it, for a process that sets none.
+    pub home: Option<&'a str>,
+}
+
+impl Plan {
+    /// Decides. `Invalid` names the field that cannot be right, `Unsupported` what this runtime or host cannot do.
+    pub fn new(id: &str, spec: &Spec, facts: &Facts<'_>) -> Result<Self> {
+        let process = spec.process().as_ref().ok_or_else(|| invalid("process", "missing"))?;
+        let none = Linux::default();
+        let linux = spec.linux().as_ref().unwrap_or(&none);
+        refuse_unsupported(linux)?;
+        let namespaces = namespaces(linux, facts.given)?;
+        let has = |kind| namespaces.iter().any(|namespace| namespace.kind == kind);
+        if !has(NamespaceKind::Mount) {
+            return Err(invalid("linux.namespaces", "a container needs its own mount namespace"));
+        }
+        let cgroup_path = cgroup_path(id, linux)?;
+        let mounts =
+            mounts::plan(spec.mounts().as_deref().unwrap_or_default(), facts, &cgroup_path, &namespaces)?;
+        Ok(Self {
+            hostname: name_in(spec.hostname().as_ref(), "hostname", has(NamespaceKind::Uts))?,
+            domainname: name_in(spec.domainname().as_ref(), "domainname", has(NamespaceKind::Uts))?,
+            sysctls: sysctls(linux, &namespaces)?,
+            devices: devices(linux, &mounts)?,
+            masked: paths(linux.masked_paths().as_deref(), "linux.maskedPaths")?,
+            readonly: paths(linux.readonly_paths().as_deref(), "linux.readonlyPaths")?,
+            root_readonly: spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false),
+            root_propagation: linux.rootfs_propagation().as_deref().map(mounts::propagation).transpose()?,
+            rootfs: facts.rootfs.clone(),
+            process: process::plan(process, linux.seccomp().is_some(), facts.host, facts.home)?,
+            cgroup_layout: facts.host.cgroups,
+            namespaces,
+            mounts,
+            cgroup_path,
+        })
+    }
+}
+
+impl Plan {
+    /// True if the container gets a cgroup namespace of its own.
+    pub fn new_cgroup_namespace(&self) -> bool {
+        let new = |n: &NamespacePlan| n.kind == NamespaceKind::Cgroup && n.source == NamespaceSource::New;
+        self.namespaces.iter().any(new)
+    }
+}
+
+/// Decides for a process beside the container's first one.
+pub fn exec(process: &Process, spec: &Spec, host: &Host, home: Option<&str>) -> Result<ProcessPlan> {
+    let filtered = spec.linux().as_ref().is_some_and(|linux| linux.seccomp().is_some());
+    let mut process = process.clone();
+    if let Some(init) = spec.process() {
+        if process.capabilities().is_none() {
+            process.set_capabilities(init.capabilities().clone());
+        }
+        if process.no_new_privileges().is_none() {
+            process.set_no_new_privileges(init.no_new_privileges());
+        }
+        if process.oom_score_adj().is_none() {
+            process.set_oom_score_adj(init.oom_score_adj());
+        }
+    }
+    process::plan(&process, filtered, host, home)
+}
+
+pub(crate) fn invalid(field: &str, what: impl Into<String>) -> Error {
+    Error::new(Kind::Invalid, format!("plan {field}"), what)
+}
+
+fn unsupported(field: &str, what: &str) -> Error {
+    Error::new(Kind::Unsupported, format!("plan {field}"), what)
+}
+
+fn refuse_unsupported(linux: &Linux) -> Result<()> {
+    let mapped = linux.uid_mappings().is_some() || linux.gid_mappings().is_some();
+    let refused = [
+        ("linux.uidMappings", mapped, "user namespaces"),
+        (
+            "linux.netDevices",
+            linux.net_devices().as_ref().is_some_and(|d| !d.is_empty()),
+            "moving network devices",
+        ),
+        ("linux.intelRdt", linux.intel_rdt().is_some(), "resctrl"),
+        ("linux.memoryPolicy", linux.memory_policy().is_some(), "NUMA memory policies"),
+        ("linux.personality", linux.personality().is_some(), "execution domains"),
+        ("linux.timeOffsets", linux.time_offsets().as_ref().is_some_and(|o| !o.is_empty()), "clock offsets"),
+    ];
+    match refused.into_iter().find(|(_, asked, _)| *asked) {
+        Some((field, _, what)) => Err(unsupported(field, &format!("this runtime does not do {what} yet"))),
+        None => Ok(()),
+    }
+}
+
+fn namespaces(linux: &Linux, given: &[NamespaceKind]) -> Result<Vec<NamespacePlan>> {
+    let mut plans: Vec<NamespacePlan> = given
+        .iter()
+        .enumerate()
+        .map(|(index, &kind)| NamespacePlan { kind, source: NamespaceSource::Given(index) })
+        .collect();
+    for asked in linux.namespaces().iter().flatten() {
+        let kind = kind_of(asked.typ());
+        let named_twice =
+            plans.iter().any(|p| p.kind == kind && !matches!(p.source, NamespaceSource::Given(_)));
+        if named_twice {
+            return Err(invalid("linux.namespaces", format!("{kind} is listed twice")));
+        }
+        if plans.iter().any(|p| p.kind == kind) {
+            continue;
+        }
+        let source = match asked.path() {
+            Some(path) if path.is_absolute() => NamespaceSource::Path(path.clone()),
+            Some(path) => {
+                return Err(invalid("linux.namespaces", format!("{} is not absolute", path.display())));
+            }
+            None => NamespaceSource::New,
+        };
+        plans.push(NamespacePlan { kind, source });
+    }
+    if plans.iter().any(|p| p.kind == NamespaceKind::User) {
+        return Err(unsupported("linux.namespaces", "this runtime does not do user namespaces yet"));
+    }
+    if plans.iter().any(|p| p.kind == NamespaceKind::Mount && p.source != NamespaceSource::New) {
+        return Err(unsupported(
+            "linux.namespaces",
+            "a container cannot be created in an existing mount namespace",
+        ));
+    }
+    Ok(plans)
+}
+
+fn kind_of(kind: LinuxNamespaceType) -> NamespaceKind {
+    match kind {
+        LinuxNamespaceType::Mount => NamespaceKind::Mount,
+        LinuxNamespaceType::Cgroup => NamespaceKind::Cgroup,
+        LinuxNamespaceType::Uts => NamespaceKind::Uts,
+        LinuxNamespaceType::Ipc => NamespaceKind::Ipc,
+        LinuxNamespaceType::User => NamespaceKind::User,
+        LinuxNamespaceType::Pid => NamespaceKind::Pid,
+        LinuxNamespaceType::Network => NamespaceKind::Network,
+        LinuxNamespaceType::Time => NamespaceKind::Time,
+    }
+}
+
+/// `/name` when the spec says nothing; systemd's `slice:prefix:name` form is not a path.
+fn cgroup_path(id: &str, linux: &Linux) -> Result<String> {
+    let Some(path) = linux.cgroups_path() else { return Ok(format!("/{id}")) };
+    let text = path.to_str().ok_or_else(|| invalid("linux.cgroupsPath", "not UTF-8"))?;
+    if Path::new(text).components().any(|part| part == Component::ParentDir) {
+        return Err(invalid("linux.cgroupsPath", format!("{text} climbs out")));
+    }
+    Ok(if text.starts_with('/') { text.to_owned() } else { format!("/{text}") })
+}
+
+fn name_in(name: Option<&String>, field: &str, namespace: bool) -> Result<Option<String>> {
+    match name {
+        Some(name) if name.is_empty() => Ok(None),
+        Some(_) if !namespace => Err(invalid(field, "needs a UTS namespace of the container or the pod")),
+        Some(name) if name.len() > 64 => Err(invalid(field, format!("{name} has more than 64 bytes"))),
+        name => Ok(name.cloned()),
+    }
+}
+
+fn sysctls(linux: &Linux, namespaces: &[NamespacePlan]) -> Result<Vec<(String, String)>> {
+    let mut plans = Vec::new();
+    for (key, value) in linux.sysctl().iter().flatten() {
+        let kind = sysctl_namespace(key).ok_or_else(|| {
+            invalid("linux.sysctl", format!("{key} belongs to the host, not to a namespace"))
+        })?;
+        if !namespaces.iter().any(|namespace| namespace.kind == kind) {
+            return Err(invalid(
+                "linux.sysctl",
+                format!("{key} needs a {kind} namespace that is not the host's"),
+            ));
+        }
+        plans.push((sysctl_file(key)?, value.clone()));
+    }
+    plans.sort();
+    Ok(plans)
+}
+
+/// Which kind of namespace a sysctl speaks of (sysctl(8) names, dots or slashes); none: the whole host.
+pub fn sysctl_namespace(key: &str) -> Option<NamespaceKind> {
+    let key = key.replace('/', ".");
+    let ipc =
+        ["kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax"];
+    let more_ipc = ["kernel.shmmni", "kernel.shm_rmid_forced"];
+    match key.as_str() {
+        "kernel.domainname" | "kernel.hostname" => Some(NamespaceKind::Uts),
+        key if ipc.contains(&key) || more_ipc.contains(&key) => Some(NamespaceKind::Ipc),
+        key if key.starts_with("fs.mqueue.") => Some(NamespaceKind::Ipc),
+        key if key.starts_with("net.") => Some(NamespaceKind::Network),
+        _ => None,
+    }
+}
+
+/// The file of a sysctl below /proc/sys. As sysctl(8): the first separator decides which of `.` and `/` separates.
+pub fn sysctl_file(key: &str) -> Result<String> {
+    let dots = key.find(['.', '/']).is_some_and(|at| key[at..].starts_with('.'));
+    let file: String = if dots {
+        key.chars()
+            .map(|c| {
+                if c == '.' {
+                    '/'
+                } else if c == '/' {
+                    '.'
+                } else {
+                    c
+                }
+            })
+            .collect()
+    } else {
+        key.to_owned()
+    };
+    let bad = file.split('/').any(|part| part.is_empty() || part == "." || part == "..");
+    if bad { Err(invalid("sysctl", format!("{key} is not a name"))) } else { Ok(file) }
+}
+
+fn devices(linux: &Linux, mounts: &[MountPlan]) -> Result<Option<Vec<DevicePlan>>> {
+    let foreign = |mount: &MountPlan| {
+        mount.destination == Path::new("/dev") && matches!(mount.delivery, Delivery::Bind(_))
+    };
+    if mounts.iter().any(foreign) {
+        return Ok(None);
+    }
+    let usual = [("null", 3), ("zero", 5), ("full", 7), ("random", 8), ("urandom", 9)];
+    let mut plans: Vec<DevicePlan> = usual.map(|(name, minor)| character(name, 1, minor)).into();
+    plans.push(character("tty", 5, 0));
+    for device in linux.devices().iter().flatten() {
+        let plan = device_plan(device)?;
+        plans.retain(|known| known.path != plan.path);
+        plans.push(plan);
+    }
+    Ok(Some(plans))
+}
+
+fn character(name: &str, major: u32, minor: u32) -> DevicePlan {
+    let path = Path::new("/dev").join(name);
+    DevicePlan { path, mode: libc::S_IFCHR | 0o666, major, minor, uid: 0, gid: 0 }
+}
+
+fn device_plan(device: &LinuxDevice) -> Result<DevicePlan> {
+    let kind = match device.typ() {
+        LinuxDeviceType::C | LinuxDeviceType::U => libc::S_IFCHR,
+        LinuxDeviceType::B => libc::S_IFBLK,
+        LinuxDeviceType::P => libc::S_IFIFO,
+        LinuxDeviceType::A => return Err(invalid("linux.devices", "type `a` is not a device")),
+    };
+    let number = |value: i64| {
+        u32::try_from(value).map_err(|_| invalid("linux.devices", format!("bad number {value}")))
+    };
+    let fifo = kind == libc::S_IFIFO;
+    Ok(DevicePlan {
+        path: clean(device.path(), "linux.devices")?,
+        mode: kind | device.file_mode().unwrap_or(0o666) & 0o7777,
+        major: if fifo { 0 } else { number(device.major())? },
+        minor: if fifo { 0 } else { number(device.minor())? },
+        uid: device.uid().unwrap_or(0),
+        gid: device.gid().unwrap_or(0),
+    })
+}
+
+fn paths(list: Option<&[String]>, field: &str) -> Result<Vec<PathBuf>> {
+    list.unwrap_or_default().iter().map(|path| clean(Path::new(path), field)).collect()
+}
+
+/// An absolute path inside the container without `.` and `..`. Symlinks are the kernel's business, at the time of use.
+pub(crate) fn clean(path: &Path, field: &str) -> Result<PathBuf> {
+    use std::os::unix::ffi::OsStrExt;
+    if !path.is_absolute() || path.as_os_str().as_bytes().contains(&0) {
+        return Err(invalid(field, format!("{:?} is not an absolute path", path.display())));
+    }
+    let mut cleaned = PathBuf::from("/");
+    for part in path.components() {
+        match part {
+            Component::Normal(name) => cleaned.push(name),
+            Component::ParentDir => {
+                cleaned.pop();
+            }
+            _ => {}
+        }
+    }
+    Ok(cleaned)
+}

@@ -1,0 +1,251 @@
+//! A program in words: one sentence per step, the same in `explain`, in error messages and in golden files.
+
+use super::{PidNamespace, Prepare, Program};
+use crate::plan::BindPlan;
+use crate::rootfs::Rootfs;
+use crate::sandbox::NamespaceKind;
+use crate::sys::raw::MountAttr;
+use crate::sys::step::{FreshMount, Handle, Node, Step, Target};
+use std::ffi::CStr;
+
+/// How the sentences of the two last steps begin; after a start only the sentences are left to tell what failed.
+pub const FIND_COMMAND: &str = "find command";
+pub const EXECUTE: &str = "execute";
+/// The sentence of [`Step::Park`].
+pub const PARK: &str = "wait for the start byte";
+
+impl Program {
+    /// One line per thing the parent prepares (`prepare`), the clone, and one per step of the child.
+    pub fn explain(&self) -> Vec<String> {
+        let prepare = self.prepare.iter().map(|p| format!("prepare {}", describe(p)));
+        prepare.chain([self.explain_clone()]).chain(self.sentences()).collect()
+    }
+
+    /// Sentences of the child's steps, by index: what a report's number means.
+    pub fn sentences(&self) -> Vec<String> {
+        self.steps.iter().map(|step| self.sentence(step)).collect()
+    }
+
+    fn explain_clone(&self) -> String {
+        let names: Vec<String> = NamespaceKind::ALL
+            .iter()
+            .filter(|kind| self.new_namespaces & kind.clone_flag() != 0)
+            .map(ToString::to_string)
+            .collect();
+        let new =
+            if names.is_empty() { "nothing new".to_owned() } else { format!("new {}", names.join(", ")) };
+        match self.pid_namespace {
+            PidNamespace::Inherited => format!("clone3: {new}"),
+            PidNamespace::Joined(from) => format!("clone3: {new}, in {}", self.name(from)),
+            PidNamespace::OfProcess(_) => format!("clone3: {new}, in the container's pid namespace"),
+        }
+    }
+
+    fn name(&self, handle: Handle) -> String {
+        self.prepare.get(handle.0).map_or_else(|| format!("descriptor {}", handle.0), describe)
+    }
+
+    fn sentence(&self, step: &Step) -> String {
+        match step {
+            Step::CloseForeign => "close foreign descriptors".to_owned(),
+            Step::ResetSignals => "reset signals".to_owned(),
+            Step::NewSession => "new session".to_owned(),
+            Step::WriteProc { path, value, .. } => format!("write {} to {}", lossy(value), lossy(path)),
+            Step::JoinNamespace { from, .. } => format!("join {}", self.name(*from)),
+            Step::JoinProcess { .. } => "join the container's namespaces".to_owned(),
+            Step::SetHostName(name) => format!("set host name {}", lossy(name)),
+            Step::SetDomainName(name) => format!("set domain name {}", lossy(name)),
+            Step::NewCgroupNamespace => "new cgroup namespace".to_owned(),
+            Step::EnterCgroup => "enter the control group".to_owned(),
+            Step::OpenTerminal => "open a terminal in the container's devpts".to_owned(),
+            Step::StandardStreams { uid } => format!("standard streams for uid {uid}"),
+            Step::ControlTerminal => "make it the controlling terminal".to_owned(),
+            Step::ResourceLimit { resource, soft, hard } => {
+                format!("limit {} to {soft}:{hard}", limit_name(*resource))
+            }
+            Step::CloseAll => "close all descriptors but the streams".to_owned(),
+            _ => self.tree_sentence(step),
+        }
+    }
+
+    fn tree_sentence(&self, step: &Step) -> String {
+        match step {
+            Step::DetachPropagation => "make all inherited mounts private".to_owned(),
+            Step::EnterRoot(_) => "pivot into the root filesystem".to_owned(),
+            Step::MountFresh { mount, target, propagation, .. } => {
+                fresh(mount, target, propagation.is_some())
+            }
+            Step::Place { from, target } => format!("place {} on {}", self.name(*from), rooted(&target.path)),
+            Step::MakeDirectory(path) => format!("make directory {}", rooted(path)),
+            Step::Symlink { target, path } => format!("link {} to {}", rooted(path), lossy(target)),
+            Step::MakeNode(node) => device(node),
+            Step::SetAttributes { path, recursive, attr } => {
+                format!("set {} on {}", attributes(attr, *recursive), rooted(path))
+            }
+            Step::Mask { path, .. } => format!("mask {}", rooted(path)),
+            Step::ReadOnly(path) => format!("make {} read-only", rooted(path)),
+            Step::BindConsole => "bind the terminal on /dev/console".to_owned(),
+            _ => end_sentence(step),
+        }
+    }
+}
+
+fn end_sentence(step: &Step) -> String {
+    match step {
+        Step::FileModeMask(mask) => format!("umask {mask:03o}"),
+        Step::BoundingSet(mask) => format!("bound capabilities to {mask:#x}"),
+        Step::Credentials { uid, gid, groups } => format!("become uid {uid}, gid {gid}, groups {groups:?}"),
+        Step::Capabilities { masks, extra } => format!(
+            "capabilities effective {:#x}, permitted {:#x}, inheritable {:#x}, ambient {:#x}{}",
+            masks.effective,
+            masks.permitted,
+            masks.inheritable,
+            masks.ambient,
+            if *extra == 0 { String::new() } else { format!(", until execve also {extra:#x}") },
+        ),
+        Step::NoNewPrivileges => "no new privileges".to_owned(),
+        Step::ChangeDirectory(path) => format!("change directory to {}", lossy(path)),
+        Step::VerifyDirectory(path) => format!("verify directory {}", lossy(path)),
+        Step::Park => PARK.to_owned(),
+        Step::FindCommand { candidates } => {
+            let list: Vec<_> = candidates.iter().map(|c| lossy(c)).collect();
+            format!("{FIND_COMMAND} {}", list.join(" or "))
+        }
+        Step::UnblockSignals => "unblock signals".to_owned(),
+        Step::Seccomp => "load the seccomp filter".to_owned(),
+        Step::Execute { argv, .. } => {
+            let words: Vec<_> = argv.strings().iter().map(|word| lossy(word)).collect();
+            format!("{EXECUTE} {}", words.join(" "))
+        }
+        Step::ExecuteDescriptor { .. } => format!("{EXECUTE} the reaper"),
+        // Every other variant has its sentence above.
+        other => format!("{other:?}"),
+    }
+}
+
+fn describe(prepare: &Prepare) -> String {
+    match prepare {
+        Prepare::Root(Rootfs::Directory(path)) => format!("root filesystem {}", path.display()),
+        Prepare::Root(Rootfs::Overlay(overlay)) => {
+            let upper =
+                overlay.upper.as_ref().map_or("read-only".to_owned(), |path| path.display().to_string());
+            format!("root filesystem overlay of {} layers, upper {upper}", overlay.lower.len())
+        }
+        Prepare::Bind(bind) => describe_bind(bind),
+        Prepare::Group { path, readonly } => {
+            format!("control group {}{}", path.display(), if *readonly { " read-only" } else { "" })
+        }
+        Prepare::Null => "/dev/null".to_owned(),
+        Prepare::Namespace { kind, path } => format!("{kind} namespace {}", path.display()),
+        Prepare::Given { kind, .. } => format!("the pod's {kind} namespace"),
+        Prepare::Reaper => "the reaper".to_owned(),
+        Prepare::Empty => "an empty root".to_owned(),
+        Prepare::Target => "the container's first process".to_owned(),
+    }
+}
+
+fn describe_bind(bind: &BindPlan) -> String {
+    let mut text = format!("{} {}", if bind.recursive { "tree" } else { "bind" }, bind.source.display());
+    let parts = [
+        attributes(&bind.attributes, false),
+        attributes(&bind.recursive_attributes, true),
+        bind.propagation.map(|(kind, recursive)| propagation(kind, recursive)).unwrap_or_default(),
+    ];
+    for part in parts.iter().filter(|part| !part.is_empty()) {
+        text = format!("{text} {part}");
+    }
+    text
+}
+
+fn fresh(mount: &FreshMount, target: &Target, propagated: bool) -> String {
+    let mut options = attribute_names(mount.attributes, "");
+    for (key, value) in &mount.options {
+        options.push(
+            value.as_ref().map_or_else(|| lossy(key), |value| format!("{}={}", lossy(key), lossy(value))),
+        );
+    }
+    if propagated {
+        options.push("propagation".to_owned());
+    }
+    let options = if options.is_empty() { String::new() } else { format!(" ({})", options.join(",")) };
+    format!("mount {} on {}{options}", lossy(&mount.fstype), rooted(&target.path))
+}
+
+fn device(node: &Node) -> String {
+    let kind = match node.mode & libc::S_IFMT {
+        libc::S_IFBLK => "block device",
+        libc::S_IFIFO => "fifo",
+        _ => "device",
+    };
+    let (mode, path) = (node.mode & 0o7777, rooted(&node.path));
+    format!(
+        "make {kind} {path} {}:{} mode {mode:04o} owner {}:{}",
+        node.major, node.minor, node.uid, node.gid
+    )
+}
+
+fn attributes(attr: &MountAttr, recursive: bool) -> String {
+    let prefix = if recursive { "r" } else { "" };
+    let mut names = attribute_names(attr.set, prefix);
+    if attr.propagation != 0 {
+        names.push(propagation(attr.propagation, recursive));
+    }
+    names.join(",")
+}
+
+fn attribute_names(set: u64, prefix: &str) -> Vec<String> {
+    let names = [
+        (libc::MOUNT_ATTR_RDONLY, "ro"),
+        (libc::MOUNT_ATTR_NOSUID, "nosuid"),
+        (libc::MOUNT_ATTR_NODEV, "nodev"),
+        (libc::MOUNT_ATTR_NOEXEC, "noexec"),
+        (libc::MOUNT_ATTR_NOATIME, "noatime"),
+        (libc::MOUNT_ATTR_STRICTATIME, "strictatime"),
+        (libc::MOUNT_ATTR_NODIRATIME, "nodiratime"),
+        (libc::MOUNT_ATTR_NOSYMFOLLOW, "nosymfollow"),
+    ];
+    names.iter().filter(|(bit, _)| set & bit != 0).map(|(_, name)| format!("{prefix}{name}")).collect()
+}
+
+fn propagation(kind: u64, recursive: bool) -> String {
+    let name = match kind {
+        libc::MS_SHARED => "shared",
+        libc::MS_SLAVE => "slave",
+        libc::MS_UNBINDABLE => "unbindable",
+        _ => "private",
+    };
+    if recursive { format!("r{name}") } else { name.to_owned() }
+}
+
+fn limit_name(resource: u32) -> String {
+    const NAMES: [&str; 16] = [
+        "CPU",
+        "FSIZE",
+        "DATA",
+        "STACK",
+        "CORE",
+        "RSS",
+        "NPROC",
+        "NOFILE",
+        "MEMLOCK",
+        "AS",
+        "LOCKS",
+        "SIGPENDING",
+        "MSGQUEUE",
+        "NICE",
+        "RTPRIO",
+        "RTTIME",
+    ];
+    let name = NAMES.get(resource as usize);
+    name.map_or_else(|| format!("RLIMIT {resource}"), |name| format!("RLIMIT_{name}"))
+}
+
+fn lossy(text: &CStr) -> String {
+    text.to_string_lossy().into_owned()
+}
+
+/// A path below the root as people write it.
+fn rooted(path: &CStr) -> String {
+    let path = lossy(path);
+    if path == "." { "/".to_owned() } else { format!("/{path}") }
+}

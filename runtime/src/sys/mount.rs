@@ -1,0 +1,47 @@
+//! Mounts as values: made detached by the parent, as descriptors; closing one is its unmount.
+
+use super::raw::{self, MountAttr};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string,
+    fsmount, fsopen,
+};
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+
+/// A detached copy of the tree at `path` (of one mount, or with all below it). `path` is opened as given: symlinks are
+/// followed, as mount(8) does on the host.
+pub fn clone_path(path: &CStr, recursive: bool) -> io::Result<OwnedFd> {
+    owned(raw::clone_tree(libc::AT_FDCWD, path, recursive))
+}
+
+/// A detached copy of what `fd` names.
+pub fn clone_fd(fd: impl AsFd, recursive: bool) -> io::Result<OwnedFd> {
+    owned(raw::clone_tree(fd.as_fd().as_raw_fd(), c"", recursive))
+}
+
+/// mount_setattr(2) on a detached tree.
+pub fn set_attributes(mount: impl AsFd, recursive: bool, attr: &MountAttr) -> io::Result<()> {
+    let fd = mount.as_fd().as_raw_fd();
+    raw::mount_setattr(fd, c"", recursive, attr).map(drop).map_err(io::Error::from_raw_os_error)
+}
+
+/// A new file system instance, detached. Options with a value are strings, others flags.
+pub fn fresh(fstype: &str, options: &[(&str, Option<&str>)], attributes: u64) -> io::Result<OwnedFd> {
+    let context = fsopen(fstype, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for (key, value) in options {
+        match value {
+            Some(value) => fsconfig_set_string(&context, *key, *value)?,
+            None => fsconfig_set_flag(&context, *key)?,
+        }
+    }
+    fsconfig_create(&context)?;
+    let attributes = MountAttrFlags::from_bits_retain(attributes as u32);
+    Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
+}
+
+fn owned(answer: raw::Raw<i32>) -> io::Result<OwnedFd> {
+    let fd = answer.map_err(io::Error::from_raw_os_error)?;
+    // SAFETY: the kernel just made this descriptor; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}

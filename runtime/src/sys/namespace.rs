@@ -1,0 +1,45 @@
+//! Namespaces made or joined on throw-away threads, so that no thread of the caller is ever changed.
+
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+/// Runs `act` on a thread that ends right after, whatever happened to it.
+pub fn on_own_thread<T: Send>(name: &str, act: impl FnOnce() -> T + Send) -> io::Result<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn_scoped(scope, act)?;
+        thread.join().map_err(|_| io::Error::other("the helper thread panicked"))
+    })
+}
+
+/// unshare(2) for this thread only. Call on a throw-away thread.
+pub fn unshare(kinds: u32) -> io::Result<()> {
+    let flags = UnshareFlags::from_bits_retain(kinds);
+    // SAFETY: the flags are namespace kinds (and CLONE_FS), never CLONE_FILES: no descriptor changes its meaning for code
+    // of this thread that relies on a shared table.
+    Ok(unsafe { unshare_unsafe(flags) }?)
+}
+
+/// setns(2) for this thread only. A pid namespace takes effect for its children. Call on a throw-away thread.
+pub fn join(namespace: BorrowedFd<'_>, kind: u32) -> io::Result<()> {
+    let kind = match kind as i32 {
+        libc::CLONE_NEWPID => LinkNameSpaceType::ProcessID,
+        libc::CLONE_NEWNET => LinkNameSpaceType::Network,
+        libc::CLONE_NEWIPC => LinkNameSpaceType::InterProcessCommunication,
+        libc::CLONE_NEWUTS => LinkNameSpaceType::HostNameAndNISDomainName,
+        _ => return Err(io::Error::from_raw_os_error(libc::EINVAL)),
+    };
+    Ok(move_into_link_name_space(namespace, Some(kind))?)
+}
+
+/// setns(2) by a pidfd: the pid namespace of a process, for this thread's children.
+pub fn join_pid_of(pidfd: BorrowedFd<'_>) -> io::Result<()> {
+    let kind = rustix::thread::ThreadNameSpaceType::PROCESS_ID;
+    Ok(rustix::thread::move_into_thread_name_spaces(pidfd, kind)?)
+}
+
+/// This thread's own namespace of a kind (`ipc`, `uts`, `net`, …) as a descriptor.
+pub fn own(name: &str) -> io::Result<OwnedFd> {
+    let path = format!("/proc/thread-self/ns/{name}");
+    Ok(std::fs::File::open(path)?.into())
+}

@@ -1,0 +1,84 @@
+//! Small calls on processes and terminals.
+
+use rustix::process::{PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+
+/// Kills and reaps a child that failed before anybody else knew of it.
+pub fn end(pidfd: impl AsFd) {
+    let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+    let _ = reap(pidfd);
+}
+
+/// pidfd_send_signal(2).
+pub fn kill(pidfd: impl AsFd, signal: i32) -> io::Result<()> {
+    let signal = Signal::from_named_raw(signal).ok_or(io::ErrorKind::InvalidInput)?;
+    Ok(pidfd_send_signal(pidfd, signal)?)
+}
+
+/// Waits for a child's end. The status word is as waitid(2) tells: the exit code, or the signal, negative.
+pub fn reap(pidfd: impl AsFd) -> io::Result<i32> {
+    loop {
+        match waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED) {
+            Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+            Ok(None) => return Ok(0),
+            Ok(Some(status)) => {
+                let signal = status.terminating_signal().map(|signal| -signal);
+                return Ok(status.exit_status().or(signal).unwrap_or(0));
+            }
+        }
+    }
+}
+
+/// pidfd_open(2).
+pub fn open(pid: i32) -> io::Result<OwnedFd> {
+    let pid = rustix::process::Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
+    Ok(pidfd_open(pid, PidfdFlags::empty())?)
+}
+
+/// Columns and rows of a terminal.
+pub fn set_window(terminal: impl AsFd, columns: u16, rows: u16) -> io::Result<()> {
+    let size = rustix::termios::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    Ok(rustix::termios::tcsetwinsize(terminal, size)?)
+}
+
+/// A copy of a descriptor that is above the standard streams, whatever is closed in this process.
+pub fn above_streams(fd: impl AsFd) -> io::Result<OwnedFd> {
+    Ok(rustix::io::fcntl_dupfd_cloexec(fd, 3)?)
+}
+
+/// The same, for a descriptor that may already be high enough.
+pub fn raised(fd: OwnedFd) -> io::Result<OwnedFd> {
+    if fd.as_raw_fd() > 2 { Ok(fd) } else { above_streams(fd) }
+}
+
+/// Nobody inside a container may look into this process or its children before execve: memory, descriptors, `exe`.
+pub fn forbid_inspection() -> io::Result<()> {
+    Ok(rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?)
+}
+
+/// A program in memory that can be executed and never changed (memfd_create(2), file seals).
+pub fn sealed_program(name: &str, content: &[u8]) -> io::Result<OwnedFd> {
+    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+    use std::io::Write;
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let memory = match memfd_create(name, flags | MemfdFlags::EXEC) {
+        // Before 6.3 every memfd is executable and the flag unknown.
+        Err(rustix::io::Errno::INVAL) => memfd_create(name, flags)?,
+        made => made?,
+    };
+    let mut file = std::fs::File::from(memory);
+    file.write_all(content)?;
+    fcntl_add_seals(&file, SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE)?;
+    Ok(file.into())
+}
+
+/// Takes ownership of a descriptor number received from elsewhere (an environment variable, a table).
+///
+/// # Safety
+/// Nobody else may own the number.
+pub unsafe fn adopt(number: i32) -> OwnedFd {
+    // SAFETY: the caller vouches for sole ownership.
+    unsafe { OwnedFd::from_raw_fd(number) }
+}

@@ -1,0 +1,176 @@
+//! The vocabulary of the child: what a [`Step`] can be. Pure data, no calls.
+//!
+//! A step holds all that is known before launch, already in the form the kernel wants (C strings, flag words), because
+//! the child that interprets it may not allocate. What exists only as a descriptor at launch is named by a [`Handle`].
+//! `program` arranges steps and explains them; `child` runs them.
+
+use super::raw::MountAttr;
+use std::ffi::CString;
+
+/// Index of a descriptor that the parent prepares (see `program::Prepare`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Handle(pub usize);
+
+/// Strings of execve(2): `argv` or `envp`, with the null-terminated table the kernel reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StringTable {
+    strings: Vec<CString>,
+    /// Addresses of the strings' heap blocks, which do not move with the vector; the last is 0.
+    table: Vec<usize>,
+}
+
+impl StringTable {
+    pub fn new(strings: Vec<CString>) -> Self {
+        let table = strings.iter().map(|s| s.as_ptr() as usize).chain([0]).collect();
+        Self { strings, table }
+    }
+
+    pub fn strings(&self) -> &[CString] {
+        &self.strings
+    }
+
+    /// Address of the table, for execve.
+    pub fn address(&self) -> usize {
+        self.table.as_ptr() as usize
+    }
+}
+
+/// What a mount target must be, and is made as when it is missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TargetKind {
+    Directory,
+    File,
+    /// Whatever the mounted thing is (a bind of a file needs a file).
+    LikeSource,
+}
+
+/// Where a mount goes, relative to the container's root.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// Without leading slash; `.` is the root itself.
+    pub path: CString,
+    pub kind: TargetKind,
+    /// Refuse a path that resolves into procfs: a symlink of the image must not lead a volume over /proc
+    /// (CVE-2019-16884, CVE-2021-30465).
+    pub refuse_procfs: bool,
+    /// No symlink anywhere in the path: for /proc and /sys themselves.
+    pub no_symlinks: bool,
+}
+
+/// A file system made in the child's own namespaces by fsopen(2).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FreshMount {
+    pub fstype: CString,
+    pub source: CString,
+    /// Options for fsconfig(2): with a value a string, without one a flag.
+    pub options: Vec<(CString, Option<CString>)>,
+    /// MOUNT_ATTR_* for fsmount(2).
+    pub attributes: u64,
+}
+
+/// A device node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// Relative to the container's root.
+    pub path: CString,
+    /// S_IFCHR, S_IFBLK or S_IFIFO with the permission bits.
+    pub mode: u32,
+    pub major: u32,
+    pub minor: u32,
+    pub uid: u32,
+    pub gid: u32,
+}
+
+/// Capability sets as bit masks, number n at bit n.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CapabilityMasks {
+    pub bounding: u64,
+    pub effective: u64,
+    pub permitted: u64,
+    pub inheritable: u64,
+    pub ambient: u64,
+}
+
+/// One kernel step of the child. The order in the list is the order of execution.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Close every descriptor but those this program uses: the parent's others must not live on in a parked child.
+    CloseForeign,
+    /// All signals back to their default action (the parent blocks them around clone3).
+    ResetSignals,
+    /// setsid(2).
+    NewSession,
+    /// Write one file of the host's own procfs, reached before the root changes: oom_score_adj, sysctls (which namespace
+    /// they speak of is the child's own), security labels for the next execve. `forgive` is an errno that is success.
+    WriteProc { path: CString, value: CString, forgive: i32 },
+    /// setns(2) to a namespace descriptor, with its CLONE_NEW* type.
+    JoinNamespace { from: Handle, kind: u32 },
+    /// setns(2) by a pidfd: all kinds of this CLONE_NEW* mask at once.
+    JoinProcess { pidfd: Handle, kinds: u32 },
+    /// sethostname(2).
+    SetHostName(CString),
+    /// setdomainname(2).
+    SetDomainName(CString),
+    /// unshare(2) CLONE_NEWCGROUP, after the group was joined so that it becomes the root.
+    NewCgroupNamespace,
+    /// Make every inherited mount private: nothing done here can reach the host.
+    DetachPropagation,
+    /// move_mount(2) the new root onto `/`, pivot_root(2) into it, drop the old tree.
+    EnterRoot(Handle),
+    /// fsopen, fsconfig, fsmount, move_mount.
+    MountFresh { mount: FreshMount, target: Target, propagation: Option<MountAttr>, recursive: bool },
+    /// move_mount(2) of a tree the parent prepared.
+    Place { from: Handle, target: Target },
+    /// mkdir -p.
+    MakeDirectory(CString),
+    /// symlinkat(2); an existing entry stays.
+    Symlink { target: CString, path: CString },
+    /// mknodat(2); an existing entry stays.
+    MakeNode(Node),
+    /// mount_setattr(2) on a mounted path.
+    SetAttributes { path: CString, recursive: bool, attr: MountAttr },
+    /// Cover a path: a file by /dev/null, a directory by an empty read-only tmpfs. Absent is success.
+    Mask { path: CString, null: Handle },
+    /// Bind a path on itself read-only. Absent is success.
+    ReadOnly(CString),
+    /// Allocate a pty in the container's devpts, send its master to the parent, keep the peer for the standard streams.
+    OpenTerminal,
+    /// Bind the pty's peer on /dev/console.
+    BindConsole,
+    /// dup3(2) of the three streams to 0, 1, 2, given to `uid`.
+    StandardStreams { uid: u32 },
+    /// The terminal becomes the controlling one.
+    ControlTerminal,
+    /// prlimit64(2).
+    ResourceLimit { resource: u32, soft: u64, hard: u64 },
+    /// Write `0` to the version 1 `tasks` files (nothing to do when clone3 already put the child into its group).
+    EnterCgroup,
+    /// umask(2).
+    FileModeMask(u32),
+    /// prctl(2) PR_CAPBSET_DROP of all capabilities not in the mask.
+    BoundingSet(u64),
+    /// setgroups, setresgid, setresuid, keeping capabilities.
+    Credentials { uid: u32, gid: u32, groups: Vec<u32> },
+    /// capset(2) and the ambient set; `extra` stays effective until execve takes it away (CAP_SYS_ADMIN for seccomp).
+    Capabilities { masks: CapabilityMasks, extra: u64 },
+    /// prctl(2) PR_SET_NO_NEW_PRIVS.
+    NoNewPrivileges,
+    /// Nothing above 2 but the report socket stays open (CVE-2024-21626).
+    CloseAll,
+    /// chdir(2), as root; a refusal is tried again after the credentials.
+    ChangeDirectory(CString),
+    /// chdir(2) if the first try was refused; then getcwd(2) must lie below the root (CVE-2024-21626).
+    VerifyDirectory(CString),
+    /// Tell the parent all is done and wait for the byte.
+    Park,
+    /// Choose the first candidate that may be executed by the final user.
+    FindCommand { candidates: Vec<CString> },
+    /// rt_sigprocmask(2) with an empty mask: what arrived meanwhile acts now.
+    UnblockSignals,
+    /// seccomp(2) SECCOMP_SET_MODE_FILTER.
+    Seccomp,
+    /// execve(2).
+    Execute { argv: StringTable, env: StringTable },
+    /// execveat(2) of a descriptor (a program of ours that has no path).
+    ExecuteDescriptor { from: Handle, argv: StringTable },
+}
