@@ -107,23 +107,51 @@ pub(super) fn enable(hierarchy: &Hierarchy, path: &str, wanted: &[&str], require
     }
     let parents = ancestry(path).map(|p| p.rfind('/').map_or("", |at| &p[..at]));
     for dir in parents.map(|p| hierarchy.dir(p)) {
-        let file = format!("{dir}/cgroup.subtree_control");
-        let enabled = files::must_read(&file)?;
-        for controller in wanted.iter().filter(|c| !has(&enabled, c)) {
-            match files::write(&file, &format!("+{controller}")) {
-                Ok(()) => {}
-                Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
-                    return Err(Error::sys(format!("enable controller {controller}"), file, e)
-                        .with_kind(Kind::State)
-                        .hint("this group holds processes itself, so it cannot have controlled groups below: move them"));
-                }
-                // Not on offer here; that matters only to those who asked for it.
-                Err(_) if !required.iter().any(|r| r == controller) => {}
-                Err(e) => {
-                    return Err(Error::sys(format!("enable controller {controller}"), file, e)
-                        .with_kind(Kind::Unsupported)
-                        .hint("a group above does not offer this controller: see its cgroup.controllers"));
-                }
+        let enabled = files::must_read(&format!("{dir}/cgroup.subtree_control"))?;
+        let missing: Vec<&str> = wanted.iter().copied().filter(|c| !has(&enabled, c)).collect();
+        if !missing.is_empty() {
+            enable_in(&dir, &missing, required)?;
+        }
+    }
+    Ok(())
+}
+
+/// Hands `missing` controllers down from one group.
+fn enable_in(dir: &str, missing: &[&str], required: &[String]) -> Result<()> {
+    let file = format!("{dir}/cgroup.subtree_control");
+    let inhabited = |error: Error| {
+        error
+            .with_kind(Kind::State)
+            .hint("this group holds processes itself, so it cannot have controlled groups below: move them")
+    };
+    // Asked before the kernel is: it would take cpu or pids from such a group, and make it and its processes
+    // "threaded". Only the real root has no type, and may hold processes.
+    let is_root = fs::metadata(format!("{dir}/cgroup.type")).is_err();
+    if !is_root
+        && !own_pids(dir).map_err(|e| Error::sys("list processes of control group", dir, e))?.is_empty()
+    {
+        return Err(inhabited(Error::new(
+            Kind::State,
+            format!("enable controllers {}", missing.join(" ")),
+            file,
+        )));
+    }
+    let all: Vec<String> = missing.iter().map(|c| format!("+{c}")).collect();
+    if files::write(&file, &all.join(" ")).is_ok() {
+        return Ok(());
+    }
+    for controller in missing {
+        match files::write(&file, &format!("+{controller}")) {
+            Ok(()) => {}
+            Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
+                return Err(inhabited(Error::sys(format!("enable controller {controller}"), file, e)));
+            }
+            // Not on offer here; that matters only to those who asked for it.
+            Err(_) if !required.iter().any(|r| r == controller) => {}
+            Err(e) => {
+                return Err(Error::sys(format!("enable controller {controller}"), file, e)
+                    .with_kind(Kind::Unsupported)
+                    .hint("a group above does not offer this controller: see its cgroup.controllers"));
             }
         }
     }

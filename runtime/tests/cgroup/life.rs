@@ -31,7 +31,7 @@ fn kill_all_ends_a_frozen_fork_loop() {
 fn an_exec_group_is_killed_alone() {
     let scope = Scope::new();
     let group = Cgroup::create(&scope.path(), None).expect("create");
-    let mut main = spawn_in(&group, "sleep 1000");
+    let mut main = spawn_in(&group, "exec sleep 1000");
     let session = group.exec_group("probe").expect("exec group");
     let mut exec = spawn_in(&session, "sleep 1001 & sleep 1002");
     assert_eq!(Cgroup::open(&session.path()).expect("open").path(), session.path());
@@ -101,7 +101,7 @@ fn kill_all_reaches_groups_that_are_frozen_below() {
     let scope = Scope::new();
     let group = Cgroup::create(&scope.path(), None).expect("create");
     let below = Cgroup::create(&format!("{}/below", scope.path()), None).expect("create below");
-    let mut child = spawn_in(&below, "sleep 1000");
+    let mut child = spawn_in(&below, "exec sleep 1000");
     below.freeze(true).expect("freeze below");
     group.kill_all().expect("kill");
     child.wait().expect("it must end");
@@ -116,7 +116,7 @@ fn a_group_in_use_is_not_taken_twice() {
     let group = Cgroup::create(&scope.path(), None).expect("create");
     let again = Cgroup::create(&scope.path(), None).expect("nobody is in it");
     assert_eq!(group, again);
-    let child = spawn_in(&group, "sleep 1000");
+    let child = spawn_in(&group, "exec sleep 1000");
     let error = Cgroup::create(&scope.path(), None).expect_err("in use");
     assert_eq!(error.kind(), Kind::Exists, "{error}");
     assert_eq!(group.pids().expect("pids"), [i32::try_from(child.id()).expect("pid")], "and it lives");
@@ -138,7 +138,7 @@ fn an_exec_group_is_accounted_with_its_container() {
     assert_eq!(Cgroup::open(&session.path()).expect("open"), session);
     assert_eq!(Cgroup::open(&group.path()).expect("open"), group);
     let session = Cgroup::open(&session.path()).expect("open");
-    let child = spawn_in(&session, "sleep 1000");
+    let child = spawn_in(&session, "exec sleep 1000");
     let pid = i32::try_from(child.id()).expect("pid");
     assert_eq!((session.pids().expect("pids"), group.pids().expect("pids")), (vec![pid], vec![pid]));
     assert!(group.stats().expect("stats").pids_current.is_some_and(|n| n >= 1));
