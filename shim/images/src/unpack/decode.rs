@@ -67,7 +67,7 @@ mod tests {
         assert_eq!(read(&[skippable.clone(), zstd(b"one"), skippable, zstd(b"two")].concat()).unwrap(), b"onetwo");
         let cut = gzip(&[7; 10_000]);
         assert!(read(&cut[..cut.len() - 3]).is_err());
-        assert!(read(&zstd(&[7; 10_000])[..20]).is_err());
+        assert!(read(&zstd(&[7; 10_000])[..12]).is_err());
         assert!(read(&[gzip(b"one"), b"garbage".to_vec()].concat()).is_err());
     }
 }
