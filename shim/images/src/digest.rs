@@ -37,7 +37,11 @@ impl Digest {
     }
 
     pub(crate) fn hasher(&self) -> Hasher {
-        if self.0.starts_with("sha512:") { Hasher::Sha512(Sha512::new()) } else { Hasher::Sha256(Sha256::new()) }
+        if self.0.starts_with("sha512:") {
+            Hasher::Sha512(Sha512::new())
+        } else {
+            Hasher::Sha256(Sha256::new())
+        }
     }
 
     /// True if `bytes` are what this digest names.
@@ -100,8 +104,15 @@ mod tests {
         let good = format!("sha256:{}", "a".repeat(64));
         assert_eq!(Digest::parse(&good).unwrap().hex(), "a".repeat(64));
         assert!(Digest::parse(&format!("sha512:{}", "0".repeat(128))).is_ok());
-        for bad in ["", "sha256:", "sha256:abc", "md5:00", &good.to_uppercase(), &format!("{good}0"), "sha256:../../etc"]
-        {
+        for bad in [
+            "",
+            "sha256:",
+            "sha256:abc",
+            "md5:00",
+            &good.to_uppercase(),
+            &format!("{good}0"),
+            "sha256:../../etc",
+        ] {
             assert!(Digest::parse(bad).is_err(), "{bad}");
         }
         assert!(Digest::parse(&format!("sha256:{}", "A".repeat(64))).is_err());

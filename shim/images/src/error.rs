@@ -32,7 +32,12 @@ pub struct Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    pub(crate) fn new(kind: Kind, step: impl Into<String>, object: impl Display, cause: impl Display) -> Self {
+    pub(crate) fn new(
+        kind: Kind,
+        step: impl Into<String>,
+        object: impl Display,
+        cause: impl Display,
+    ) -> Self {
         Self { kind, step: step.into(), object: object.to_string(), cause: cause.to_string() }
     }
 

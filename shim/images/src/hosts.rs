@@ -69,7 +69,9 @@ fn directory_names(registry: &str) -> Vec<String> {
 fn from_directory(registry: &str, dir: &Path) -> Result<Vec<Host>> {
     let file = dir.join("hosts.toml");
     match std::fs::read_to_string(&file) {
-        Ok(text) => parse(registry, &text, dir).map_err(|why| Error::invalid("read hosts.toml", file.display(), why)),
+        Ok(text) => {
+            parse(registry, &text, dir).map_err(|why| Error::invalid("read hosts.toml", file.display(), why))
+        }
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => upstream(registry, &certificates(dir)?, dir),
         Err(e) => Err(Error::io("read hosts.toml", &file, e)),
     }
@@ -88,7 +90,11 @@ fn certificates(dir: &Path) -> Result<Wire> {
         } else if let Some(stem) = name.strip_suffix(".cert") {
             let key = format!("{stem}.key");
             if !names.contains(&key) {
-                return Err(Error::invalid("read certificates", dir.join(name).display(), format!("{key} is missing")));
+                return Err(Error::invalid(
+                    "read certificates",
+                    dir.join(name).display(),
+                    format!("{key} is missing"),
+                ));
             }
             pairs.push(StringOrPair::Pair(vec![name.clone(), key]));
         }
@@ -240,7 +246,10 @@ fn tls(wire: &Wire, dir: &Path) -> Result<Tls, String> {
 
 fn headers(wire: &Wire) -> Vec<(String, String)> {
     let table = wire.header.clone().unwrap_or_default();
-    table.into_iter().flat_map(|(name, values)| values.into_vec().into_iter().map(move |v| (name.clone(), v))).collect()
+    table
+        .into_iter()
+        .flat_map(|(name, values)| values.into_vec().into_iter().map(move |v| (name.clone(), v)))
+        .collect()
 }
 
 /// Go's duration text, as far as a dial timeout needs it: `500ms`, `30s`, `1m`, `1m30s`.
@@ -249,7 +258,8 @@ fn duration(text: &str) -> Result<Duration, String> {
     let mut rest = text;
     while !rest.is_empty() {
         let digits = rest.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(rest.len());
-        let number: f64 = rest[..digits].parse().map_err(|_| format!("dial_timeout {text:?}: want e.g. 5s"))?;
+        let number: f64 =
+            rest[..digits].parse().map_err(|_| format!("dial_timeout {text:?}: want e.g. 5s"))?;
         let unit_end = rest[digits..].find(|c: char| c.is_ascii_digit()).map_or(rest.len(), |n| digits + n);
         total += number
             * match &rest[digits..unit_end] {

@@ -2,7 +2,9 @@
 //! directory, any of the tars compressed. Layers go through the same pipeline as those of a registry.
 
 use crate::digest::Digest;
-use crate::manifest::{Descriptor, Document, MAX_CONFIG, MAX_MANIFEST, Manifest, choose, no_match, parse, parse_config};
+use crate::manifest::{
+    Descriptor, Document, MAX_CONFIG, MAX_MANIFEST, Manifest, choose, no_match, parse, parse_config,
+};
 use crate::pipeline::{Section, Source};
 use crate::plan::{Plan, Wanted};
 use crate::platform::Platform;
@@ -49,7 +51,8 @@ pub(crate) async fn import(store: &Store, archive: &Path, name: Option<&str>) ->
 
 /// `name@digest` for each name, if the archive holds the manifest as the registry had it.
 fn digest_names(names: &[Reference], manifest: Option<&Digest>) -> Vec<String> {
-    let mut all: Vec<String> = names.iter().filter_map(|n| manifest.map(|digest| n.with_digest(digest))).collect();
+    let mut all: Vec<String> =
+        names.iter().filter_map(|n| manifest.map(|digest| n.with_digest(digest))).collect();
     all.sort();
     all.dedup();
     all
@@ -93,7 +96,11 @@ fn read(inner: &Inner, path: &Path) -> Result<Vec<Found>> {
         None => docker.iter().map(|image| bundle.docker(image)).collect::<Result<_>>()?,
     };
     if found.is_empty() {
-        return Err(Error::invalid("import", path.display(), "no image in it: neither index.json nor manifest.json"));
+        return Err(Error::invalid(
+            "import",
+            path.display(),
+            "no image in it: neither index.json nor manifest.json",
+        ));
     }
     Ok(found)
 }
@@ -215,7 +222,8 @@ impl Bundle {
         let bytes = self.verified(entry, MAX_MANIFEST)?;
         match parse(&bytes, &entry.media_type, &entry.digest)? {
             Document::Manifest(manifest) => {
-                let config = parse_config(self.verified(&manifest.config, MAX_CONFIG)?, &manifest.config.digest)?;
+                let config =
+                    parse_config(self.verified(&manifest.config, MAX_CONFIG)?, &manifest.config.digest)?;
                 let fits = Platform::host().rank(&config.platform).is_some();
                 Ok(fits.then_some(Chosen { manifest, config, size: bytes.len() as u64 }))
             }
@@ -238,7 +246,10 @@ impl Bundle {
             let digest = descriptor.digest()?;
             let section = self.blob(&digest)?;
             if section.length != descriptor.size()? {
-                return Err(self.wrong(format!("{digest} is {} bytes, the manifest says {}", section.length, descriptor.size)));
+                return Err(self.wrong(format!(
+                    "{digest} is {} bytes, the manifest says {}",
+                    section.length, descriptor.size
+                )));
             }
             Ok(Wanted {
                 diff_id: diff_id.clone(),
@@ -303,12 +314,14 @@ fn plain(inner: &Inner, file: File, path: &Path) -> Result<File> {
     let failed = |e| Error::io("import", path, e);
     let mut magic = [0; 4];
     let count = file.read_at(&mut magic, 0).map_err(failed)?;
-    let is_plain = count < 4 || !matches!(magic, [0x1f, 0x8b, ..] | [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18]);
+    let is_plain = count < 4
+        || !matches!(magic, [0x1f, 0x8b, ..] | [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18]);
     if is_plain {
         return Ok(file);
     }
     let temporary = Temporary::name(inner.layout());
-    let mut target = File::options().read(true).write(true).create_new(true).open(temporary.path()).map_err(failed)?;
+    let mut target =
+        File::options().read(true).write(true).create_new(true).open(temporary.path()).map_err(failed)?;
     std::fs::remove_file(temporary.path()).map_err(failed)?;
     let limit = Limits::default().stream;
     let mut decoded = decode_unbuffered(file).map_err(failed)?.take(limit);
@@ -346,8 +359,10 @@ fn index(file: &Arc<File>, path: &Path) -> Result<HashMap<String, Section>> {
     }
     // Links to links: as many rounds as links at most.
     for _ in 0..links.len() {
-        let known: Vec<_> =
-            links.iter().filter_map(|(name, target)| Some((name.clone(), entries.get(target)?.clone()))).collect();
+        let known: Vec<_> = links
+            .iter()
+            .filter_map(|(name, target)| Some((name.clone(), entries.get(target)?.clone())))
+            .collect();
         let before = entries.len();
         entries.extend(known);
         if entries.len() == before {

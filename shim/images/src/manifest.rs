@@ -44,7 +44,8 @@ impl Descriptor {
     }
 
     pub(crate) fn size(&self) -> Result<u64> {
-        u64::try_from(self.size).map_err(|_| Error::corrupt("read descriptor", &self.digest, "size is negative"))
+        u64::try_from(self.size)
+            .map_err(|_| Error::corrupt("read descriptor", &self.digest, "size is negative"))
     }
 }
 
@@ -88,7 +89,11 @@ pub(crate) fn parse(bytes: &[u8], content_type: &str, object: &str) -> Result<Do
     let bad = |why: String| Error::corrupt("read manifest", object, why);
     let wire: Wire = serde_json::from_slice(bytes).map_err(|e| bad(e.to_string()))?;
     if wire.schema_version == Some(1) || wire.fs_layers.is_some() {
-        return Err(Error::invalid("read manifest", object, "Docker schema 1 is no longer supported; push the image anew"));
+        return Err(Error::invalid(
+            "read manifest",
+            object,
+            "Docker schema 1 is no longer supported; push the image anew",
+        ));
     }
     if let Some(inner) = wire.media_type.as_deref().filter(|inner| !inner.is_empty())
         && content_type.starts_with("application/vnd.")
@@ -100,13 +105,19 @@ pub(crate) fn parse(bytes: &[u8], content_type: &str, object: &str) -> Result<Do
         (Some(manifests), None, None) => Ok(Document::Index(manifests)),
         (None, Some(config), Some(layers)) => manifest(config, layers, object).map(Document::Manifest),
         (Some(_), _, _) => Err(bad("has both manifests and layers or config".to_owned())),
-        (None, _, _) => Err(bad("is neither a manifest (config, layers) nor an index (manifests)".to_owned())),
+        (None, _, _) => {
+            Err(bad("is neither a manifest (config, layers) nor an index (manifests)".to_owned()))
+        }
     }
 }
 
 fn manifest(config: Descriptor, layers: Vec<Descriptor>, object: &str) -> Result<Manifest> {
     if config.media_type == EMPTY {
-        return Err(Error::invalid("read manifest", object, "is an artifact, not a container image (its config is empty)"));
+        return Err(Error::invalid(
+            "read manifest",
+            object,
+            "is an artifact, not a container image (its config is empty)",
+        ));
     }
     let layers: Vec<_> = layers.into_iter().filter(|layer| layer.media_type != EMPTY).collect();
     if layers.len() > MAX_LAYERS {
@@ -122,7 +133,10 @@ fn manifest(config: Descriptor, layers: Vec<Descriptor>, object: &str) -> Result
 
 /// The best entry for `host`: the highest variant, the first among equals (IMG-MT-09). Entries without a platform
 /// come back as the second list, to be asked for their config (IMG-MT-11), if none matched.
-pub(crate) fn choose<'a>(entries: &'a [Descriptor], host: &Platform) -> (Option<&'a Descriptor>, Vec<&'a Descriptor>) {
+pub(crate) fn choose<'a>(
+    entries: &'a [Descriptor],
+    host: &Platform,
+) -> (Option<&'a Descriptor>, Vec<&'a Descriptor>) {
     let mut best: Option<(u32, &Descriptor)> = None;
     for entry in entries.iter().filter(|entry| is_known(&entry.media_type)) {
         let rank = entry.platform.as_ref().and_then(|platform| host.rank(platform));
@@ -148,7 +162,8 @@ fn is_known(media_type: &str) -> bool {
 }
 
 pub(crate) fn no_match(object: &str, host: &Platform, entries: &[Descriptor]) -> Error {
-    let offered: Vec<String> = entries.iter().filter_map(|e| e.platform.as_ref()).map(ToString::to_string).collect();
+    let offered: Vec<String> =
+        entries.iter().filter_map(|e| e.platform.as_ref()).map(ToString::to_string).collect();
     let why = format!("no match for platform in manifest: want {host}, offered: {}", offered.join(", "));
     Error::new(Kind::NotFound, "choose platform", object, why)
 }
@@ -200,9 +215,14 @@ struct WireRun {
 /// Parses an image config (OCI image-spec config.md; Docker's differs in nothing we read).
 pub(crate) fn parse_config(bytes: Vec<u8>, object: &str) -> Result<Config> {
     let raw = String::from_utf8(bytes).map_err(|_| Error::corrupt("read config", object, "is not UTF-8"))?;
-    let wire: WireConfig = serde_json::from_str(&raw).map_err(|e| Error::corrupt("read config", object, e))?;
+    let wire: WireConfig =
+        serde_json::from_str(&raw).map_err(|e| Error::corrupt("read config", object, e))?;
     let Some(diff_ids) = wire.rootfs.and_then(|rootfs| rootfs.diff_ids) else {
-        return Err(Error::invalid("read config", object, "is not a container image config: it has no rootfs.diff_ids"));
+        return Err(Error::invalid(
+            "read config",
+            object,
+            "is not a container image config: it has no rootfs.diff_ids",
+        ));
     };
     let diff_ids = diff_ids.iter().map(|text| Digest::parse(text)).collect::<Result<_>>()?;
     let run = wire.config.unwrap_or_default();
@@ -241,7 +261,12 @@ mod tests {
         assert!(matches!(parse(r#"{"manifests":[]}"#), Ok(Document::Index(_))));
         assert!(parse(&format!(r#"{{"manifests":[],"layers":[{d}]}}"#)).is_err());
         assert!(parse(&format!(r#"{{"manifests":[],"config":{d}}}"#)).is_err());
-        assert!(parse(&format!(r#"{{"mediaType":"application/vnd.oci.image.index.v1+json","config":{d},"layers":[]}}"#)).is_err());
+        assert!(
+            parse(&format!(
+                r#"{{"mediaType":"application/vnd.oci.image.index.v1+json","config":{d},"layers":[]}}"#
+            ))
+            .is_err()
+        );
         assert!(parse(r#"{"schemaVersion":1,"fsLayers":[]}"#).is_err());
         assert!(parse("{}").is_err());
         assert!(parse("[").is_err());

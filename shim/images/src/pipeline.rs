@@ -8,9 +8,9 @@ use crate::digest::Digest;
 use crate::manifest::Descriptor;
 use crate::registry::Registry;
 use crate::registry::blob::Sink;
+use crate::store::Inner;
 use crate::store::layers::Unpacked;
 use crate::store::layout::Temporary;
-use crate::store::Inner;
 use crate::unpack::decode::{decode, decode_unbuffered};
 use crate::unpack::{Limits, unpack};
 use crate::{Error, Kind, Result};
@@ -71,7 +71,12 @@ const PIECES: usize = 4;
 const CHUNKS: usize = 16;
 
 /// Fetches, verifies and unpacks the layer `diff_id`. Nothing is left in tmp/ after an error or when dropped.
-pub(crate) async fn run(inner: &Arc<Inner>, source: Source, diff_id: &Digest, on_bytes: OnBytes) -> Result<Unpacked> {
+pub(crate) async fn run(
+    inner: &Arc<Inner>,
+    source: Source,
+    diff_id: &Digest,
+    on_bytes: OnBytes,
+) -> Result<Unpacked> {
     let (plain, pieces) = sync_channel(PIECES);
     let (used, free) = channel();
     let hasher = diff_id.hasher();
@@ -169,7 +174,12 @@ impl Output {
         }
     }
 
-    fn pump_file(self, section: &Section, digest: Option<Digest>, on_bytes: &OnBytes) -> Result<Digest, Stop> {
+    fn pump_file(
+        self,
+        section: &Section,
+        digest: Option<Digest>,
+        on_bytes: &OnBytes,
+    ) -> Result<Digest, Stop> {
         let Some(digest) = digest else {
             return self.pump(decode_unbuffered(section.reader()));
         };

@@ -56,7 +56,8 @@ impl Plan {
         let mut tries = 0;
         loop {
             // Boarding bottom first: the lowest layers are mostly the largest.
-            let mut seats: Vec<Seat<Result<Stacked>>> = (0..self.layers.len()).map(|index| self.seat(index)).collect();
+            let mut seats: Vec<Seat<Result<Stacked>>> =
+                (0..self.layers.len()).map(|index| self.seat(index)).collect();
             let joined = seats.iter().any(|seat| seat.joined);
             let Some(top) = seats.pop() else { return Ok(Stacked::default()) };
             match top.wait().await {
@@ -79,7 +80,9 @@ impl Plan {
             let below = async {
                 match below {
                     None => Ok(Stacked::default()),
-                    Some(seat) => seat.wait().await.unwrap_or_else(|| Err(Error::cancelled("unpack", "layer below"))),
+                    Some(seat) => {
+                        seat.wait().await.unwrap_or_else(|| Err(Error::cancelled("unpack", "layer below")))
+                    }
                 }
             };
             let (below, own) = tokio::try_join!(below, self.own(index))?;
@@ -117,7 +120,12 @@ impl Plan {
         Ok(own)
     }
 
-    async fn commit(self: &Arc<Self>, index: usize, unpacked: crate::store::layers::Unpacked, below: Stacked) -> Result<Pinned> {
+    async fn commit(
+        self: &Arc<Self>,
+        index: usize,
+        unpacked: crate::store::layers::Unpacked,
+        below: Stacked,
+    ) -> Result<Pinned> {
         let plan = self.clone();
         let commit = move || plan.inner.commit_layer(unpacked, &plan.chain[index], &below);
         let committed = tokio::task::spawn_blocking(commit).await;

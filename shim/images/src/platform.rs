@@ -22,7 +22,11 @@ impl Platform {
             "loongarch64" => "loong64",
             other => other,
         };
-        Self { os: "linux".to_owned(), architecture: architecture.to_owned(), variant: host_variant().to_owned() }
+        Self {
+            os: "linux".to_owned(),
+            architecture: architecture.to_owned(),
+            variant: host_variant().to_owned(),
+        }
     }
 
     /// How well an image for `entry` suits `self`; None if it cannot run. Higher is better.
@@ -54,7 +58,8 @@ fn level(architecture: &str, variant: &str) -> Option<u32> {
         _ => "v1",
     };
     let text = if variant.is_empty() { default } else { variant };
-    let (major, minor) = text.strip_prefix('v').unwrap_or(text).split_once('.').unwrap_or((text.trim_start_matches('v'), "0"));
+    let (major, minor) =
+        text.strip_prefix('v').unwrap_or(text).split_once('.').unwrap_or((text.trim_start_matches('v'), "0"));
     let major: u32 = major.parse().ok().filter(|n| *n < 1000)?;
     let minor: u32 = minor.parse().ok().filter(|n| *n < 100)?;
     Some(major * 100 + minor)

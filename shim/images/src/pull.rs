@@ -80,7 +80,11 @@ async fn run(
     commit(inner, new, pinned).await
 }
 
-pub(crate) async fn commit(inner: &Arc<Inner>, new: NewImage, pinned: crate::plan::Stacked) -> Result<Arc<Image>> {
+pub(crate) async fn commit(
+    inner: &Arc<Inner>,
+    new: NewImage,
+    pinned: crate::plan::Stacked,
+) -> Result<Arc<Image>> {
     let inner = inner.clone();
     let committed = tokio::task::spawn_blocking(move || inner.commit_image(new, &pinned)).await;
     committed.unwrap_or_else(|_| Err(Error::cancelled("store image", "task")))
@@ -89,7 +93,8 @@ pub(crate) async fn commit(inner: &Arc<Inner>, new: NewImage, pinned: crate::pla
 /// The image, if this very manifest was pulled before: then only the names may be new.
 async fn already_here(inner: &Arc<Inner>, digest_name: &str, tags: &[String]) -> Result<Option<Arc<Image>>> {
     let catalog = inner.catalog();
-    let Some(stored) = catalog.images().find(|stored| stored.record.digests.iter().any(|d| d == digest_name)) else {
+    let Some(stored) = catalog.images().find(|stored| stored.record.digests.iter().any(|d| d == digest_name))
+    else {
         return Ok(None);
     };
     if tags.iter().all(|tag| stored.record.tags.contains(tag)) {
@@ -118,7 +123,11 @@ fn select(registry: &Registry, digest: Digest, document: Fetched, depth: usize) 
             Document::Manifest(manifest) => {
                 let size = manifest.config.size()?;
                 if size > MAX_CONFIG {
-                    return Err(Error::corrupt("fetch config", object, format!("longer than {MAX_CONFIG} bytes")));
+                    return Err(Error::corrupt(
+                        "fetch config",
+                        object,
+                        format!("longer than {MAX_CONFIG} bytes"),
+                    ));
                 }
                 let config_digest = manifest.config.digest()?;
                 let bytes = registry.small_blob(&config_digest, size).await?;
@@ -126,9 +135,11 @@ fn select(registry: &Registry, digest: Digest, document: Fetched, depth: usize) 
                 let fits = Platform::host().rank(&config.platform).is_some();
                 Ok(fits.then_some(Chosen { manifest, config, size: document.bytes.len() as u64 }))
             }
-            Document::Index(_) if depth == MAX_NESTING => {
-                Err(Error::corrupt("read index", object, format!("indexes nested more than {MAX_NESTING} deep")))
-            }
+            Document::Index(_) if depth == MAX_NESTING => Err(Error::corrupt(
+                "read index",
+                object,
+                format!("indexes nested more than {MAX_NESTING} deep"),
+            )),
             Document::Index(entries) => {
                 let host = Platform::host();
                 let (best, silent) = choose(&entries, &host);
@@ -137,7 +148,11 @@ fn select(registry: &Registry, digest: Digest, document: Fetched, depth: usize) 
                 for entry in candidates {
                     let digest = entry.digest()?;
                     if entry.size()? > manifest::MAX_MANIFEST {
-                        return Err(Error::corrupt("read index", object, "an entry is longer than manifests may be"));
+                        return Err(Error::corrupt(
+                            "read index",
+                            object,
+                            "an entry is longer than manifests may be",
+                        ));
                     }
                     let document = registry.manifest(&digest).await?;
                     if let Some(chosen) = select(registry, digest, document, depth + 1).await? {

@@ -34,7 +34,9 @@ impl Reference {
             return Err(bad("the host is not a host name with an optional port"));
         }
         if !path.split('/').all(valid_component) {
-            return Err(bad("path components are lower-case letters and digits, separated by one . or _, __ or dashes"));
+            return Err(bad(
+                "path components are lower-case letters and digits, separated by one . or _, __ or dashes",
+            ));
         }
         if host.len() + 1 + path.len() > 255 {
             return Err(bad("host and path together are longer than 255 characters"));
@@ -176,9 +178,35 @@ mod tests {
         let long = format!("reg.example/{}", "a".repeat(250));
         let id = "0123456789abcdef".repeat(4);
         for bad in [
-            "", "/", "a/", "/a", "a//b", "A", "a:", "a:.x", "a:-x", "a@", "a@sha256:12", "a b", "a..b", "a___b", "-a",
-            "a-", "reg.example:99999/a", "reg.example:/a", "[::1/a", "[::g]/a", "http://reg.example/a", "a/../b",
-            "reg..example/a", "é", "a:ü", "a\0b", "a:x/y@z", &long, &id,
+            "",
+            "/",
+            "a/",
+            "/a",
+            "a//b",
+            "A",
+            "a:",
+            "a:.x",
+            "a:-x",
+            "a@",
+            "a@sha256:12",
+            "a b",
+            "a..b",
+            "a___b",
+            "-a",
+            "a-",
+            "reg.example:99999/a",
+            "reg.example:/a",
+            "[::1/a",
+            "[::g]/a",
+            "http://reg.example/a",
+            "a/../b",
+            "reg..example/a",
+            "é",
+            "a:ü",
+            "a\0b",
+            "a:x/y@z",
+            &long,
+            &id,
         ] {
             assert!(Reference::parse(bad).is_err(), "{bad:?}");
         }

@@ -18,7 +18,10 @@ use tokio::sync::Mutex;
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) enum Secret {
     None,
-    Password { username: String, password: String },
+    Password {
+        username: String,
+        password: String,
+    },
     /// OAuth refresh token: exchanged for access tokens.
     Identity(String),
     /// Sent as it is.
@@ -28,7 +31,9 @@ pub(crate) enum Secret {
 impl Secret {
     /// The credentials in `auth` for `host` (IMG-AUTH-11, -14, -15).
     pub(crate) fn from_cri(auth: Option<&Auth>, host: &str) -> Result<Self> {
-        let Some(auth) = auth.filter(|auth| is_for(&auth.server_address, host)) else { return Ok(Self::None) };
+        let Some(auth) = auth.filter(|auth| is_for(&auth.server_address, host)) else {
+            return Ok(Self::None);
+        };
         if !auth.username.is_empty() {
             return Ok(Self::Password { username: auth.username.clone(), password: auth.password.clone() });
         }
@@ -107,13 +112,18 @@ impl Session {
         if state.generation != generation {
             return Ok(());
         }
-        let challenges: Vec<Challenge> =
-            challenges.get_all(WWW_AUTHENTICATE).iter().filter_map(|v| v.to_str().ok()).flat_map(parse).collect();
+        let challenges: Vec<Challenge> = challenges
+            .get_all(WWW_AUTHENTICATE)
+            .iter()
+            .filter_map(|v| v.to_str().ok())
+            .flat_map(parse)
+            .collect();
         let by_scheme = |scheme: &str| challenges.iter().find(|challenge| challenge.scheme == scheme);
         let header = if let Some(challenge) = by_scheme("bearer") {
             format!("Bearer {}", self.token(client, asked, challenge).await?)
         } else if by_scheme("basic").is_some() {
-            self.basic().ok_or_else(|| denied(asked, "the registry wants user name and password, none were given"))?
+            self.basic()
+                .ok_or_else(|| denied(asked, "the registry wants user name and password, none were given"))?
         } else {
             return Err(denied(asked, "the registry refuses and names no way to authorise"));
         };
@@ -134,7 +144,8 @@ impl Session {
     async fn token(&self, client: &reqwest::Client, asked: &Url, challenge: &Challenge) -> Result<String> {
         let realm = challenge.get("realm").and_then(|realm| Url::parse(realm).ok());
         let realm = realm.filter(|realm| matches!(realm.scheme(), "http" | "https"));
-        let realm = realm.ok_or_else(|| denied(asked, "the token service (realm) is no http or https URL"))?;
+        let realm =
+            realm.ok_or_else(|| denied(asked, "the token service (realm) is no http or https URL"))?;
         // IMG-AUTH-13
         if asked.scheme() == "https" && realm.scheme() == "http" && self.secret != Secret::None {
             return Err(denied(asked, "the token service is plain http: secrets are not sent there"));
@@ -142,7 +153,8 @@ impl Session {
         let service = challenge.get("service").unwrap_or_default();
         let scope = challenge.get("scope").filter(|scope| !scope.is_empty()).unwrap_or(&self.scope);
         if let Some(form) = self.oauth_form(service, scope) {
-            let answer = send(&realm, client.post(realm.clone()).header("content-type", FORM).body(form)).await?;
+            let answer =
+                send(&realm, client.post(realm.clone()).header("content-type", FORM).body(form)).await?;
             let falls_back = matches!(answer.status().as_u16(), 400 | 401 | 404 | 405);
             if !falls_back || matches!(self.secret, Secret::Identity(_)) {
                 return read_token(&realm, answer).await;
@@ -212,7 +224,8 @@ async fn read_token(realm: &Url, mut answer: reqwest::Response) -> Result<String
         });
     }
     let token: Option<Token> = serde_json::from_slice(&body).ok();
-    let token = token.and_then(|t| t.token.filter(|t| !t.is_empty()).or(t.access_token.filter(|t| !t.is_empty())));
+    let token =
+        token.and_then(|t| t.token.filter(|t| !t.is_empty()).or(t.access_token.filter(|t| !t.is_empty())));
     let token = token.filter(|token| token.bytes().all(|b| b.is_ascii_graphic()));
     token.ok_or_else(|| denied(realm, "the token service answered without a token"))
 }
@@ -238,10 +251,18 @@ mod tests {
     // IMG-AUTH-11, -14, -15; CRI-IMG-22
     #[test]
     fn from_cri_fields() {
-        let password = |username: &str, password: &str| Secret::Password { username: username.into(), password: password.into() };
+        let password = |username: &str, password: &str| Secret::Password {
+            username: username.into(),
+            password: password.into(),
+        };
         let auth = Auth { auth: STANDARD.encode("me:a:b\0\0"), ..Auth::default() };
         assert!(secret(&auth, "h") == password("me", "a:b"));
-        let both = Auth { username: "u".into(), password: "p".into(), identity_token: "i".into(), ..Auth::default() };
+        let both = Auth {
+            username: "u".into(),
+            password: "p".into(),
+            identity_token: "i".into(),
+            ..Auth::default()
+        };
         assert!(secret(&both, "h") == password("u", "p"));
         let identity = Auth { identity_token: "i".into(), auth: STANDARD.encode("a:b"), ..Auth::default() };
         assert!(secret(&identity, "h") == Secret::Identity("i".into()));

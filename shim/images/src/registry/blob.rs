@@ -61,14 +61,20 @@ impl Registry {
                 Ok(Some(piece)) => {
                     done += piece.len() as u64;
                     if done > size {
-                        return Err(Error::corrupt("fetch blob", digest, format!("longer than the {size} bytes promised")));
+                        return Err(Error::corrupt(
+                            "fetch blob",
+                            digest,
+                            format!("longer than the {size} bytes promised"),
+                        ));
                     }
                     tries = 0;
                     hasher.update(&piece);
                     sink.put(piece).await.ok_or_else(|| Error::cancelled("fetch blob", &digest))?;
                 }
                 broken => {
-                    let why = broken.err().unwrap_or_else(|| format!("connection ended after {done} of {size} bytes"));
+                    let why = broken
+                        .err()
+                        .unwrap_or_else(|| format!("connection ended after {done} of {size} bytes"));
                     tries += 1;
                     tracing::debug!(%digest, done, size, tries, why, "blob broke off");
                     if tries > TRIES {
@@ -82,7 +88,11 @@ impl Registry {
         if let Some(mut open) = body
             && let Ok(Some(_)) = open.next().await
         {
-            return Err(Error::corrupt("fetch blob", digest, format!("longer than the {size} bytes promised")));
+            return Err(Error::corrupt(
+                "fetch blob",
+                digest,
+                format!("longer than the {size} bytes promised"),
+            ));
         }
         let found = hasher.finish();
         if found != digest {
@@ -95,7 +105,7 @@ impl Registry {
     /// A body that begins at `offset`, from the first host that has one; then from the descriptor's own addresses.
     async fn open_blob(&self, layer: &Descriptor, digest: &Digest, offset: u64, size: u64) -> Result<Body> {
         let mut worst = super::Worst::default();
-        for endpoint in self.endpoints.iter().filter(|endpoint| endpoint.pull) {
+        for endpoint in self.order(|endpoint| endpoint.pull) {
             let url = endpoint.url(&self.repository, "blobs", digest.as_str());
             match open_at(endpoint, &url, offset, size).await {
                 Ok(body) => return Ok(body),
@@ -127,7 +137,8 @@ fn range(offset: u64) -> HeaderMap {
 }
 
 async fn open_at(endpoint: &Endpoint, url: &Url, offset: u64, size: u64) -> Result<Body> {
-    let answer = endpoint.send(&Method::GET, url, &range(offset), &[StatusCode::RANGE_NOT_SATISFIABLE]).await?;
+    let answer =
+        endpoint.send(&Method::GET, url, &range(offset), &[StatusCode::RANGE_NOT_SATISFIABLE]).await?;
     begin(answer, url, offset, size)
 }
 
@@ -146,14 +157,18 @@ fn begin(answer: Response, url: &Url, offset: u64, size: u64) -> Result<Body> {
     let wrong = |why: String| Error::corrupt("fetch blob", super::auth::name(url), why);
     match answer.status() {
         StatusCode::PARTIAL_CONTENT => {
-            let range = answer.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-            let start = range.strip_prefix("bytes ").and_then(|range| range.split('-').next()?.parse::<u64>().ok());
+            let range =
+                answer.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+            let start =
+                range.strip_prefix("bytes ").and_then(|range| range.split('-').next()?.parse::<u64>().ok());
             if start != Some(offset) {
                 return Err(wrong(format!("asked for bytes from {offset}, got {range:?}")));
             }
             Ok(Body { answer, skip: 0 })
         }
-        StatusCode::RANGE_NOT_SATISFIABLE => Err(wrong(format!("the registry has no byte {offset} of {size}"))),
+        StatusCode::RANGE_NOT_SATISFIABLE => {
+            Err(wrong(format!("the registry has no byte {offset} of {size}")))
+        }
         _ => Ok(Body { answer, skip: offset }),
     }
 }
@@ -168,7 +183,8 @@ impl Body {
     async fn next(&mut self) -> Result<Option<Bytes>, String> {
         loop {
             let piece = tokio::time::timeout(STALL, self.answer.chunk()).await;
-            let piece = piece.map_err(|_| format!("no data for {} s", STALL.as_secs()))?.map_err(|e| text(&e))?;
+            let piece =
+                piece.map_err(|_| format!("no data for {} s", STALL.as_secs()))?.map_err(|e| text(&e))?;
             let Some(mut piece) = piece else { return Ok(None) };
             let skipped = usize::try_from(self.skip).unwrap_or(usize::MAX).min(piece.len());
             self.skip -= skipped as u64;

@@ -73,7 +73,8 @@ mod tests {
         assert_eq!(found[0].get("scope"), Some("repository:a:pull,push"));
         assert_eq!(found[1].scheme, "basic");
         assert_eq!(found[1].get("realm"), Some("plain"));
-        for odd in ["", ",", "=", "a=", "Bearer", "Bearer realm=\"x", "Bearer =x", "\"", "Bearer realm=\"\\"] {
+        for odd in ["", ",", "=", "a=", "Bearer", "Bearer realm=\"x", "Bearer =x", "\"", "Bearer realm=\"\\"]
+        {
             parse(odd);
         }
     }

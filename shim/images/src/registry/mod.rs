@@ -16,8 +16,11 @@ use crate::{Error, Kind, Result};
 use auth::{Secret, Session};
 pub(crate) use connect::Connector;
 use request::Endpoint;
-use reqwest::header::{ACCEPT as ACCEPT_HEADER, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use reqwest::header::{
+    ACCEPT as ACCEPT_HEADER, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue,
+};
 use reqwest::{Method, Response, StatusCode};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The servers for one repository, for the length of one pull.
 pub(crate) struct Registry {
@@ -51,7 +54,7 @@ impl Registry {
     ) -> Result<Self> {
         let secret = Secret::from_cri(auth, &reference.host)?;
         let hosts = hosts_for(&reference.host, &options.hosts_dirs)?;
-        let endpoint = |host: &Host| {
+        let endpoint = |(index, host): (usize, &Host)| {
             // A mirror does not get the registry's secret (IMG-AUTH-11).
             let secret = if host.is_upstream { secret.clone() } else { Secret::None };
             Ok(Endpoint {
@@ -63,10 +66,19 @@ impl Registry {
                 pull: host.pull,
                 resolve: host.resolve,
                 is_upstream: host.is_upstream,
+                is_last: index + 1 == hosts.len(),
+                is_down: AtomicBool::new(false),
             })
         };
-        let endpoints = hosts.iter().map(endpoint).collect::<Result<_>>()?;
+        let endpoints = hosts.iter().enumerate().map(endpoint).collect::<Result<_>>()?;
         Ok(Self { endpoints, repository: reference.path.clone() })
+    }
+
+    /// The hosts that `can`, in their order; those that could not be reached last time come after the others.
+    fn order(&self, can: impl Fn(&Endpoint) -> bool) -> Vec<&Endpoint> {
+        let mut hosts: Vec<&Endpoint> = self.endpoints.iter().filter(|endpoint| can(endpoint)).collect();
+        hosts.sort_by_key(|endpoint| endpoint.is_down.load(Ordering::Relaxed));
+        hosts
     }
 
     /// Finds the digest of a tag, or the document of a digest: HEAD, then GET where HEAD does not tell (IMG-RES-01..05).
@@ -76,7 +88,7 @@ impl Registry {
             return Ok(Resolved { digest: digest.clone(), document: Some(document) });
         }
         let mut worst = Worst::default();
-        for endpoint in self.endpoints.iter().filter(|endpoint| endpoint.resolve) {
+        for endpoint in self.order(|endpoint| endpoint.resolve) {
             match self.resolve_at(endpoint, reference.selector()).await {
                 Ok(resolved) => return Ok(resolved),
                 Err(error) => worst.add(error, endpoint.is_upstream),
@@ -106,7 +118,7 @@ impl Registry {
     pub(crate) async fn manifest(&self, digest: &Digest) -> Result<Fetched> {
         let mut worst = Worst::default();
         for kind in ["manifests", "blobs"] {
-            for endpoint in self.endpoints.iter().filter(|endpoint| endpoint.pull) {
+            for endpoint in self.order(|endpoint| endpoint.pull) {
                 let url = endpoint.url(&self.repository, kind, digest.as_str());
                 let fetched = match endpoint.send(&Method::GET, &url, &accept(), &[]).await {
                     Ok(answer) => read_document(answer).await,
@@ -115,9 +127,15 @@ impl Registry {
                 match fetched {
                     // IMG-RES-11
                     Ok(document) if digest.matches(&document.bytes) => {
-                        return Ok(if kind == "blobs" { Fetched { content_type: String::new(), ..document } } else { document });
+                        return Ok(if kind == "blobs" {
+                            Fetched { content_type: String::new(), ..document }
+                        } else {
+                            document
+                        });
                     }
-                    Ok(_) => worst.add(mismatch(digest, url.host_str().unwrap_or_default()), endpoint.is_upstream),
+                    Ok(_) => {
+                        worst.add(mismatch(digest, url.host_str().unwrap_or_default()), endpoint.is_upstream)
+                    }
                     Err(error) => worst.add(error, endpoint.is_upstream),
                 }
             }
@@ -131,7 +149,7 @@ impl Registry {
     /// A small blob, whole and verified.
     pub(crate) async fn small_blob(&self, digest: &Digest, size: u64) -> Result<Vec<u8>> {
         let mut worst = Worst::default();
-        for endpoint in self.endpoints.iter().filter(|endpoint| endpoint.pull) {
+        for endpoint in self.order(|endpoint| endpoint.pull) {
             let url = endpoint.url(&self.repository, "blobs", digest.as_str());
             let read = match endpoint.send(&Method::GET, &url, &identity(), &[]).await {
                 Ok(mut answer) => request::read_limited(&mut answer, size)
@@ -141,7 +159,9 @@ impl Registry {
             };
             match read {
                 Ok(bytes) if bytes.len() as u64 == size && digest.matches(&bytes) => return Ok(bytes),
-                Ok(_) => worst.add(mismatch(digest, url.host_str().unwrap_or_default()), endpoint.is_upstream),
+                Ok(_) => {
+                    worst.add(mismatch(digest, url.host_str().unwrap_or_default()), endpoint.is_upstream)
+                }
                 Err(error) => worst.add(error, endpoint.is_upstream),
             }
         }
@@ -156,7 +176,8 @@ fn mismatch(digest: &Digest, host: &str) -> Error {
 fn own_headers(host: &Host) -> Result<HeaderMap> {
     let mut headers = HeaderMap::new();
     for (name, value) in &host.headers {
-        let wrong = || Error::invalid("read hosts.toml", &host.base, format!("header {name:?} is not usable"));
+        let wrong =
+            || Error::invalid("read hosts.toml", &host.base, format!("header {name:?} is not usable"));
         let name = HeaderName::try_from(name.as_str()).map_err(|_| wrong())?;
         headers.append(name, HeaderValue::try_from(value.as_str()).map_err(|_| wrong())?);
     }

@@ -5,6 +5,7 @@ use crate::{Error, Kind, Result};
 use reqwest::header::{AUTHORIZATION, HeaderMap, LOCATION, RETRY_AFTER, WARNING};
 use reqwest::{Method, Response, StatusCode, Url};
 use serde::Deserialize;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// In all, authorisation included (IMG-RES-06).
@@ -24,6 +25,10 @@ pub(crate) struct Endpoint {
     pub(crate) pull: bool,
     pub(crate) resolve: bool,
     pub(crate) is_upstream: bool,
+    /// Only the last host is asked again after 5xx: before it there is another to ask (IMG-RES-05).
+    pub(crate) is_last: bool,
+    /// Could not be reached in this pull: asked after the others.
+    pub(crate) is_down: AtomicBool,
 }
 
 impl Endpoint {
@@ -39,6 +44,19 @@ impl Endpoint {
 
     /// Sends and waits for the headers of the answer; success is 2xx, and what `also` takes.
     pub(crate) async fn send(
+        &self,
+        method: &Method,
+        url: &Url,
+        headers: &HeaderMap,
+        also: &[StatusCode],
+    ) -> Result<Response> {
+        let answer = self.attempt(method, url, headers, also).await;
+        let is_down = answer.as_ref().is_err_and(|error| error.kind == Kind::Unavailable);
+        self.is_down.store(is_down, Ordering::Relaxed);
+        answer
+    }
+
+    async fn attempt(
         &self,
         method: &Method,
         url: &Url,
@@ -67,7 +85,11 @@ impl Endpoint {
                     continue;
                 }
             }
-            let is_passing = matches!(status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504);
+            let is_passing = match status.as_u16() {
+                408 | 429 => true,
+                500 | 502 | 503 | 504 => self.is_last,
+                _ => false,
+            };
             if !is_passing || !may_retry {
                 return Err(refusal(url, &mut answer).await);
             }

@@ -111,7 +111,11 @@ impl Store {
 pub(super) fn check_owner(owner: &str) -> Result<()> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     if owner.is_empty() || owner.len() > 200 || owner.starts_with('.') || !owner.bytes().all(plain) {
-        return Err(Error::invalid("check owner", owner, "want 1 to 200 of A-Z a-z 0-9 _ - . and no leading dot"));
+        return Err(Error::invalid(
+            "check owner",
+            owner,
+            "want 1 to 200 of A-Z a-z 0-9 _ - . and no leading dot",
+        ));
     }
     Ok(())
 }
@@ -120,7 +124,8 @@ impl Inner {
     fn keys_of(&self, image: &Image) -> Result<Vec<String>> {
         let catalog = self.catalog();
         let stored = catalog.get(&image.id);
-        let stored = stored.ok_or_else(|| Error::new(Kind::NotFound, "find image", &image.id, "it was removed"))?;
+        let stored =
+            stored.ok_or_else(|| Error::new(Kind::NotFound, "find image", &image.id, "it was removed"))?;
         Ok(stored.record.layers.iter().map(|layer| layer.key.clone()).collect())
     }
 

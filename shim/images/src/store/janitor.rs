@@ -109,7 +109,8 @@ fn sync_layers(shared: &Shared) {
         let mut ledger = shared.ledger();
         let Some(record) = ledger.layer_mut(&key) else { continue };
         record.unsynced_in_boot = None;
-        let written = to_json(record, &key).and_then(|json| shared.layout.write(&shared.layout.layer_record(&key), &json));
+        let written = to_json(record, &key)
+            .and_then(|json| shared.layout.write(&shared.layout.layer_record(&key), &json));
         if let Err(e) = written {
             tracing::warn!(error = %e, "cannot mark a layer as being on disk");
         }
@@ -153,7 +154,13 @@ const DEPTH: usize = 128;
 
 /// Moves what lies deeper than [`DEPTH`] up into the trash itself, so that deleting needs few descriptors and little
 /// stack. True if something was moved. Never leaves the file system's tree: only directories are entered, no symlinks.
-fn flatten(trash: &OwnedFd, parent: impl AsFd, name: &OsStr, depth: usize, cut: &mut u64) -> rustix::io::Result<bool> {
+fn flatten(
+    trash: &OwnedFd,
+    parent: impl AsFd,
+    name: &OsStr,
+    depth: usize,
+    cut: &mut u64,
+) -> rustix::io::Result<bool> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let directory = match openat(&parent, name, flags, Mode::empty()) {
         Ok(directory) => directory,
@@ -179,7 +186,13 @@ fn flatten(trash: &OwnedFd, parent: impl AsFd, name: &OsStr, depth: usize, cut: 
         }
     }
     for child in children {
-        moved |= flatten(trash, &directory, std::os::unix::ffi::OsStrExt::from_bytes(child.as_slice()), depth + 1, cut)?;
+        moved |= flatten(
+            trash,
+            &directory,
+            std::os::unix::ffi::OsStrExt::from_bytes(child.as_slice()),
+            depth + 1,
+            cut,
+        )?;
     }
     Ok(moved)
 }

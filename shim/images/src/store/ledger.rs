@@ -63,11 +63,15 @@ impl Ledger {
     }
 
     /// Takes out and returns the layers that no image, container or pull needs.
-    pub(crate) fn take_unreachable<'a>(&mut self, images: impl Iterator<Item = &'a ImageRecord>) -> Vec<String> {
+    pub(crate) fn take_unreachable<'a>(
+        &mut self,
+        images: impl Iterator<Item = &'a ImageRecord>,
+    ) -> Vec<String> {
         let mut needed: HashSet<&str> = self.pins.keys().map(String::as_str).collect();
         needed.extend(self.owners.values().flatten().map(String::as_str));
         needed.extend(images.flat_map(|image| &image.layers).map(|layer| layer.key.as_str()));
-        let gone: Vec<String> = self.layers.keys().filter(|key| !needed.contains(key.as_str())).cloned().collect();
+        let gone: Vec<String> =
+            self.layers.keys().filter(|key| !needed.contains(key.as_str())).cloned().collect();
         for key in &gone {
             self.layers.remove(key);
         }

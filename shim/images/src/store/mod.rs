@@ -12,9 +12,6 @@ mod ledger;
 mod open;
 pub(crate) mod record;
 
-#[cfg(test)]
-mod tests;
-
 use crate::digest::Digest;
 use crate::flight::Flights;
 use crate::pull::Pulled;
@@ -131,7 +128,8 @@ impl Inner {
     /// Stores `new` over its layers, and takes its tags from other images. `pinned` keeps the layers until then.
     pub(crate) fn commit_image(&self, new: NewImage, pinned: &[Pinned]) -> Result<Arc<Image>> {
         let layers = new.chain_ids.iter().zip(pinned);
-        let layers = layers.map(|(chain, pin)| LayerRef { chain_id: chain.to_string(), key: pin.key().to_owned() });
+        let layers =
+            layers.map(|(chain, pin)| LayerRef { chain_id: chain.to_string(), key: pin.key().to_owned() });
         let record = ImageRecord {
             version: VERSION,
             id: new.id.to_string(),
@@ -161,8 +159,12 @@ impl Inner {
         let moved = new.record.tags.clone();
         let (mut tags, mut digests) = (moved.clone(), new.record.digests.clone());
         if let Some(old) = catalog.get(&new.record.id) {
-            merge_names(&mut tags, &old.record.tags);
-            merge_names(&mut digests, &old.record.digests);
+            tags.extend_from_slice(&old.record.tags);
+            digests.extend_from_slice(&old.record.digests);
+        }
+        for names in [&mut tags, &mut digests] {
+            names.sort();
+            names.dedup();
         }
         let stored = new.renamed(tags, digests, generation);
         self.write_image(&stored)?;
@@ -232,13 +234,4 @@ impl Inner {
         }
         self.janitor.empty_trash();
     }
-}
-
-fn merge_names(names: &mut Vec<String>, more: &[String]) {
-    for name in more {
-        if !names.contains(name) {
-            names.push(name.clone());
-        }
-    }
-    names.sort();
 }

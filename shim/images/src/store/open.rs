@@ -17,7 +17,9 @@ use std::sync::{Arc, Mutex, RwLock};
 /// This boot's id (random(4)).
 pub(super) fn boot_id() -> Result<String> {
     let path = Path::new("/proc/sys/kernel/random/boot_id");
-    std::fs::read_to_string(path).map(|id| id.trim().to_owned()).map_err(|e| Error::io("read boot id", path, e))
+    std::fs::read_to_string(path)
+        .map(|id| id.trim().to_owned())
+        .map_err(|e| Error::io("read boot id", path, e))
 }
 
 impl Inner {
@@ -32,7 +34,8 @@ impl Inner {
         owners(&layout, &mut ledger)?;
         let catalog = images(&layout, &ledger)?;
         let shared = Arc::new(Shared { layout, ledger: Mutex::new(ledger) });
-        let janitor = Janitor::start(shared.clone()).map_err(|e| Error::io("start janitor", &options.root, e))?;
+        let janitor =
+            Janitor::start(shared.clone()).map_err(|e| Error::io("start janitor", &options.root, e))?;
         let inner = Self {
             options,
             shared,
@@ -99,7 +102,8 @@ fn layers(layout: &Layout, ledger: &mut Ledger) -> Result<()> {
     for (key, record) in records::<LayerRecord>(layout, &directory)? {
         let lost = record.unsynced_in_boot.as_ref().is_some_and(|made_in| *made_in != boot);
         if lost || !layout.layer(&key).is_dir() {
-            let why = if lost { "the machine went down before it was on disk" } else { "its directory is missing" };
+            let why =
+                if lost { "the machine went down before it was on disk" } else { "its directory is missing" };
             tracing::warn!(layer = key, why, "layer dropped");
             layout.discard(&layout.layer_record(&key))?;
         } else {
@@ -146,7 +150,8 @@ fn images(layout: &Layout, ledger: &Ledger) -> Result<Catalog> {
             layout.set_aside(&path, &format!("layer {} is missing; pull the image again", layer.key));
             continue;
         }
-        let intact = crate::digest::Digest::parse(&record.id).is_ok_and(|id| id.matches(record.config.as_bytes()))
+        let intact = crate::digest::Digest::parse(&record.id)
+            .is_ok_and(|id| id.matches(record.config.as_bytes()))
             && record::hex_of(&record.id) == stem;
         match Stored::new(record) {
             Ok(stored) if intact => found.push(stored),

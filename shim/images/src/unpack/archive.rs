@@ -32,7 +32,9 @@ pub(crate) type Components = Vec<Vec<u8>>;
 
 #[derive(Debug)]
 pub(crate) enum What {
-    File { sparse: Option<Sparse> },
+    File {
+        sparse: Option<Sparse>,
+    },
     Directory,
     Symlink(Vec<u8>),
     /// The target's path below the root.
@@ -249,7 +251,10 @@ fn convert(entry: &ParsedEntry<'_>, sparse: Option<Sparse>, limits: &Limits) -> 
     // Go's reader, and so every builder, knows no content after links, directories and devices.
     let size = if matches!(what, What::File { .. }) { entry.size } else { 0 };
     let id = |value: u64, which: &str| {
-        u32::try_from(value).ok().filter(|id| *id != u32::MAX).ok_or_else(|| refuse(&name, format!("{which} {value} is out of range")))
+        u32::try_from(value)
+            .ok()
+            .filter(|id| *id != u32::MAX)
+            .ok_or_else(|| refuse(&name, format!("{which} {value} is out of range")))
     };
     // GNU's base-256 times may be negative: the two's complement is what tar-core hands on.
     let mtime = pax.mtime.unwrap_or(Timespec { tv_sec: entry.mtime.cast_signed(), tv_nsec: 0 });
@@ -306,7 +311,10 @@ fn check_sparse(entry: &ParsedEntry<'_>, sparse: &Sparse) -> Result<()> {
         sum += region.length;
     }
     if sum != entry.size || i64::try_from(sparse.size).is_err() {
-        return Err(refuse(entry.path_lossy(), format!("sparse regions hold {sum} bytes, the entry {}", entry.size)));
+        return Err(refuse(
+            entry.path_lossy(),
+            format!("sparse regions hold {sum} bytes, the entry {}", entry.size),
+        ));
     }
     Ok(())
 }
@@ -346,7 +354,8 @@ impl Pax {
         }
         // libarchive writes each attribute in both forms: its own only counts alone.
         if pax.xattrs.is_empty() {
-            pax.xattrs = libarchive.into_iter().filter_map(|(name, value)| from_libarchive(&name, &value)).collect();
+            pax.xattrs =
+                libarchive.into_iter().filter_map(|(name, value)| from_libarchive(&name, &value)).collect();
         }
         Ok(pax)
     }
@@ -397,7 +406,9 @@ pub(crate) fn clean(name: &[u8], limits: &Limits) -> Result<Components> {
                 path.pop().ok_or_else(|| refuse(shown(), "the name leaves the root"))?;
             }
             _ if component.contains(&0) => return Err(refuse(shown(), "NUL in a name")),
-            _ if component.len() > 255 => return Err(refuse(shown(), "a component is longer than 255 bytes")),
+            _ if component.len() > 255 => {
+                return Err(refuse(shown(), "a component is longer than 255 bytes"));
+            }
             _ => path.push(component.to_vec()),
         }
     }

@@ -3,8 +3,8 @@
 
 use super::archive::Entry;
 use rustix::fs::{
-    AtFlags, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat, fchmod, fchown, fsetxattr, futimens,
-    lsetxattr, utimensat,
+    AtFlags, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat, fchmod, fchown, fsetxattr,
+    futimens, lsetxattr, utimensat,
 };
 use rustix::io::{Errno, Result};
 use std::ffi::{OsStr, OsString};

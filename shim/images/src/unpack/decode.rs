@@ -64,7 +64,10 @@ mod tests {
         assert_eq!(read(b"plain").unwrap(), b"plain");
         assert_eq!(read(b"").unwrap(), b"");
         assert_eq!(read(&[gzip(b"one"), gzip(b"two")].concat()).unwrap(), b"onetwo");
-        assert_eq!(read(&[skippable.clone(), zstd(b"one"), skippable, zstd(b"two")].concat()).unwrap(), b"onetwo");
+        assert_eq!(
+            read(&[skippable.clone(), zstd(b"one"), skippable, zstd(b"two")].concat()).unwrap(),
+            b"onetwo"
+        );
         let cut = gzip(&[7; 10_000]);
         assert!(read(&cut[..cut.len() - 3]).is_err());
         assert!(read(&zstd(&[7; 10_000])[..12]).is_err());

@@ -5,8 +5,8 @@ use super::attributes::{Attributes, Times, is_overlay_mark};
 use super::tree::{Tree, is_dir, is_opaque, is_whiteout, joined, open_dir_beneath, os, remove_tree, stat_at};
 use crate::{Error, Result};
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, Stat, Timespec, fgetxattr, flistxattr, futimens, linkat, mkdirat, mknodat,
-    openat, readlinkat, renameat, symlinkat,
+    AtFlags, FileType, Mode, OFlags, Stat, Timespec, fgetxattr, flistxattr, futimens, linkat, mkdirat,
+    mknodat, openat, readlinkat, renameat, symlinkat,
 };
 use rustix::io::Errno;
 use std::collections::VecDeque;
@@ -88,7 +88,8 @@ impl Stack<'_> {
             real.push(component);
             found = self.at(&real)?;
             let is_link = |found: &Found| FileType::from_raw_mode(found.stat.st_mode) == FileType::Symlink;
-            let Some(link) = found.as_ref().filter(|found| is_link(found) && (follow || !todo.is_empty())) else {
+            let Some(link) = found.as_ref().filter(|found| is_link(found) && (follow || !todo.is_empty()))
+            else {
                 continue;
             };
             links += 1;
@@ -194,7 +195,12 @@ fn implicit_directories(tree: &mut Tree, lower: &Stack<'_>, late: &mut LateTimes
     Ok(())
 }
 
-fn copy_attributes(fd: &OwnedFd, from: &Found, path: &[Vec<u8>], late: &mut LateTimes) -> rustix::io::Result<()> {
+fn copy_attributes(
+    fd: &OwnedFd,
+    from: &Found,
+    path: &[Vec<u8>],
+    late: &mut LateTimes,
+) -> rustix::io::Result<()> {
     let attributes = from.attributes()?;
     attributes.apply(fd)?;
     late.push((path.to_vec(), attributes.times));
@@ -202,7 +208,13 @@ fn copy_attributes(fd: &OwnedFd, from: &Found, path: &[Vec<u8>], late: &mut Late
 }
 
 /// Below, `from` is a symlink to the directory `to`: what lies in our `from` belongs there.
-fn graft(tree: &Tree, lower: &Stack<'_>, from: &[Vec<u8>], to: &[Vec<u8>], late: &mut LateTimes) -> Result<()> {
+fn graft(
+    tree: &Tree,
+    lower: &Stack<'_>,
+    from: &[Vec<u8>],
+    to: &[Vec<u8>],
+    late: &mut LateTimes,
+) -> Result<()> {
     let target = make_directories(tree, lower, to, late)?;
     let source = open_dir_beneath(tree.root(), &joined(from)).map_err(|e| failed(from, e))?;
     merge(&source, &target).map_err(|e| failed(from, e))?;
@@ -226,7 +238,10 @@ fn merge(from: &OwnedFd, to: &OwnedFd) -> rustix::io::Result<()> {
             && is_dir(theirs)
         {
             let component = [bytes.to_vec()];
-            merge(&open_dir_beneath(from, &joined(&component))?, &open_dir_beneath(to, &joined(&component))?)?;
+            merge(
+                &open_dir_beneath(from, &joined(&component))?,
+                &open_dir_beneath(to, &joined(&component))?,
+            )?;
             continue;
         }
         if theirs.is_some() {
@@ -238,7 +253,12 @@ fn merge(from: &OwnedFd, to: &OwnedFd) -> rustix::io::Result<()> {
 }
 
 /// The directory `path` in our layer, made with the attributes it has below where it is missing.
-fn make_directories(tree: &Tree, lower: &Stack<'_>, path: &[Vec<u8>], late: &mut LateTimes) -> Result<OwnedFd> {
+fn make_directories(
+    tree: &Tree,
+    lower: &Stack<'_>,
+    path: &[Vec<u8>],
+    late: &mut LateTimes,
+) -> Result<OwnedFd> {
     let mut directory = open_dir_beneath(tree.root(), &joined(&[])).map_err(|e| failed(path, e))?;
     for (index, component) in path.iter().enumerate() {
         let here = &path[..=index];
@@ -278,14 +298,18 @@ fn deferred_link(
         Err(e) => return Err(failed(link, e)),
     };
     match stat_at(&parent, os(link_name)).map_err(|e| failed(link, e))? {
-        Some(stat) if is_whiteout(&stat) => remove_tree(&parent, os(link_name)).map_err(|e| failed(link, e))?,
+        Some(stat) if is_whiteout(&stat) => {
+            remove_tree(&parent, os(link_name)).map_err(|e| failed(link, e))?
+        }
         // A later entry took the name.
         Some(_) => return Ok(()),
         None => {}
     }
     let all = Stack { layers: std::iter::once(tree.root()).chain(lower.layers.iter().copied()).collect() };
     let (real, found) = all.resolve(target, false).map_err(|e| failed(target, e))?;
-    let missing = |why| Error::corrupt("unpack", joined(link).display(), format!("{why}: {}", joined(target).display()));
+    let missing = |why| {
+        Error::corrupt("unpack", joined(link).display(), format!("{why}: {}", joined(target).display()))
+    };
     let found = found.ok_or_else(|| missing("hard link to what no layer has"))?;
     if is_dir(&found.stat) {
         return Err(missing("hard link to a directory"));

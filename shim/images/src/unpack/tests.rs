@@ -1,5 +1,6 @@
 //! Tars, honest and hostile, unpacked on the real file system.
 
+#[allow(unreachable_pub, reason = "shared with the integration tests")]
 #[path = "../../tests/support/tar.rs"]
 mod tar;
 
@@ -130,7 +131,10 @@ fn sparse_files() {
             .file("GNUSparseFile.0/big", &content),
     );
     let data = std::fs::read(made.path.join("big")).unwrap();
-    assert_eq!((data.len(), &data[..4], &data[1_000_000..1_000_004]), (2_000_000, &b"head"[..], &b"tail"[..]));
+    assert_eq!(
+        (data.len(), &data[..4], &data[1_000_000..1_000_004]),
+        (2_000_000, &b"head"[..], &b"tail"[..])
+    );
     assert!(stat(&made.path.join("big")).blocks() < 100);
     for map in ["0,4,2,4", "0,4,1999998,4", "0,4", "0,8,1000000,8"] {
         let tar = Tar::new().pax("GNU.sparse.map", map).pax("GNU.sparse.size", "2000000").file("f", &content);
@@ -195,7 +199,9 @@ fn nothing_escapes() {
         ("symlink, absolute", |out| Tar::new().symlink("l", out).file("l/file", "pwned")),
         ("symlink, relative", |_| Tar::new().symlink("l", "../../../../../outside").file("l/file", "pwned")),
         ("symlink, last component", |out| Tar::new().symlink("l", &format!("{out}/file")).file("l", "pwned")),
-        ("symlink, then directory", |out| Tar::new().symlink("l", out).dir("l/", 0o777, 99).file("l/file", "pwned")),
+        ("symlink, then directory", |out| {
+            Tar::new().symlink("l", out).dir("l/", 0o777, 99).file("l/file", "pwned")
+        }),
         ("symlink chain", |out| Tar::new().symlink("a", "b").symlink("b", out).file("a/file", "pwned")),
         ("directory replaced", |out| {
             Tar::new().dir("d/", 0o755, 0).file("d/x", "").symlink("d", out).file("d/file", "pwned")
@@ -203,10 +209,17 @@ fn nothing_escapes() {
         ("hard link out", |out| Tar::new().link("l", &format!("{out}/file")).file("l", "pwned")),
         ("hard link dot-dot", |_| Tar::new().link("l", "../outside/file").file("l", "pwned")),
         ("hard link through symlink", |out| {
-            Tar::new().symlink("s", out).link("l", "s/file").entry(Head { size: 5, ..Head::new(b'0', "l") }, b"pwned")
+            Tar::new()
+                .symlink("s", out)
+                .link("l", "s/file")
+                .entry(Head { size: 5, ..Head::new(b'0', "l") }, b"pwned")
         }),
         ("hard link to symlink", |out| {
-            Tar::new().symlink("s", &format!("{out}/file")).link("l", "s").file("l", "pwned").dir("s/", 0o777, 9)
+            Tar::new()
+                .symlink("s", &format!("{out}/file"))
+                .link("l", "s")
+                .file("l", "pwned")
+                .dir("s/", 0o777, 9)
         }),
         ("magic link", |_| Tar::new().symlink("p", "/proc/self/root").file("p/outside/file", "pwned")),
         ("whiteout through symlink", |out| Tar::new().symlink("l", out).file("l/.wh.file", "")),
@@ -235,7 +248,12 @@ fn nothing_escapes() {
 #[test]
 fn symlinked_parents_lead_inside() {
     let made = layer(
-        Tar::new().dir("etc/", 0o750, 0).symlink("l", "/etc").file("l/passwd", "x").symlink("m", "/made/../new/./dir").file("m/f", "y"),
+        Tar::new()
+            .dir("etc/", 0o750, 0)
+            .symlink("l", "/etc")
+            .file("l/passwd", "x")
+            .symlink("m", "/made/../new/./dir")
+            .file("m/f", "y"),
     );
     assert_eq!(std::fs::read(made.path.join("etc/passwd")).unwrap(), b"x");
     assert_eq!(std::fs::read(made.path.join("new/dir/f")).unwrap(), b"y");
@@ -248,14 +266,18 @@ fn symlinked_parents_lead_inside() {
 fn refused() {
     let many = (0..50).fold(Tar::new(), |tar, n| tar.file(&format!("f{n}"), ""));
     let deep = format!("{}f", "d/".repeat(40));
-    let truncated = Tar::new().file("a", "x").entry(Head { size: 4096, ..Head::new(b'0', "b") }, b"short").cut();
+    let truncated =
+        Tar::new().file("a", "x").entry(Head { size: 4096, ..Head::new(b'0', "b") }, b"short").cut();
     let half_header = Tar::new().file("a", "x").raw(&[b'x'; 100]).cut();
     let limits = Limits { entries: 20, stream: 1 << 20, files: 1 << 16, depth: 32 };
     let cases: Vec<(&str, Vec<u8>)> = vec![
         ("entries", many.end()),
         ("depth", Tar::new().pax("path", deep).file("x", "").end()),
         ("file bytes", Tar::new().file("a", vec![0; 40_000]).file("b", vec![0; 40_000]).end()),
-        ("stream bytes", Tar::new().entry(Head { size: 40_000, ..Head::new(b'0', "a") }, &vec![0; 2 << 20]).end()),
+        (
+            "stream bytes",
+            Tar::new().entry(Head { size: 40_000, ..Head::new(b'0', "a") }, &vec![0; 2 << 20]).end(),
+        ),
         ("PAX header of 2 MiB", Tar::new().pax("comment", vec![b'x'; 2 << 20]).file("a", "").end()),
         (
             "sparse bomb",
@@ -272,7 +294,16 @@ fn refused() {
         ("uid is no number", Tar::new().pax("uid", "x").file("a", "").end()),
         ("truncated content", truncated),
         ("truncated header", half_header),
-        ("bad checksum", Tar::new().file("a", "").end().iter().enumerate().map(|(i, b)| if i == 0 { b'z' } else { *b }).collect()),
+        (
+            "bad checksum",
+            Tar::new()
+                .file("a", "")
+                .end()
+                .iter()
+                .enumerate()
+                .map(|(i, b)| if i == 0 { b'z' } else { *b })
+                .collect(),
+        ),
         ("garbage", vec![0x5a; 4096]),
     ];
     for (what, tar) in cases {
@@ -328,10 +359,16 @@ fn later_entries_win() {
             .link("r", "r"),
     );
     let at = |name: &str| made.path.join(name);
-    assert_eq!((mode(&at("d")), stat(&at("d")).uid(), std::fs::read(at("d/child")).unwrap()), (0o755, 2, b"kept".to_vec()));
+    assert_eq!(
+        (mode(&at("d")), stat(&at("d")).uid(), std::fs::read(at("d/child")).unwrap()),
+        (0o755, 2, b"kept".to_vec())
+    );
     assert_eq!(std::fs::read(at("t")).unwrap(), b"now a file");
     assert!(at("f").is_dir() && is_opaque(&at("f")));
-    assert_eq!((std::fs::read(at("r")).unwrap(), std::fs::read(at("h")).unwrap()), (b"second".to_vec(), b"first".to_vec()));
+    assert_eq!(
+        (std::fs::read(at("r")).unwrap(), std::fs::read(at("h")).unwrap()),
+        (b"second".to_vec(), b"first".to_vec())
+    );
 }
 
 // IMG-UNP-07
@@ -356,7 +393,10 @@ fn implicit_parents_take_what_lies_below() {
     ]);
     for layer in &stack[1..] {
         let at = |name: &str| layer.path.join(name);
-        assert_eq!((mode(&at("a")), stat(&at("a")).uid(), stat(&at("a")).mtime()), (0o2751, 42, MTIME as i64));
+        assert_eq!(
+            (mode(&at("a")), stat(&at("a")).uid(), stat(&at("a")).mtime()),
+            (0o2751, 42, MTIME as i64)
+        );
         assert_eq!((mode(&at("a/b")), stat(&at("a/b")).gid()), (0o1777, 43));
         assert_eq!(xattr(&at("a/b"), "user.tag").unwrap(), b"t");
     }
@@ -405,7 +445,11 @@ fn hard_links_to_lower_files() {
 #[test]
 fn what_lies_in_a_lower_symlink_moves_to_its_target() {
     let stack = settled(vec![
-        Tar::new().dir("usr/", 0o755, 0).dir("usr/lib/", 0o711, 6).file("usr/lib/old", "").symlink("lib", "usr/lib"),
+        Tar::new()
+            .dir("usr/", 0o755, 0)
+            .dir("usr/lib/", 0o711, 6)
+            .file("usr/lib/old", "")
+            .symlink("lib", "usr/lib"),
         Tar::new()
             .file("lib/x", "from lib")
             .file("lib/sub/y", "deep")
@@ -449,7 +493,8 @@ fn damaged_archives() {
             // A fixed checksum lets damage reach the fields behind it.
             let block = (random() % (bad.len() / 512)) * 512;
             bad[block + random() % 345] = u8::try_from(random() % 256).unwrap();
-            let sum: u32 = (0..512).map(|i| if (148..156).contains(&i) { 32 } else { u32::from(bad[block + i]) }).sum();
+            let sum: u32 =
+                (0..512).map(|i| if (148..156).contains(&i) { 32 } else { u32::from(bad[block + i]) }).sum();
             bad[block + 148..block + 156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
         }
         if random() % 4 == 0 {

@@ -7,8 +7,8 @@ use super::archive::{Archive, Components, Entry, Sparse, What};
 use super::attributes::{Attributes, OPAQUE, Times};
 use crate::{Error, Result};
 use rustix::fs::{
-    AtFlags, CWD, Dev, FileType, Mode, OFlags, ResolveFlags, Stat, XattrFlags, fsetxattr, fstat, ftruncate, futimens,
-    linkat, makedev, mkdirat, mknodat, openat, openat2, readlinkat, statat, symlinkat, unlinkat,
+    AtFlags, CWD, Dev, FileType, Mode, OFlags, ResolveFlags, Stat, XattrFlags, fsetxattr, fstat, ftruncate,
+    futimens, linkat, makedev, mkdirat, mknodat, openat, openat2, readlinkat, statat, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 use std::collections::{HashMap, VecDeque};
@@ -105,7 +105,15 @@ const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::
 
 /// Opens a directory below `root`; symlinks are followed inside it.
 fn open_dir_in_root(root: impl AsFd, path: &Path) -> rustix::io::Result<OwnedFd> {
-    retry(|| openat2(root.as_fd(), path, DIRECTORY, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS))
+    retry(|| {
+        openat2(
+            root.as_fd(),
+            path,
+            DIRECTORY,
+            Mode::empty(),
+            ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+        )
+    })
 }
 
 /// Opens a directory below `root` by its real path.
@@ -159,11 +167,13 @@ impl Tree {
             What::Directory => self.directory(entry, &parent, name),
             What::Link(target) => self.link(entry, &parent, name, target),
             What::File { sparse } => self.file(entry, &parent, name, sparse.as_ref(), archive),
-            What::Symlink(target) => self.other(entry, &parent, name, |parent, name| {
-                symlinkat(os(target), parent, name)
-            }),
+            What::Symlink(target) => {
+                self.other(entry, &parent, name, |parent, name| symlinkat(os(target), parent, name))
+            }
             What::Fifo => self.node(entry, &parent, name, FileType::Fifo, 0),
-            What::Block(major, minor) => self.node(entry, &parent, name, FileType::BlockDevice, makedev(*major, *minor)),
+            What::Block(major, minor) => {
+                self.node(entry, &parent, name, FileType::BlockDevice, makedev(*major, *minor))
+            }
             What::Char(0, 0) => Err(Error::corrupt(
                 "unpack",
                 joined(&entry.path).display(),
@@ -232,7 +242,8 @@ impl Tree {
                     if links > MAX_SYMLINKS {
                         return Err(self.io(path, Errno::LOOP));
                     }
-                    let target = readlinkat(&parent, name, Vec::new()).map_err(|e| self.io(path, e))?.into_bytes();
+                    let target =
+                        readlinkat(&parent, name, Vec::new()).map_err(|e| self.io(path, e))?.into_bytes();
                     if target.starts_with(b"/") {
                         real.clear();
                     }
@@ -250,7 +261,13 @@ impl Tree {
         open_dir_beneath(&self.root, &joined(&real)).map_err(|e| self.io(&real, e))
     }
 
-    fn make_implicit(&mut self, parent: &OwnedFd, name: &OsStr, real: &[Vec<u8>], found: Option<&Stat>) -> Result<()> {
+    fn make_implicit(
+        &mut self,
+        parent: &OwnedFd,
+        name: &OsStr,
+        real: &[Vec<u8>],
+        found: Option<&Stat>,
+    ) -> Result<()> {
         match found {
             Some(stat) if !is_whiteout(stat) => return Err(self.io(real, Errno::NOTDIR)),
             Some(_) => self.remove(parent, name, real)?,
@@ -338,8 +355,17 @@ impl Tree {
         Ok(())
     }
 
-    fn node(&mut self, entry: &Entry, parent: &OwnedFd, name: &OsStr, kind: FileType, device: Dev) -> Result<()> {
-        self.other(entry, parent, name, |parent, name| mknodat(parent, name, kind, Mode::RUSR | Mode::WUSR, device))
+    fn node(
+        &mut self,
+        entry: &Entry,
+        parent: &OwnedFd,
+        name: &OsStr,
+        kind: FileType,
+        device: Dev,
+    ) -> Result<()> {
+        self.other(entry, parent, name, |parent, name| {
+            mknodat(parent, name, kind, Mode::RUSR | Mode::WUSR, device)
+        })
     }
 
     fn other(
@@ -400,7 +426,13 @@ impl Tree {
         linkat(&directory, target_name, parent, name, AtFlags::empty()).map_err(|e| self.io(&entry.path, e))
     }
 
-    fn defer_link(&mut self, entry: &Entry, parent: &OwnedFd, name: &OsStr, target: &[Vec<u8>]) -> Result<()> {
+    fn defer_link(
+        &mut self,
+        entry: &Entry,
+        parent: &OwnedFd,
+        name: &OsStr,
+        target: &[Vec<u8>],
+    ) -> Result<()> {
         let exists = stat_at(parent, name).map_err(|e| self.io(&entry.path, e))?;
         if exists.is_some_and(|stat| !is_whiteout(&stat)) {
             self.remove(parent, name, &entry.path)?;
@@ -414,7 +446,8 @@ impl Tree {
     /// Where below the root `fd` really is.
     fn real_path(&self, fd: &OwnedFd) -> Result<Components> {
         let show = |fd: BorrowedFd<'_>| {
-            readlinkat(CWD, format!("/proc/self/fd/{}", fd.as_raw_fd()), Vec::new()).map_err(|e| self.io(&[], e))
+            readlinkat(CWD, format!("/proc/self/fd/{}", fd.as_raw_fd()), Vec::new())
+                .map_err(|e| self.io(&[], e))
         };
         let (root, path) = (show(self.root.as_fd())?.into_bytes(), show(fd.as_fd())?.into_bytes());
         let below = path.strip_prefix(root.as_slice()).unwrap_or_default();
@@ -424,7 +457,11 @@ impl Tree {
     /// `.wh.<marker>` in `parent` (IMG-WH-*).
     fn whiteout(&mut self, parent: &[Vec<u8>], marker: &[u8], path: &[Vec<u8>]) -> Result<()> {
         if matches!(marker, b"" | b"." | b"..") {
-            return Err(Error::corrupt("unpack", joined(path).display(), "a whiteout needs the name of what it removes"));
+            return Err(Error::corrupt(
+                "unpack",
+                joined(path).display(),
+                "a whiteout needs the name of what it removes",
+            ));
         }
         if marker == b".wh..opq" {
             if parent.is_empty() {
@@ -443,7 +480,8 @@ impl Tree {
         match stat_at(&parent, name).map_err(|e| self.io(path, e))? {
             None => {
                 self.usage.inodes += 1;
-                mknodat(&parent, name, FileType::CharacterDevice, Mode::empty(), 0).map_err(|e| self.io(path, e))
+                mknodat(&parent, name, FileType::CharacterDevice, Mode::empty(), 0)
+                    .map_err(|e| self.io(path, e))
             }
             // Of this layer, so it stays (IMG-WH-04); a directory stops showing what lies below.
             Some(stat) if is_dir(&stat) => {
@@ -465,9 +503,8 @@ impl Tree {
         self.last_parent = None;
         let root = &self.root;
         self.pending.implicit.retain(|inode, path| {
-            open_dir_beneath(root, &joined(path)).is_ok_and(|fd| {
-                fstat(&fd).is_ok_and(|stat| stat.st_ino == *inode) && !is_opaque(&fd)
-            })
+            open_dir_beneath(root, &joined(path))
+                .is_ok_and(|fd| fstat(&fd).is_ok_and(|stat| stat.st_ino == *inode) && !is_opaque(&fd))
         });
         self.set_times()
     }

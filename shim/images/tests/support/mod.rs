@@ -1,7 +1,9 @@
 //! What the tests of this crate share: images built by code, a real registry on loopback, a proxy that cuts, mounts.
 
 #![allow(dead_code, reason = "each test binary uses a part")]
+#![allow(unreachable_pub, reason = "shared by several test binaries")]
 
+pub mod gate;
 pub mod tar;
 
 use sha2::{Digest, Sha256};
@@ -74,7 +76,12 @@ pub fn build(layers: &[(Vec<u8>, Packing)], run: &str) -> Built {
     build_as(layers, run, OCI, "amd64")
 }
 
-pub fn build_as(layers: &[(Vec<u8>, Packing)], run: &str, media_type: &'static str, architecture: &str) -> Built {
+pub fn build_as(
+    layers: &[(Vec<u8>, Packing)],
+    run: &str,
+    media_type: &'static str,
+    architecture: &str,
+) -> Built {
     let diff_ids: Vec<String> = layers.iter().map(|(tar, _)| format!("{:?}", sha256(tar))).collect();
     let config = format!(
         r#"{{"architecture":"{architecture}","os":"linux","config":{run},"rootfs":{{"type":"layers","diff_ids":[{}]}}}}"#,
@@ -83,13 +90,17 @@ pub fn build_as(layers: &[(Vec<u8>, Packing)], run: &str, media_type: &'static s
     .into_bytes();
     let blobs: Vec<Vec<u8>> = layers.iter().map(|(tar, packing)| pack(tar, *packing)).collect();
     let (config_type, layer_type) = if media_type == DOCKER {
-        ("application/vnd.docker.container.image.v1+json", "application/vnd.docker.image.rootfs.diff.tar.gzip")
+        (
+            "application/vnd.docker.container.image.v1+json",
+            "application/vnd.docker.image.rootfs.diff.tar.gzip",
+        )
     } else {
         // Wrong for half of them, on purpose: the bytes decide (IMG-MT-03).
         ("application/vnd.oci.image.config.v1+json", "application/vnd.oci.image.layer.v1.tar+gzip")
     };
-    let descriptor =
-        |kind: &str, bytes: &[u8]| format!(r#"{{"mediaType":"{kind}","digest":"{}","size":{}}}"#, sha256(bytes), bytes.len());
+    let descriptor = |kind: &str, bytes: &[u8]| {
+        format!(r#"{{"mediaType":"{kind}","digest":"{}","size":{}}}"#, sha256(bytes), bytes.len())
+    };
     let tars = layers.iter().map(|(tar, _)| tar.clone()).collect();
     let layers: Vec<String> = blobs.iter().map(|blob| descriptor(layer_type, blob)).collect();
     let manifest = format!(
@@ -173,14 +184,24 @@ impl Registry {
         assert_eq!(answer.status(), 202);
         let location = answer.headers()["location"].to_str().unwrap().to_owned();
         let separator = if location.contains('?') { '&' } else { '?' };
-        let put = client.put(format!("{location}{separator}digest={digest}")).body(blob.to_vec()).send().await.unwrap();
+        let put = client
+            .put(format!("{location}{separator}digest={digest}"))
+            .body(blob.to_vec())
+            .send()
+            .await
+            .unwrap();
         assert_eq!(put.status(), 201);
     }
 
     pub async fn push_manifest(&self, path: &str, manifest: &[u8], media_type: &str, tag: &str) {
         let url = format!("http://{}/v2/{path}/manifests/{tag}", self.address);
-        let put =
-            reqwest_client().put(url).header("content-type", media_type).body(manifest.to_vec()).send().await.unwrap();
+        let put = reqwest_client()
+            .put(url)
+            .header("content-type", media_type)
+            .body(manifest.to_vec())
+            .send()
+            .await
+            .unwrap();
         let status = put.status();
         assert_eq!(status, 201, "{}", put.text().await.unwrap());
     }
@@ -308,7 +329,8 @@ pub fn mounted_listing(overlay: &slipway_runtime::rootfs::Overlay, at: &Path, be
     if overlay.volatile {
         options.push_str(",volatile");
     }
-    let script = format!("set -e; mount -t overlay overlay -o '{options}' \"$1\"\n(cd \"$1\"; {before})\n{LISTING}");
+    let script =
+        format!("set -e; mount -t overlay overlay -o '{options}' \"$1\"\n(cd \"$1\"; {before})\n{LISTING}");
     shell(&["unshare", "-m", "--propagation", "private", "sh", "-c", &script, "sh", at.to_str().unwrap()])
 }
 
@@ -339,8 +361,16 @@ pub fn extract_by_tar(tars: &[Vec<u8>], root: &Path) {
         }
         let (file, root) = (file.to_str().unwrap(), root.to_str().unwrap());
         shell(&[
-            "tar", "-xpf", file, "--numeric-owner", "--same-owner", "--xattrs", "--xattrs-include=*", "--exclude=.wh.*",
-            "-C", root,
+            "tar",
+            "-xpf",
+            file,
+            "--numeric-owner",
+            "--same-owner",
+            "--xattrs",
+            "--xattrs-include=*",
+            "--exclude=.wh.*",
+            "-C",
+            root,
         ]);
     }
 }
