@@ -104,7 +104,7 @@ impl Abi {
 
     /// The multiplexer that also reaches `name` here, and the number it goes by in its first argument.
     pub(super) fn multiplexed(self, name: &str) -> Option<(&'static str, u32)> {
-        if !matches!(self, Self::X86 | Self::S390x) {
+        if !matches!(self, Self::X86 | Self::S390x | Self::Ppc64le) {
             return None;
         }
         let find =
@@ -192,7 +192,7 @@ const X32_OWN: [&str; 36] = [
     "pwritev2",
 ];
 
-const X32_MISSING: [&str; 11] = [
+const X32_MISSING: [&str; 13] = [
     "uselib",
     "_sysctl",
     "create_module",
@@ -204,6 +204,8 @@ const X32_MISSING: [&str; 11] = [
     "epoll_ctl_old",
     "epoll_wait_old",
     "vserver",
+    "uretprobe",
+    "map_shadow_stack",
 ];
 
 /// linux/net.h SYS_*.

@@ -18,7 +18,7 @@
 //! - An architecture that is not listed kills the thread; the native one is always listed. x32 is an architecture of
 //!   its own: its numbers kill the thread unless it is listed. Architectures this machine cannot run cost nothing.
 //! - On 32-bit architectures and x32 only the low half of an argument is looked at.
-//! - 32-bit x86 and s390x: a rule for `socket` or `semop` also rules `socketcall` and `ipc`, as far as the kernel can
+//! - 32-bit x86, s390x and ppc64le: a rule for `socket` or `semop` also rules `socketcall` and `ipc`, as far as the kernel can
 //!   see there, which is the name but not the arguments.
 //! - TSYNC is ignored: the filter is installed by a single thread just before execve.
 //!

@@ -1,6 +1,6 @@
 //! The compiler against a second reading of the profile, by an interpreter of classic BPF.
 //!
-//! `reference` evaluates a profile call by call and rule by rule, as slowly and plainly as the module's header
+//! `Reference` evaluates a profile call by call and rule by rule, as slowly and plainly as the module's header
 //! describes it; it shares only the tables of numbers with the compiler.
 
 use super::abi::{Abi, X32_BIT};
@@ -11,7 +11,7 @@ use oci_spec::runtime::{
     Capability, LinuxSeccomp, LinuxSeccompArg, LinuxSeccompOperator as Operator, LinuxSyscall,
 };
 use serde_json::{Value, json};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 const ALLOW: u32 = 0x7fff_0000;
 const EPERM: u32 = 0x0005_0001;
@@ -78,58 +78,89 @@ fn run(filter: &Filter, big_endian: bool, call: Call) -> u32 {
     }
 }
 
-/// What the module's header says `profile` answers.
-fn reference(native: Abi, profile: &LinuxSeccomp, call: Call) -> u32 {
-    let default = profile.default_action().as_u32(profile.default_errno_ret());
-    let unknown =
-        if default == ALLOW || default >> 16 == 0x7ffc || default >> 16 == 0x7ff0 { default } else { ENOSYS };
-    let mut listed = vec![native];
-    listed.extend(profile.architectures().iter().flatten().filter_map(|arch| Abi::from_oci(*arch, native)));
-    listed.retain(|abi| native.runs(*abi));
-    let x32 = call.audit == Abi::X86_64.audit() && call.number >= X32_BIT;
-    if x32 && native == Abi::X86_64 && call.number == u32::MAX {
-        return unknown;
-    }
-    let abi = listed.iter().find(|abi| abi.audit() == call.audit && (**abi == Abi::X32) == x32);
-    let Some(abi) = abi else { return KILL_THREAD };
-    let rules = profile.syscalls().as_deref().unwrap_or_default();
-    let multiplexer = |name: &str| abi.multiplexed(name).and_then(|(by, _)| abi.number(by));
-    let known =
-        rules.iter().flat_map(LinuxSyscall::names).map(|name| abi.number(name).max(multiplexer(name))).max();
-    let known = known.flatten();
-    if known.is_some_and(|highest| call.number > highest) || (*abi == Abi::S390x && call.number == 0) {
-        return unknown;
-    }
-    decide(*abi, rules, call, default)
+/// What the module's header says a profile answers.
+struct Reference<'a> {
+    native: Abi,
+    default: u32,
+    unknown: u32,
+    tables: Vec<Table<'a>>,
 }
 
-fn decide(abi: Abi, rules: &[LinuxSyscall], call: Call, default: u32) -> u32 {
-    let mut first_match = None;
-    for rule in rules {
-        let action = rule.action().as_u32(rule.errno_ret());
-        if action == default {
-            continue;
+struct Table<'a> {
+    abi: Abi,
+    highest: Option<u32>,
+    /// In the profile's order.
+    rules: HashMap<u32, Vec<Named<'a>>>,
+}
+
+/// A rule that names a number, or a multiplexer that reaches one: (significant bits, value) of its first argument.
+struct Named<'a> {
+    rule: &'a LinuxSyscall,
+    through: Option<(u64, u64)>,
+}
+
+impl<'a> Reference<'a> {
+    fn new(native: Abi, profile: &'a LinuxSeccomp) -> Self {
+        let default = profile.default_action().as_u32(profile.default_errno_ret());
+        let lets_through = [ALLOW >> 16, 0x7ffc, 0x7ff0].contains(&(default >> 16));
+        let mut listed = vec![native];
+        listed
+            .extend(profile.architectures().iter().flatten().filter_map(|arch| Abi::from_oci(*arch, native)));
+        listed.retain(|abi| native.runs(*abi));
+        let tables = listed.into_iter().map(|abi| Table::new(abi, profile)).collect();
+        Self { native, default, unknown: if lets_through { default } else { ENOSYS }, tables }
+    }
+
+    fn answer(&self, call: Call) -> u32 {
+        let x32 = call.audit == Abi::X86_64.audit() && call.number >= X32_BIT;
+        if x32 && self.native == Abi::X86_64 && call.number == u32::MAX {
+            return self.unknown;
         }
-        let args = rule.args().as_deref().unwrap_or_default();
-        for name in rule.names() {
-            if abi.number(name) == Some(call.number) {
-                if args.is_empty() {
-                    return action;
-                }
-                if matches(abi, args, call) {
-                    first_match = first_match.or(Some(action));
-                }
-            }
-            let by = abi.multiplexed(name).filter(|(by, _)| abi.number(by) == Some(call.number));
-            let Some((by, sub)) = by else { continue };
-            let width = if abi.narrow() { u64::from(u32::MAX) } else { u64::MAX };
-            let significant = if by == "ipc" { 0xffff } else { width };
-            if call.args[0] & significant == u64::from(sub) {
-                first_match = first_match.or(Some(action));
-            }
+        let fits = |table: &&Table| table.abi.audit() == call.audit && (table.abi == Abi::X32) == x32;
+        let Some(table) = self.tables.iter().find(fits) else { return KILL_THREAD };
+        let above = table.highest.is_some_and(|highest| call.number > highest);
+        if above || (table.abi == Abi::S390x && call.number == 0) {
+            self.unknown
+        } else {
+            self.decide(table, call)
         }
     }
-    first_match.unwrap_or(default)
+
+    fn decide(&self, table: &Table, call: Call) -> u32 {
+        let mut first_match = None;
+        for Named { rule, through } in table.rules.get(&call.number).into_iter().flatten() {
+            let action = rule.action().as_u32(rule.errno_ret());
+            let args = rule.args().as_deref().unwrap_or_default();
+            let hit = match through {
+                _ if action == self.default => false,
+                Some((significant, value)) => call.args[0] & significant == *value,
+                None if args.is_empty() => return action,
+                None => matches(table.abi, args, call),
+            };
+            first_match = first_match.or(hit.then_some(action));
+        }
+        first_match.unwrap_or(self.default)
+    }
+}
+
+impl<'a> Table<'a> {
+    fn new(abi: Abi, profile: &'a LinuxSeccomp) -> Self {
+        let mut rules: HashMap<u32, Vec<Named>> = HashMap::new();
+        for rule in profile.syscalls().iter().flatten() {
+            for name in rule.names() {
+                if let Some(number) = abi.number(name) {
+                    rules.entry(number).or_default().push(Named { rule, through: None });
+                }
+                if let Some((by, sub)) = abi.multiplexed(name) {
+                    let width = if abi.narrow() { u64::from(u32::MAX) } else { u64::MAX };
+                    let significant = if by == "ipc" { 0xffff } else { width };
+                    let through = Some((significant, u64::from(sub)));
+                    rules.entry(abi.number(by).unwrap()).or_default().push(Named { rule, through });
+                }
+            }
+        }
+        Self { abi, highest: rules.keys().copied().max(), rules }
+    }
 }
 
 fn matches(abi: Abi, args: &[LinuxSeccompArg], call: Call) -> bool {
@@ -196,6 +227,7 @@ fn default_profile_on_every_call_of_every_architecture() {
         for capabilities in [&none, &admin] {
             let profile = default::profile(Some(native), capabilities);
             let filter = compile_for(native, &profile).unwrap();
+            let reference = Reference::new(native, &profile);
             for abi in ALL.into_iter().filter(|abi| native.runs(*abi)) {
                 let tested = ["clone", "socket", "personality"].map(|name| abi.number(name));
                 for number in all_numbers(abi) {
@@ -206,8 +238,7 @@ fn default_profile_on_every_call_of_every_architecture() {
                     };
                     for value in values.iter().copied() {
                         let call = Call { audit: abi.audit(), number, args: [value, value, 0, 0, 0, 0] };
-                        let (is, should) =
-                            (run(&filter, native.big_endian(), call), reference(native, &profile, call));
+                        let (is, should) = (run(&filter, native.big_endian(), call), reference.answer(call));
                         assert_eq!(is, should, "{native:?} {capabilities:?} {call:x?}");
                     }
                 }
@@ -334,6 +365,7 @@ fn random_profiles_match_the_reference() {
         let native = chance.of(&[Abi::X86_64, Abi::X86_64, Abi::Aarch64, Abi::S390x, Abi::X86, Abi::Riscv64]);
         let profile = random_profile(&mut chance);
         let filter = compile_for(native, &profile).unwrap();
+        let reference = Reference::new(native, &profile);
         for _ in 0..400 {
             let abi = chance.of(&ALL);
             let name = chance.of(&NAMES);
@@ -342,7 +374,7 @@ fn random_profiles_match_the_reference() {
             let mut args = [0; 6];
             args.fill_with(|| chance.of(&VALUES));
             let call = Call { audit: abi.audit(), number, args };
-            let (is, should) = (run(&filter, native.big_endian(), call), reference(native, &profile, call));
+            let (is, should) = (run(&filter, native.big_endian(), call), reference.answer(call));
             assert_eq!(
                 is,
                 should,
@@ -435,10 +467,11 @@ fn jumps_reach_over_long_programs() {
         let reach = if step.code == op::JUMP { step.k as usize } else { usize::from(step.jt.max(step.jf)) };
         assert!(step.code == op::RETURN || at + 1 + reach < filter.instructions.len());
     }
+    let reference = Reference::new(Abi::X86_64, &profile);
     for number in 0..470 {
         for value in [0, 999, 1000, 1001, 1255, 1256, 1499, 1500, 0x1_0000_03e8] {
             let call = Call { audit: Abi::X86_64.audit(), number, args: [0, value, 0, 0, 0, 0] };
-            assert_eq!(run(&filter, false, call), reference(Abi::X86_64, &profile, call), "{call:x?}");
+            assert_eq!(run(&filter, false, call), reference.answer(call), "{call:x?}");
         }
     }
 }
