@@ -23,8 +23,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     rustix::thread::set_no_new_privs(true)?;
     let mut loads: Vec<Duration> = Vec::new();
     for _ in 0..50 {
-        let filter = filter.clone();
-        let load = move || timed(|| sys::seccomp::install_filter(&filter.instructions, filter.flags));
+        let (program, flags) = (filter.program(), filter.flags);
+        let load = move || timed(|| sys::seccomp::install_filter(&program, flags));
         let (result, time) = std::thread::spawn(load).join().map_err(|_| "the loading thread panicked")?;
         result?;
         loads.push(time);

@@ -31,7 +31,7 @@ fn call(number: i64, args: [u64; 3]) -> i64 {
 fn under(filter: &Filter, calls: &[(i64, [u64; 3])]) -> Vec<i64> {
     std::thread::scope(|scope| {
         let probe = || {
-            assert!(install_filter(&filter.instructions, filter.flags).unwrap().is_none());
+            assert!(install_filter(&filter.program(), filter.flags).unwrap().is_none());
             calls.iter().map(|(number, args)| call(*number, *args)).collect()
         };
         scope.spawn(probe).join().unwrap()
@@ -40,10 +40,11 @@ fn under(filter: &Filter, calls: &[(i64, [u64; 3])]) -> Vec<i64> {
 
 /// How a child ends that runs `probe` under `filter`: its exit code, or the signal that killed it negated.
 fn ends(filter: &Filter, probe: fn()) -> i32 {
+    let program = filter.program();
     // SAFETY: the child calls nothing that allocates or locks: seccomp(2), one raw call and _exit(2).
     let pid = unsafe { libc::fork() };
     if pid == 0 {
-        let code = match install_filter(&filter.instructions, filter.flags) {
+        let code = match install_filter(&program, filter.flags) {
             Ok(_) => {
                 probe();
                 0
@@ -183,7 +184,7 @@ fn a_malformed_program_is_refused() {
     assert_eq!(install_filter(&endless, 0).unwrap_err().raw_os_error(), Some(libc::EINVAL));
     assert_eq!(install_filter(&[], 0).unwrap_err().raw_os_error(), Some(libc::EINVAL));
     let tsync = filter(rule(&["getppid"], "SCMP_ACT_ERRNO"));
-    assert_eq!(install_filter(&tsync.instructions, 1).unwrap_err().raw_os_error(), Some(libc::EINVAL));
+    assert_eq!(install_filter(&tsync.program(), 1).unwrap_err().raw_os_error(), Some(libc::EINVAL));
 }
 
 #[test]
@@ -194,7 +195,7 @@ fn a_listener_answers_for_the_kernel() {
     assert!(filter.notify);
     let (send, receive) = mpsc::channel::<OwnedFd>();
     let asking = std::thread::spawn(move || {
-        let listener = install_filter(&filter.instructions, filter.flags).unwrap();
+        let listener = install_filter(&filter.program(), filter.flags).unwrap();
         send.send(listener.unwrap()).unwrap();
         call(libc::SYS_getppid, [11, 22, 33])
     });
@@ -254,7 +255,7 @@ mod other_abis {
         assert_eq!(under(&all, &[(libc::SYS_getppid, [0; 3]), (X32_GETPPID, [0; 3])]), [-77, -77]);
         let old = std::thread::scope(|scope| {
             let probe = || {
-                install_filter(&all.instructions, all.flags).unwrap();
+                install_filter(&all.program(), all.flags).unwrap();
                 old_get_parent()
             };
             scope.spawn(probe).join().unwrap()

@@ -24,6 +24,9 @@ pub(super) mod op {
     pub(in super::super) const RETURN: u16 = 0x06;
 }
 
+/// `struct sock_filter`: code, jt, jf, k.
+type Word = (u16, u8, u8, u32);
+
 /// Offsets in `struct seccomp_data`.
 const NUMBER: u32 = 0;
 const ARCHITECTURE: u32 = 4;
@@ -35,7 +38,7 @@ struct Label(usize);
 
 /// # Errors
 /// `Invalid` if the program would be longer than the kernel takes.
-pub(super) fn assemble(rules: &Rules) -> Result<Arc<[libc::sock_filter]>> {
+pub(super) fn assemble(rules: &Rules) -> Result<Arc<[Word]>> {
     let mut code = Code { reversed: Vec::new(), returns: HashMap::new(), big_endian: rules.big_endian };
     let mut entry = code.answer(KILL_THREAD);
     for section in rules.sections.iter().rev() {
@@ -57,7 +60,7 @@ pub(super) fn assemble(rules: &Rules) -> Result<Arc<[libc::sock_filter]>> {
 }
 
 struct Code {
-    reversed: Vec<libc::sock_filter>,
+    reversed: Vec<Word>,
     /// The last place that returns a value.
     returns: HashMap<u32, Label>,
     big_endian: bool,
@@ -182,9 +185,9 @@ impl Code {
 
     /// An unconditional jump reaches everywhere; a copy of a return is as short and one step less.
     fn stone(&mut self, target: Label) -> Label {
-        let at = self.reversed[target.0];
-        if at.code == op::RETURN {
-            return self.emit(op::RETURN, 0, 0, at.k);
+        let (code, _, _, k) = self.reversed[target.0];
+        if code == op::RETURN {
+            return self.emit(op::RETURN, 0, 0, k);
         }
         let distance = self.distance(target);
         self.emit(op::JUMP, 0, 0, distance as u32)
@@ -204,7 +207,7 @@ impl Code {
     }
 
     fn emit(&mut self, code: u16, jt: u8, jf: u8, k: u32) -> Label {
-        self.reversed.push(libc::sock_filter { code, jt, jf, k });
+        self.reversed.push((code, jt, jf, k));
         Label(self.reversed.len() - 1)
     }
 }

@@ -43,23 +43,22 @@ const FLAG_NEW_LISTENER: u32 = 1 << 3;
 const FLAG_WAIT_KILLABLE_RECV: u32 = 1 << 5;
 
 /// A compiled filter, ready for seccomp(2) SECCOMP_SET_MODE_FILTER.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Filter {
-    /// The program in the kernel's own layout: its address and length are all that `struct sock_fprog` holds.
-    pub instructions: Arc<[libc::sock_filter]>,
+    /// `struct sock_filter` words: (code, jt, jf, k).
+    pub instructions: Arc<[(u16, u8, u8, u32)]>,
     /// SECCOMP_FILTER_FLAG_* bits.
     pub flags: u32,
     /// True if a rule uses SCMP_ACT_NOTIFY: the launcher must hand over the listener.
     pub notify: bool,
 }
 
-impl std::fmt::Debug for Filter {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Filter")
-            .field("instructions", &self.instructions.len())
-            .field("flags", &self.flags)
-            .field("notify", &self.notify)
-            .finish()
+impl Filter {
+    /// The program in the kernel's own layout, whose address and length are all that `struct sock_fprog` holds: made
+    /// before the clone, so that the child needs no memory.
+    pub fn program(&self) -> Vec<libc::sock_filter> {
+        let word = |&(code, jt, jf, k): &(u16, u8, u8, u32)| libc::sock_filter { code, jt, jf, k };
+        self.instructions.iter().map(word).collect()
     }
 }
 

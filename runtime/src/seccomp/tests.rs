@@ -53,28 +53,28 @@ fn run(filter: &Filter, big_endian: bool, call: Call) -> u32 {
     };
     let (mut at, mut accumulator) = (0, 0);
     loop {
-        let step = code[at];
+        let (step, jt, jf, k) = code[at];
         at += 1;
-        let yes = match step.code {
-            op::RETURN => return step.k,
+        let yes = match step {
+            op::RETURN => return k,
             op::LOAD => {
-                accumulator = load(step.k);
+                accumulator = load(k);
                 continue;
             }
             op::AND => {
-                accumulator &= step.k;
+                accumulator &= k;
                 continue;
             }
             op::JUMP => {
-                at += step.k as usize;
+                at += k as usize;
                 continue;
             }
-            op::EQUAL => accumulator == step.k,
-            op::GREATER => accumulator > step.k,
-            op::GREATER_EQUAL => accumulator >= step.k,
+            op::EQUAL => accumulator == k,
+            op::GREATER => accumulator > k,
+            op::GREATER_EQUAL => accumulator >= k,
             other => panic!("instruction {other:#x}"),
         };
-        at += usize::from(if yes { step.jt } else { step.jf });
+        at += usize::from(if yes { jt } else { jf });
     }
 }
 
@@ -463,9 +463,9 @@ fn jumps_reach_over_long_programs() {
     let profile = parse(json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules}));
     let filter = compile_for(Abi::X86_64, &profile).unwrap();
     assert!(filter.instructions.len() > 2000);
-    for (at, step) in filter.instructions.iter().enumerate() {
-        let reach = if step.code == op::JUMP { step.k as usize } else { usize::from(step.jt.max(step.jf)) };
-        assert!(step.code == op::RETURN || at + 1 + reach < filter.instructions.len());
+    for (at, &(code, jt, jf, k)) in filter.instructions.iter().enumerate() {
+        let reach = if code == op::JUMP { k as usize } else { usize::from(jt.max(jf)) };
+        assert!(code == op::RETURN || at + 1 + reach < filter.instructions.len());
     }
     let reference = Reference::new(Abi::X86_64, &profile);
     for number in 0..470 {
