@@ -29,3 +29,6 @@ pub mod shared_page;
 pub mod signal;
 pub mod socket;
 pub mod step;
+
+pub(crate) mod bpf;
+pub mod seccomp;
