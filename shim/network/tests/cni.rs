@@ -1,5 +1,7 @@
 //! CNI with the reference plugins of the distribution, and with plugins written here to misbehave.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 mod common;
 
 use common::{Host, Pod, ask_tcp, ip, on_own_host, serve_tcp, sh};

@@ -2,6 +2,7 @@
 //! real sockets inside them, and a check that nothing is left.
 
 #![allow(dead_code, reason = "each test file uses its part of the helpers")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
@@ -97,16 +98,13 @@ impl Host {
     pub(crate) fn outside(&self) -> Pod {
         let outside = self.pod("outside");
         sh("ip link add up0 type veth peer name o0");
-        let pinned = outside.net.netns.display().to_string();
-        // ip(8) wants its namespaces under /run/netns or by pid; nsenter takes any file.
-        let holder = self.enter(&outside.net.netns, || Command::new("sleep").arg("60").spawn().unwrap());
+        // ip(8) names a namespace by a process in it.
+        let mut holder = self.enter(&outside.net.netns, || Command::new("sleep").arg("60").spawn().unwrap());
         sh(&format!("ip link set o0 netns {}", holder.id()));
-        let mut holder = holder;
         holder.kill().unwrap();
         holder.wait().unwrap();
         sh("ip addr add 192.0.2.1/24 dev up0 && ip link set up0 up");
         self.enter(&outside.net.netns, || sh("ip addr add 192.0.2.2/24 dev o0 && ip link set o0 up"));
-        assert!(!pinned.is_empty());
         outside
     }
 
