@@ -92,6 +92,17 @@ fn host_ports(bridged_frames_pass_netfilter: &'static str) {
         // From another pod, and from the pod itself, by the host's address.
         assert_eq!(from(&b.net.netns, ("192.0.2.1", 8080)).unwrap(), "a 10.88.0.1");
         assert_eq!(from(&a.net.netns, ("192.0.2.1", 8080)).unwrap(), "a 10.88.0.1");
+        // And neither is told by ICMP that a pod would be the better gateway to the host.
+        for pod in [&a, &b] {
+            let counters = host.enter(&pod.net.netns, || sh("cat /proc/thread-self/net/snmp"));
+            let icmp: Vec<Vec<&str>> = counters
+                .lines()
+                .filter(|l| l.starts_with("Icmp: "))
+                .map(|l| l.split(' ').collect())
+                .collect();
+            let at = icmp[0].iter().position(|name| *name == "InRedirects").unwrap();
+            assert_eq!(icmp[1][at], "0", "redirects received");
+        }
         // A port that is taken names its owner, and the refused pod leaves nothing.
         let mut c = host.pod("c");
         c.net.ports = vec![port(Protocol::Tcp, 8080, 80, Some("127.0.0.1"))];
@@ -172,17 +183,23 @@ fn the_hosts_loopback_stays_closed_to_pods() {
         let mut a = host.pod("a");
         a.net.ports = vec![port(Protocol::Tcp, 8080, 80, None)];
         network.setup(&a.net).await.unwrap();
-        let secret = host.on_host(|| std::net::TcpListener::bind("127.0.0.1:7777").unwrap());
-        secret.set_nonblocking(true).unwrap();
         assert_eq!(sh("cat /proc/sys/net/ipv4/conf/slipway0/route_localnet").trim(), "1");
-        let reached = host.enter(&a.net.netns, || {
-            sh("ip route del local 127.0.0.0/8 dev lo table local 2>/dev/null; \
-                ip route del local 127.0.0.1 dev lo table local 2>/dev/null; \
-                echo 1 > /proc/sys/net/ipv4/conf/eth0/route_localnet; \
-                ip route add 127.0.0.1 via 10.88.0.1");
-            ask_tcp((ip("127.0.0.1"), 7777))
+        let secret = host.on_host(|| UdpSocket::bind("127.0.0.1:7777").unwrap());
+        secret.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        host.enter(&a.net.netns, || {
+            sh("ip route del local 127.0.0.0/8 dev lo table local && \
+                ip route del local 127.0.0.1 dev lo table local && \
+                ip route add 127.0.0.1 via 10.88.0.1")
         });
-        assert!(reached.is_err(), "{reached:?}");
+        let reached = || {
+            let from_pod = host.enter(&a.net.netns, || UdpSocket::bind("10.88.0.2:0").unwrap());
+            from_pod.send_to(b"!", "127.0.0.1:7777").unwrap();
+            secret.recv(&mut [0; 8]).is_ok()
+        };
+        assert!(!reached());
+        // The same packet arrives without our guard: the attack is a real one.
+        sh("nft flush chain ip slipway-slipway0 guard");
+        assert!(reached());
         network.teardown(&a.net, None).await.unwrap();
         network.close().await.unwrap();
         host.assert_clean();
