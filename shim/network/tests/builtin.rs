@@ -432,3 +432,42 @@ fn a_forward_policy_of_drop_is_named() {
         host.assert_clean();
     });
 }
+
+#[test]
+fn a_full_disk_stops_new_pods_but_never_a_teardown() {
+    on_own_host(async |host: Host| {
+        std::fs::create_dir_all(host.path("state")).unwrap();
+        sh(&format!("mount -t tmpfs -o size=256k none {}", host.path("state").display()));
+        let network = host.network();
+        let (mut a, b) = (host.pod("a"), host.pod("b"));
+        a.net.ports = vec![port(Protocol::Tcp, 8080, 80, None)];
+        network.setup(&a.net).await.unwrap();
+        sh(&format!("cat /dev/zero > {} 2>/dev/null || true", host.path("state/filler").display()));
+        let e = network.setup(&b.net).await.unwrap_err().to_string();
+        assert!(e.contains("No space left"), "{e}");
+        assert_eq!(host.links().len(), 2, "only the bridge and pod a's link: {:?}", host.links());
+        network.teardown(&a.net, None).await.unwrap();
+        network.close().await.unwrap();
+        std::fs::remove_file(host.path("state/filler")).unwrap();
+        host.assert_clean();
+        sh(&format!("umount {}", host.path("state").display()));
+    });
+}
+
+#[test]
+fn without_ip_forward_and_rules_no_half_a_bridge_stays() {
+    on_own_host(async |host: Host| {
+        let network = host.network();
+        let pod = host.pod("a");
+        // /proc/sys as a container would see it.
+        sh("mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys");
+        let e = network.setup(&pod.net).await.unwrap_err().to_string();
+        assert!(e.contains("net.ipv4.ip_forward") && e.contains("hint"), "{e}");
+        assert_eq!(host.links(), Vec::<String>::new());
+        sh("umount /proc/sys");
+        network.setup(&pod.net).await.unwrap();
+        network.teardown(&pod.net, None).await.unwrap();
+        network.close().await.unwrap();
+        host.assert_clean();
+    });
+}

@@ -470,7 +470,7 @@ fn requests_that_could_not_be_passed_on_are_refused() {
         pod.net.id = "q".into();
         pod.net.name = "q".into();
         let there = std::mem::replace(&mut pod.net.netns, host.path("nowhere"));
-        assert!(network.setup(&pod.net).await.unwrap_err().to_string().contains("does not exist"));
+        assert!(network.setup(&pod.net).await.unwrap_err().to_string().contains("no network namespace"));
         pod.net.netns = there;
         assert_eq!(calls(&host), Vec::<String>::new(), "no plugin was bothered");
         assert_eq!(host.state_files(), Vec::<String>::new());

@@ -46,6 +46,8 @@ pub(crate) struct Bridge {
     name: String,
     dir: PathBuf,
     state: Mutex<State>,
+    /// Held by the one that makes the device.
+    making: Mutex<()>,
     table: Table,
 }
 
@@ -102,7 +104,13 @@ impl Bridge {
         })?;
         let leases = Leases::open(dir.join("leases"))?;
         let state = State { wanted, pool, leases, claims: Claims::default(), device: None };
-        Ok(Self { name: name.into(), dir: dir.into(), state: Mutex::new(state), table: Table::new(name) })
+        Ok(Self {
+            name: name.into(),
+            dir: dir.into(),
+            state: Mutex::new(state),
+            making: Mutex::default(),
+            table: Table::new(name),
+        })
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -263,38 +271,60 @@ impl Bridge {
 
     /// Makes sure that bridge, sysctl and rules are there; one netlink question when they are.
     fn ensure(&self) -> Result<Device> {
-        let mut state = self.state();
-        let changed = self.adopt_pool(&mut state)?;
-        let object = self.name.as_str();
-        let mut host = Netlink::open().map_err(|e| link_error("open netlink", object, &e))?;
-        let found = host.link(object).map_err(|e| link_error("look for the bridge", object, &e))?;
-        if let (Some(link), Some(device)) = (&found, state.device)
-            && link.index == device.index
-            && link.up
-        {
+        let mut host = Netlink::open().map_err(|e| link_error("open netlink", &self.name, &e))?;
+        if let Some(device) = self.device_in_place(&mut host)? {
             return Ok(device);
         }
-        let pool = state.pool;
-        let device = match found {
+        let _turn = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(device) = self.device_in_place(&mut host)? {
+            return Ok(device); // somebody else made it meanwhile
+        }
+        let (new_pool, pool) = {
+            let mut state = self.state();
+            (self.adopt_pool(&mut state)?, state.pool)
+        };
+        let device = match self.find(&mut host)? {
             Some(link) if !link.bridge || link.alias != ALIAS => {
-                return Err(Error::new(
-                    "make the bridge",
-                    object,
-                    "a link of this name exists and is not ours",
-                )
-                .hint("choose another bridge name for the built-in network, or delete that link"));
+                let cause = "a link of this name exists and is not ours";
+                return Err(Error::new("make the bridge", &self.name, cause)
+                    .hint("choose another bridge name for the built-in network, or delete that link"));
             }
             Some(link) => Device { index: link.index, mtu: link.mtu },
-            None => device::make(&mut host, object, pool)?,
+            None => device::make(&mut host, &self.name, pool)?,
         };
+        let completed = self.complete(&mut host, device, pool, new_pool);
+        let mut state = self.state();
+        if completed.is_ok() {
+            state.device = Some(device);
+        } else if state.leases.is_empty() {
+            // Half a bridge helps nobody; one with pods on it is left for the next attempt.
+            let _ = device::remove(&self.name);
+        }
+        completed.map(|()| device)
+    }
+
+    fn find(&self, host: &mut Netlink) -> Result<Option<link::Link>> {
+        host.link(&self.name).map_err(|e| link_error("look for the bridge", &self.name, &e))
+    }
+
+    /// The device, if it is the one we completed and it is still up and for the pool that is wanted.
+    fn device_in_place(&self, host: &mut Netlink) -> Result<Option<Device>> {
+        let (device, current) = {
+            let state = self.state();
+            (state.device, state.wanted == Some(state.pool))
+        };
+        let Some(device) = device.filter(|_| current) else { return Ok(None) };
+        let found = self.find(host)?;
+        Ok(found.filter(|link| link.index == device.index && link.up).map(|_| device))
+    }
+
+    /// What a bridge device needs besides itself. Repeatable.
+    fn complete(&self, host: &mut Netlink, device: Device, pool: Pool, new_pool: bool) -> Result<()> {
         host.add_address(device.index, pool.gateway(), pool.prefix_len)
             .and_then(|()| host.set_up(device.index, Some(ALIAS)))
-            .map_err(|e| link_error("give the bridge its address", object, &e))?;
+            .map_err(|e| link_error("give the bridge its address", &self.name, &e))?;
         self.enable_forwarding(pool)?;
-        drop(state);
-        self.table.ensure(!changed, || self.wanted_rules())?;
-        self.state().device = Some(device);
-        Ok(device)
+        self.table.ensure(!new_pool, || self.wanted_rules())
     }
 
     /// A new pool takes effect once no lease of the old one is left; true if it just did.
@@ -372,8 +402,9 @@ impl Bridge {
             self.reap(address)?;
         }
         let mut host = Netlink::open().map_err(|e| link_error("open netlink", &self.name, &e))?;
-        let found = host.link(&self.name).map_err(|e| link_error("look for the bridge", &self.name, &e))?;
-        let Some(bridge) = found.filter(|l| l.bridge && l.alias == ALIAS) else { return Ok(()) };
+        let Some(bridge) = self.find(&mut host)?.filter(|l| l.bridge && l.alias == ALIAS) else {
+            return Ok(());
+        };
         let links = host.links().map_err(|e| link_error("list links", &self.name, &e))?;
         let names: Vec<String> = owned.iter().map(|a| veth_name(*a)).collect();
         for stray in

@@ -193,3 +193,8 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(Error::new(step, "worker thread", e)))
 }
+
+/// True if a namespace is pinned at `path`; what a vanished pin leaves (nothing, or a plain file) is none.
+fn is_namespace(path: &Path) -> bool {
+    nix::sys::statfs::statfs(path).is_ok_and(|s| s.filesystem_type() == nix::sys::statfs::NSFS_MAGIC)
+}

@@ -1,6 +1,6 @@
 //! From a request to an attachment: the path is chosen, the intent written, the act done, or everything undone.
 
-use super::{Inner, blocking};
+use super::{Inner, blocking, is_namespace};
 use crate::builtin::{Bridge, Lease};
 use crate::cni::config::{NetworkList, check_name};
 use crate::cni::{self, CniAttachment, Target};
@@ -65,8 +65,8 @@ impl Inner {
 
     async fn setup_cni(self: &Arc<Self>, pod: &PodNetwork, list: &NetworkList) -> Result<Attachment> {
         let bad = |why: String| Error::new("read request", "pod", why);
-        if !pod.netns.exists() {
-            return Err(bad(format!("network namespace {} does not exist", pod.netns.display())));
+        if !is_namespace(&pod.netns) {
+            return Err(bad(format!("there is no network namespace at {}", pod.netns.display())));
         }
         let mut attachment = CniAttachment {
             list: list.clone(),

@@ -1,6 +1,6 @@
 //! Back from an attachment to nothing, by the path that made it, as often as it takes.
 
-use super::{Inner, blocking};
+use super::{Inner, blocking, is_namespace};
 use crate::builtin::Bridge;
 use crate::cni::config::NetworkList;
 use crate::cni::{self, CniAttachment, Target};
@@ -19,7 +19,7 @@ impl Inner {
         attachment: &CniAttachment,
         netns: Option<&Path>,
     ) -> Result<()> {
-        let target = Target { container_id: id, netns: netns.filter(|p| p.exists()) };
+        let target = Target { container_id: id, netns: netns.filter(|p| is_namespace(p)) };
         if let Err(e) = self.cni.del(attachment, target).await {
             let uninstalled = self.conf.look().list.as_ref().is_none_or(|l| l.name != attachment.list.name);
             if !(e.failure.missing && uninstalled) {
