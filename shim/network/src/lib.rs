@@ -27,7 +27,8 @@
 //! with policy drop stays in force and is named by [`Network::readiness`]. It needs the program `nft`.
 //!
 //! **Deviations from the reference library**, both on purpose: a pod without a record gets no DEL, because the record
-//! is written (and synced) before the first ADD; GC names not only our pods but also the attachments that other
+//! is written before the first ADD and synced to disk before its answer, so none means never begun (hence `state_dir`
+//! should survive a reboot); GC names not only our pods but also the attachments that other
 //! runtimes recorded in the reference library's cache, so that running beside one does not cost it its addresses.
 
 #![forbid(unsafe_code)]
