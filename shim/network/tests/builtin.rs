@@ -476,3 +476,66 @@ fn without_ip_forward_and_rules_no_half_a_bridge_stays() {
         host.assert_clean();
     });
 }
+
+/// The daemon is killed at many different moments of setups and teardowns; the next one finds everything.
+#[test]
+fn killed_at_any_moment_nothing_is_lost() {
+    const CHILD: &str = "SLIPWAY_TEST_STATE";
+    if std::env::var_os(CHILD).is_some() {
+        // We are the daemon to be killed: a child of this very test, in its namespaces.
+        return churn_for_ever(std::path::Path::new(&std::env::var_os(CHILD).unwrap()));
+    }
+    on_own_host(async |host: Host| {
+        let pods: Vec<_> = ["a", "b"].into_iter().map(|id| host.pod(id)).collect();
+        let mut left_something = false;
+        for delay in (0..60).step_by(4) {
+            let mut daemon = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "killed_at_any_moment_nothing_is_lost", "--nocapture"])
+                .env(CHILD, host.dir.path())
+                .stdout(std::process::Stdio::null())
+                .spawn()
+                .unwrap();
+            let started = host.path("started");
+            while !started.exists() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            tokio::time::sleep(Duration::from_millis(delay)).await;
+            assert!(daemon.try_wait().unwrap().is_none(), "it was at work until then");
+            daemon.kill().unwrap();
+            daemon.wait().unwrap();
+            left_something |= !host.state_files().is_empty();
+            std::fs::remove_file(started).unwrap();
+            // An nft that it had just started may still be at work.
+            tokio::time::sleep(Duration::from_millis(60)).await;
+            let network = host.network();
+            network.collect(&[]).await.unwrap();
+            for pod in &pods {
+                let inside = host.enter(&pod.net.netns, || sh("ip -o link show"));
+                assert!(!inside.contains("eth0"), "after {delay} ms: {inside}");
+            }
+            network.close().await.unwrap();
+            host.assert_clean();
+        }
+        assert!(left_something, "none of the kills met it in the middle");
+    });
+}
+
+fn churn_for_ever(dir: &std::path::Path) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let network = std::sync::Arc::new(Network::open(common::options(dir)).unwrap());
+        std::fs::write(dir.join("started"), "").unwrap();
+        let churn = |id: &'static str, host_port: u16| {
+            let (network, mut pod) = (network.clone(), common::request(dir, id));
+            pod.ports = vec![port(Protocol::Tcp, host_port, 80, None)];
+            tokio::spawn(async move {
+                loop {
+                    network.setup(&pod).await.unwrap();
+                    network.teardown(&pod, Some(&pod.netns)).await.unwrap();
+                }
+            })
+        };
+        let ended = tokio::join!(churn("a", 8080), churn("b", 8081));
+        panic!("only a kill ends this: {ended:?}");
+    });
+}

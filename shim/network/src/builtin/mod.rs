@@ -71,6 +71,8 @@ struct Saved {
     enabled_ip_forward: bool,
 }
 
+const TEMPORARY: &str = ".bridge.json";
+
 impl Bridge {
     /// The bridge the options ask for; nothing is made yet.
     pub(crate) fn open(options: &Builtin, state_dir: &Path) -> Result<Self> {
@@ -98,6 +100,7 @@ impl Bridge {
     fn load(name: &str, wanted: Option<Pool>, dir: &Path) -> Result<Self> {
         let saved =
             fs::read(dir.join("bridge.json")).ok().and_then(|t| serde_json::from_slice::<Saved>(&t).ok());
+        let _ = fs::remove_file(dir.join(TEMPORARY)); // half-written by a crash, never renamed
         let saved_pool = saved.and_then(|s| Pool::parse(&s.pool).ok());
         let pool = saved_pool.or(wanted).ok_or_else(|| {
             Error::new("read built-in network state", dir.display().to_string(), "no readable bridge.json")
@@ -357,7 +360,7 @@ impl Bridge {
         let enabled_ip_forward = changed || before.is_some_and(|s| s.enabled_ip_forward);
         let saved = Saved { version: 1, pool: pool.to_string(), enabled_ip_forward };
         let bytes = serde_json::to_vec(&saved).unwrap_or_default();
-        let temporary = self.dir.join(".bridge.json");
+        let temporary = self.dir.join(TEMPORARY);
         fs::write(&temporary, bytes)
             .and_then(|()| fs::rename(&temporary, &path))
             .map_err(|e| pool::fail("write built-in network state", &path, &e))

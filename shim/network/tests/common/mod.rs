@@ -47,18 +47,39 @@ pub(crate) fn sh(line: &str) -> String {
     String::from_utf8(out.stdout).unwrap()
 }
 
+pub(crate) fn options(dir: &Path) -> Options {
+    Options {
+        conf_dir: dir.join("net.d"),
+        bin_dirs: vec![dir.join("bin"), "/usr/lib/cni".into(), "/opt/cni/bin".into()],
+        state_dir: dir.join("state"),
+        builtin: Some(Builtin { bridge: "slipway0".into(), pool: "10.88.0.0/16".into() }),
+    }
+}
+
+/// The request for a pod whose namespace is pinned in `dir`.
+pub(crate) fn request(dir: &Path, id: &str) -> PodNetwork {
+    PodNetwork {
+        id: id.into(),
+        name: format!("pod-{id}"),
+        namespace: "ns".into(),
+        uid: format!("uid-{id}"),
+        netns: dir.join(format!("netns-{id}")),
+        ports: Vec::new(),
+        annotations: Default::default(),
+        cgroup_parent: String::new(),
+        dns_servers: Vec::new(),
+        dns_searches: Vec::new(),
+        dns_options: Vec::new(),
+    }
+}
+
 impl Host {
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
     pub(crate) fn options(&self) -> Options {
-        Options {
-            conf_dir: self.path("net.d"),
-            bin_dirs: vec![self.path("bin"), "/usr/lib/cni".into(), "/opt/cni/bin".into()],
-            state_dir: self.path("state"),
-            builtin: Some(Builtin { bridge: "slipway0".into(), pool: "10.88.0.0/16".into() }),
-        }
+        options(self.dir.path())
     }
 
     pub(crate) fn network(&self) -> Network {
@@ -78,20 +99,7 @@ impl Host {
         })
         .join()
         .unwrap();
-        let net = PodNetwork {
-            id: id.into(),
-            name: format!("pod-{id}"),
-            namespace: "ns".into(),
-            uid: format!("uid-{id}"),
-            netns: path,
-            ports: Vec::new(),
-            annotations: Default::default(),
-            cgroup_parent: String::new(),
-            dns_servers: Vec::new(),
-            dns_searches: Vec::new(),
-            dns_options: Vec::new(),
-        };
-        Pod { net }
+        Pod { net: request(self.dir.path(), id) }
     }
 
     /// A machine outside: 192.0.2.2, connected to the host's 192.0.2.1; it knows no route to any pod.
