@@ -271,11 +271,10 @@ fn medians_of_setup_and_teardown() {
                 "built-in network, {label}: setup median {:?} (best {:?}), teardown median {:?} (best {:?})",
                 up[7], up[0], down[7], down[0]
             );
-            figures.push((up[7], down[7]));
+            figures.push((up[0], down[0]));
         }
-        // Far above the target, so that a busy machine does not fail the test, far below one plugin's cost.
-        assert!(
-            figures[0].0 < Duration::from_millis(60) && figures[0].1 < Duration::from_millis(60),
+        // The best of fifteen, far above the target: a busy machine does not fail this, a slept second does.
+        assert!(figures.iter().all(|(up, down)| *up.max(down) < Duration::from_millis(60)), "{figures:?}");
             "{figures:?}"
         );
         network.teardown(&warm.net, None).await.unwrap();
@@ -407,7 +406,6 @@ fn a_new_pool_waits_for_the_pods_of_the_old_one() {
         network.collect(&["a".into()]).await.unwrap();
         assert_eq!(network.setup(&b.net).await.unwrap().ips[0], ip("10.99.0.2"));
         network.teardown(&a.net, Some(&a.net.netns)).await.unwrap();
-        network.close().await.unwrap();
         assert!(!host.links().contains(&"slipway0".to_owned()), "{:?}", host.links());
         network.teardown(&b.net, Some(&b.net.netns)).await.unwrap();
         network.close().await.unwrap();

@@ -50,12 +50,18 @@ pub(crate) fn make(host: &mut Netlink, name: &str, pool: Pool) -> Result<Device>
     })
 }
 
+/// True if there is a bridge of that name and we made it.
+pub(crate) fn exists(name: &str) -> Result<bool> {
+    let found = Netlink::open().and_then(|mut host| host.link(name));
+    let found = found.map_err(|e| link_error("look for the bridge", name, &e))?;
+    Ok(found.is_some_and(|l| l.bridge && l.alias == ALIAS))
+}
+
 /// Missing, or not ours, is success.
 pub(crate) fn remove(name: &str) -> Result<()> {
-    let fail = |e: std::io::Error| link_error("remove the bridge", name, &e);
-    let mut host = Netlink::open().map_err(fail)?;
-    if host.link(name).map_err(fail)?.is_some_and(|l| l.bridge && l.alias == ALIAS) {
-        host.delete_link(name).map_err(fail)?;
+    if exists(name)? {
+        let removed = Netlink::open().and_then(|mut host| host.delete_link(name));
+        removed.map_err(|e| link_error("remove the bridge", name, &e))?;
     }
     Ok(())
 }

@@ -427,11 +427,14 @@ impl Bridge {
         if !state.leases.is_empty() {
             return Ok(false);
         }
-        device::remove(&self.name)?;
         state.device = None;
         let former = state.wanted.is_none();
         drop(state);
-        self.table.remove()?;
+        // The device goes last: while it is there, a crash in between is found by the next close.
+        if device::exists(&self.name)? || self.table.written() {
+            self.table.remove()?;
+            device::remove(&self.name)?;
+        }
         if former {
             match fs::remove_dir_all(&self.dir) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => {

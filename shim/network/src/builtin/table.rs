@@ -90,11 +90,15 @@ impl Table {
         rules::table_exists(&self.bridge)
     }
 
+    /// True if this process has written it.
+    pub(crate) fn written(&self) -> bool {
+        self.state().written
+    }
+
+    /// Missing is success.
     pub(crate) fn remove(&self) -> Result<()> {
         let mut state = self.state();
-        if state.written || (rules::program().is_ok() && self.exists()) {
-            rules::apply(&rules::drop_table(&self.bridge))?;
-        }
+        rules::apply(&rules::drop_table(&self.bridge))?;
         *state = State::default();
         Ok(())
     }

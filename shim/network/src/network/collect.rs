@@ -17,9 +17,12 @@ impl Inner {
     pub(super) async fn collect(self: &Arc<Self>, mut live: BTreeSet<String>) -> Result<()> {
         let mut errors = self.collect_pods(&mut live).await?;
         self.reaped().await;
-        let _alone = self.gate.write().await;
-        errors.extend(self.collect_bridges().await?);
-        errors.extend(self.collect_cni(&live).await);
+        {
+            let _alone = self.gate.write().await;
+            errors.extend(self.collect_bridges().await?);
+            errors.extend(self.collect_cni(&live).await);
+        }
+        self.step_aside().await;
         for error in errors.iter().skip(1) {
             tracing::warn!(%error, "network collection");
         }
@@ -121,15 +124,18 @@ impl Inner {
         Ok(())
     }
 
-    /// The built-in bridge leaves with its last pod once CNI is in force.
+    /// A bridge that is not for new pods leaves with its last pod: the built-in one once CNI is in force, one of a
+    /// former configuration always.
     pub(super) async fn step_aside(self: &Arc<Self>) {
-        if !self.conf.look().any_file || self.bridges.is_empty() {
+        let by_cni = self.conf.look().any_file;
+        let current = self.builtin.as_ref().map(|b| b.name()).filter(|_| !by_cni);
+        let idle: Vec<_> = self.bridges.values().filter(|b| Some(b.name()) != current).cloned().collect();
+        if idle.is_empty() {
             return;
         }
         self.reaped().await;
         let Ok(_alone) = self.gate.try_write() else { return };
-        for bridge in self.bridges.values() {
-            let bridge = bridge.clone();
+        for bridge in idle {
             if let Err(e) = blocking("network close", move || bridge.close()).await {
                 tracing::warn!(error = %e, "idle built-in bridge not removed");
             }
