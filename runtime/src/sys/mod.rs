@@ -25,10 +25,8 @@ pub mod namespace;
 pub mod network;
 pub mod process;
 pub mod raw;
+pub mod seccomp;
 pub mod shared_page;
 pub mod signal;
 pub mod socket;
 pub mod step;
-
-pub(crate) mod bpf;
-pub mod seccomp;
