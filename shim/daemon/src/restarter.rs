@@ -290,6 +290,10 @@ fn remove_old_logs(logs: &Path, name: &str, attempt: u32) {
 }
 
 #[cfg(test)]
+#[path = "restarter_tests.rs"]
+mod socket_tests;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

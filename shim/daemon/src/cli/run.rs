@@ -56,7 +56,7 @@ struct RunningContainer {
 }
 
 pub(crate) async fn run(client: &mut Client, args: &Args, output: Output) -> Result<ExitCode> {
-    let parsed = manifest::parse(&read(&args.file)?).with_context(|| args.file.display().to_string())?;
+    let parsed = manifest::parse(&read(&args.file)?).with_context(|| described(&args.file))?;
     parsed.warnings.iter().for_each(|warning| eprintln_quietly(&format!("warning: {warning}")));
     let interrupt = Interrupt::listen()?;
     let host = facts::gather(client, &args.file).await?;
@@ -93,6 +93,10 @@ pub(crate) async fn run(client: &mut Client, args: &Args, output: Output) -> Res
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+fn described(file: &Path) -> String {
+    if file == Path::new("-") { "standard input".into() } else { file.display().to_string() }
 }
 
 fn read(file: &Path) -> Result<String> {
