@@ -312,6 +312,31 @@ async fn a_start_that_fails_is_tried_again_and_old_attempts_do_not_pile_up() {
 }
 
 #[tokio::test]
+async fn the_directory_of_a_pod_that_somebody_removed_goes_too() {
+    let scene = Scene::new("Always");
+    let dir = pod_dir::of(scene.dir.path(), "u-1");
+    let _tasks = scene.run().await;
+    scene.fake.add("pod", "main", 0, Running);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(dir.exists(), "while there is a sandbox");
+    let event = {
+        let mut table = scene.fake.0.lock().unwrap();
+        table.pods.clear();
+        table.containers.clear();
+        let container_event_type = cri::ContainerEventType::ContainerDeletedEvent.into();
+        table.events.send(cri::ContainerEventResponse { container_event_type, ..Default::default() })
+    };
+    assert!(event.is_ok(), "the restarter listens");
+    for _ in 0..60 {
+        if !dir.exists() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("{} is still there", dir.display());
+}
+
+#[tokio::test]
 async fn what_policy_and_pod_do_not_ask_for_stays_ended() {
     let scene = Scene::new("OnFailure");
     let fake = &scene.fake;

@@ -220,7 +220,7 @@ impl Bringup<'_> {
             let found = pull::ensure(client, &container.image, container.image_pull_policy, self.progress);
             images.push(self.interrupt.or(found).await?);
         }
-        pod_dir::create(&self.facts.pod_dir)?;
+        let _claim = pod_dir::create(&self.facts.pod_dir)?;
         for (name, volume) in translate::volumes(pod, &self.facts)? {
             pod_dir::prepare(&name, &volume)?;
         }
