@@ -14,7 +14,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use prost::Message as _;
 
 use super::manifest::{HostPath, HostPathType};
-use super::translate::VolumePlan;
+use super::volumes::VolumePlan;
 
 pub(crate) fn of(root: &Path, uid: &str) -> PathBuf {
     root.join("pods").join(uid)

@@ -18,7 +18,7 @@ use super::logs::{Log, follow};
 use super::manifest::{Container, Pod, RestartPolicy};
 use super::output::{Output, Progress, eprintln_quietly, json, print};
 use super::translate::{self, ContainerPlan, Facts, ImageFacts};
-use super::{facts, manifest, pod_dir, pull, remove};
+use super::{facts, manifest, pod_dir, pull, remove, volumes};
 
 /// How often the end of an init container is looked for.
 const INIT_POLL: Duration = Duration::from_millis(50);
@@ -221,7 +221,7 @@ impl Bringup<'_> {
             images.push(self.interrupt.or(found).await?);
         }
         let _claim = pod_dir::create(&self.facts.pod_dir)?;
-        for (name, volume) in translate::volumes(pod, &self.facts)? {
+        for (name, volume) in volumes::volumes(pod, &self.facts)? {
             pod_dir::prepare(&name, &volume)?;
         }
         self.interrupt.check()?;
