@@ -9,11 +9,11 @@ use slipway_runtime::error::Kind;
 use slipway_runtime::sandbox::{
     NamespaceKind, Sandbox, SandboxRequest, pin_netns, release_netns_dir, unpin_netns,
 };
-use slipway_runtime::sys::{namespace, process};
+use slipway_runtime::sys::{namespace, process, signal};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 fn sysctls(list: &[(&str, &str)]) -> BTreeMap<String, String> {
@@ -59,7 +59,7 @@ fn pinned_namespaces_come_and_go() {
         assert!(mounts.lines().any(|l| l.contains(pins.to_str().unwrap()) && l.contains("shared:")), "{mounts}");
         let up = namespace::on_own_thread("look", || {
             let netns = fs::File::open(&path).unwrap();
-            namespace::join(std::os::fd::AsFd::as_fd(&netns), libc::CLONE_NEWNET as u32).unwrap();
+            namespace::join(netns.as_fd(), libc::CLONE_NEWNET as u32).unwrap();
             fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap_or_default()
         });
         assert!(up.unwrap().contains("lo"), "loopback has an address only when it is up");
@@ -155,7 +155,7 @@ fn a_shared_pid_namespace_has_our_reaper_as_pid_1() {
     assert!(seen.out.contains("1 memfd:slipway-r") || seen.out.contains("1 slipway"), "{}", seen.out);
     assert_eq!(seen.out.matches("sleep").count(), 1, "the other container's, and no zombie: {}", seen.out);
     assert!(!seen.out.contains("bin") && !seen.out.contains("etc"), "the reaper's root shows: {}", seen.out);
-    process::kill(&pidfd, libc::SIGTERM).unwrap();
+    signal::send(pidfd.as_fd(), libc::SIGTERM).unwrap();
     // The kernel ends a pid namespace with its first process, and that one is not gone before the others are reaped.
     assert_eq!(process::reap(&sleeper.pidfd).unwrap(), -libc::SIGKILL);
     assert_eq!(process::reap(&pidfd).unwrap(), 0, "the reaper leaves on SIGTERM");
@@ -194,6 +194,6 @@ fn a_terminal_works_in_a_shared_pid_namespace_too() {
     assert_ne!(out.trim(), "1");
     common::finish(created);
     let (_, pidfd) = sandbox.reaper.unwrap();
-    process::kill(&pidfd, libc::SIGKILL).unwrap();
+    signal::send(pidfd.as_fd(), libc::SIGKILL).unwrap();
     process::reap(&pidfd).unwrap();
 }

@@ -180,6 +180,7 @@ fn clone_child(program: &Program, prepared: &prepare::Prepared<'_>, socket: &Own
         keep: &keep,
         filter: prepared.filter(),
         filter_flags: prepared.filter_flags(),
+        own_binary: process::own_binary().map_err(|e| Error::sys("look at our own program", "/proc/self/exe", e))?,
     };
     let cgroup = prepared.cgroup();
     let joined = match program.pid_namespace {

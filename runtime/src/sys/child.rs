@@ -47,6 +47,8 @@ pub struct Script<'a> {
     pub keep: &'a [i32],
     pub filter: &'a [libc::sock_filter],
     pub filter_flags: u32,
+    /// Device and inode of our own program, which no container may run (CVE-2019-5736).
+    pub own_binary: (u64, u64),
 }
 
 /// What the child learns on its way.

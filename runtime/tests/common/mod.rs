@@ -8,10 +8,10 @@ use slipway_runtime::cgroup::Cgroup;
 use slipway_runtime::container::{self, CreateRequest, Created, Stdio};
 use slipway_runtime::rootfs::{Overlay, Rootfs};
 use slipway_runtime::sandbox::NamespaceKind;
-use slipway_runtime::sys::process;
+use slipway_runtime::sys::{process, signal};
 use std::fs;
 use std::io::Read;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -130,7 +130,7 @@ pub fn finish(created: Created) -> i32 {
 
 /// Ends a container that would not end by itself.
 pub fn kill(created: Created) {
-    process::kill(&created.pidfd, libc::SIGKILL).unwrap();
+    signal::send(created.pidfd.as_fd(), libc::SIGKILL).unwrap();
     finish(created);
 }
 
