@@ -63,7 +63,10 @@ fn our_program_cannot_be_overwritten_through_proc() {
         victim.wait().unwrap();
         fs::File::options().write(true).open(format!("/proc/self/fd/{}", handle.as_raw_fd()))
     };
-    assert!(attack("role_unprotected").is_ok(), "the attack itself does not work, so this test shows nothing");
+    assert!(
+        attack("role_unprotected").is_ok(),
+        "the attack itself does not work, so this test shows nothing"
+    );
     assert_eq!(attack("role_protected").unwrap_err().raw_os_error(), Some(libc::EROFS));
 }
 
@@ -194,7 +197,9 @@ fn a_parked_child_survives_its_parent() {
     let (pid, socket, output): (i32, i32, i32) =
         (words[0].parse().unwrap(), words[1].parse().unwrap(), words[2].parse().unwrap());
     let pidfd = process::open(parent.id() as i32).unwrap();
-    let take = |number| rustix::process::pidfd_getfd(&pidfd, number, rustix::process::PidfdGetfdFlags::empty()).unwrap();
+    let take = |number| {
+        rustix::process::pidfd_getfd(&pidfd, number, rustix::process::PidfdGetfdFlags::empty()).unwrap()
+    };
     let (socket, output) = (take(socket), take(output));
     let child = process::open(pid).unwrap();
     signal::send(pidfd.as_fd(), libc::SIGKILL).unwrap();

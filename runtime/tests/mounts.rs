@@ -14,7 +14,8 @@ use std::path::Path;
 fn with_volume(test: impl FnOnce(&Rig, &Path) + Send) {
     let ran = namespace::on_own_thread("test", || {
         namespace::unshare((libc::CLONE_NEWNS | libc::CLONE_FS) as u32).unwrap();
-        let private = rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC;
+        let private =
+            rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC;
         rustix::mount::mount_change("/", private).unwrap();
         let rig = Rig::new();
         let volume = rig.path("volume");
@@ -42,7 +43,11 @@ fn with_admin(mut spec: Value) -> Value {
 #[test]
 fn bidirectional_mounts_reach_the_host() {
     with_volume(|rig, volume| {
-        let mut spec = with_admin(spec(&["sh", "-c", "mount -t tmpfs none /data/made && touch /data/made/inside; ls /data"]));
+        let mut spec = with_admin(spec(&[
+            "sh",
+            "-c",
+            "mount -t tmpfs none /data/made && touch /data/made/inside; ls /data",
+        ]));
         spec["linux"]["rootfsPropagation"] = json!("rshared");
         fs::create_dir(volume.join("made")).unwrap();
         add_mount(&mut spec, "/data", volume, &["rbind", "rshared"]);
@@ -55,7 +60,11 @@ fn bidirectional_mounts_reach_the_host() {
 #[test]
 fn private_mounts_stay_inside() {
     with_volume(|rig, volume| {
-        let mut spec = with_admin(spec(&["sh", "-c", "mount -t tmpfs none /data/made && touch /data/made/inside && echo ok"]));
+        let mut spec = with_admin(spec(&[
+            "sh",
+            "-c",
+            "mount -t tmpfs none /data/made && touch /data/made/inside && echo ok",
+        ]));
         fs::create_dir(volume.join("made")).unwrap();
         add_mount(&mut spec, "/data", volume, &["rbind", "rprivate"]);
         assert_eq!(rig.run(&spec).unwrap().out, "ok\n");
@@ -91,7 +100,11 @@ fn later_mounts_of_the_host_reach_slaves_and_not_private_copies() {
 #[test]
 fn recursive_read_only_covers_what_lies_below() {
     with_volume(|rig, volume| {
-        let mut spec = spec(&["sh", "-c", "(touch /rro/sub/x || touch /rro/x) 2>&1 | wc -l; touch /ro/sub/x && echo below; touch /ro/x 2>/dev/null || echo top"]);
+        let mut spec = spec(&[
+            "sh",
+            "-c",
+            "(touch /rro/sub/x || touch /rro/x) 2>&1 | wc -l; touch /ro/sub/x && echo below; touch /ro/x 2>/dev/null || echo top",
+        ]);
         symlink("busybox", rig.path("lower/bin/wc")).unwrap();
         add_mount(&mut spec, "/rro", volume, &["rbind", "rro"]);
         add_mount(&mut spec, "/ro", volume, &["rbind", "ro"]);
@@ -139,7 +152,10 @@ fn an_overlay_takes_many_layers_with_long_names() {
     let mounted = slipway_runtime::rootfs::mount_overlay(&overlay).unwrap();
     let read = |name: &str| {
         let mut text = String::new();
-        slipway_runtime::rootfs::open_in_root(&mounted, Path::new(name)).unwrap().read_to_string(&mut text).unwrap();
+        slipway_runtime::rootfs::open_in_root(&mounted, Path::new(name))
+            .unwrap()
+            .read_to_string(&mut text)
+            .unwrap();
         text
     };
     assert_eq!(read("/same"), "0");

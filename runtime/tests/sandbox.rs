@@ -52,11 +52,18 @@ fn pinned_namespaces_come_and_go() {
         pin_netns(&path).unwrap();
         assert_eq!(pin_netns(&path).unwrap_err().kind(), Kind::Exists);
         pin_netns(&pins.join("two")).unwrap();
-        assert_eq!(mounted_below(&pins), [pins.clone(), path.clone(), pins.join("two")], "one bind of the directory only");
+        assert_eq!(
+            mounted_below(&pins),
+            [pins.clone(), path.clone(), pins.join("two")],
+            "one bind of the directory only"
+        );
         assert_eq!(release_netns_dir(&pins).unwrap_err().kind(), Kind::State);
         let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
         // CNI-RT-15
-        assert!(mounts.lines().any(|l| l.contains(pins.to_str().unwrap()) && l.contains("shared:")), "{mounts}");
+        assert!(
+            mounts.lines().any(|l| l.contains(pins.to_str().unwrap()) && l.contains("shared:")),
+            "{mounts}"
+        );
         let up = namespace::on_own_thread("look", || {
             let netns = fs::File::open(&path).unwrap();
             namespace::join(netns.as_fd(), libc::CLONE_NEWNET as u32).unwrap();
@@ -98,7 +105,9 @@ fn containers_of_a_pod_share_its_namespaces() {
             ipc: true,
             hostname: Some("web-0".into()),
             sysctls: sysctls(&[
-                ("kernel.shm_rmid_forced", "1"), ("net.ipv4.ip_unprivileged_port_start", "81"), ("fs.mqueue.msg_max", "77"),
+                ("kernel.shm_rmid_forced", "1"),
+                ("net.ipv4.ip_unprivileged_port_start", "81"),
+                ("fs.mqueue.msg_max", "77"),
             ]),
             netns: Some(pin.clone()),
             shared_pid: false,
@@ -130,7 +139,12 @@ fn containers_of_a_pod_share_its_namespaces() {
 
 #[test]
 fn a_shared_pid_namespace_has_our_reaper_as_pid_1() {
-    let request = SandboxRequest { ipc: true, hostname: Some("p".into()), shared_pid: true, ..SandboxRequest::default() };
+    let request = SandboxRequest {
+        ipc: true,
+        hostname: Some("p".into()),
+        shared_pid: true,
+        ..SandboxRequest::default()
+    };
     let sandbox = Sandbox::create(&request).unwrap();
     let (pid, pidfd) = sandbox.reaper.as_ref().map(|(pid, fd)| (*pid, fd.try_clone().unwrap())).unwrap();
     assert_eq!(fs::read_to_string(format!("/proc/{pid}/comm")).unwrap().trim_end(), "memfd:slipway-r");
@@ -143,7 +157,8 @@ fn a_shared_pid_namespace_has_our_reaper_as_pid_1() {
         spec.as_object_mut().unwrap().remove("hostname");
         spec
     };
-    let sleeper = rig.create_in(&without_name(&["sleep", "1000"]), Stdio::default(), copies(&sandbox)).unwrap();
+    let sleeper =
+        rig.create_in(&without_name(&["sleep", "1000"]), Stdio::default(), copies(&sandbox)).unwrap();
     sleeper.start.start().unwrap();
     // An orphan of the pod goes to the reaper; what is left of it is nothing.
     let script = "(sleep 0.01 & ) ; sleep 0.2; ps -o pid,comm; ls /proc/1/root 2>&1";
@@ -177,7 +192,11 @@ fn a_sysctl_outside_the_pod_is_refused() {
         assert_eq!(error.kind(), Kind::Invalid, "{error}");
         assert!(error.to_string().contains(why) && error.to_string().contains(key), "{error}");
     }
-    let request = SandboxRequest { ipc: true, sysctls: sysctls(&[("kernel.shmmax", "many")]), ..SandboxRequest::default() };
+    let request = SandboxRequest {
+        ipc: true,
+        sysctls: sysctls(&[("kernel.shmmax", "many")]),
+        ..SandboxRequest::default()
+    };
     let error = Sandbox::create(&request).unwrap_err();
     assert_eq!(error.kind(), Kind::Invalid, "{error}");
 }

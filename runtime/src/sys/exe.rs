@@ -23,7 +23,8 @@ pub fn run_read_only() -> io::Result<()> {
         return Ok(());
     }
     let copy = mount::clone_path(c"/proc/self/exe", false)?;
-    let attr = MountAttr { set: libc::MOUNT_ATTR_RDONLY, propagation: libc::MS_PRIVATE, ..MountAttr::default() };
+    let attr =
+        MountAttr { set: libc::MOUNT_ATTR_RDONLY, propagation: libc::MS_PRIVATE, ..MountAttr::default() };
     mount::set_attributes(&copy, false, &attr)?;
     let argv = table(std::env::args_os())?;
     let env = table(std::env::vars_os().map(|(key, value)| [key, value].join(&OsString::from("="))))?;
