@@ -1,5 +1,7 @@
 //! A container of an ordinary Kubernetes spec, asked from inside what it sees.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
+
 mod common;
 
 use common::{Rig, add_mount, finish, kill, piped, spec};

@@ -1,5 +1,7 @@
 //! Replays of known escapes of container runtimes, and what our own program leaves open.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
+
 mod common;
 
 use common::{Rig, add_mount, piped, spec};

@@ -2,6 +2,8 @@
 //!
 //! After a wanted change: `SLIPWAY_GOLDEN=write cargo test -p slipway-runtime --test explain`, and read the difference.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
+
 mod common;
 
 use serde_json::{Value, json};

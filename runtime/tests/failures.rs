@@ -2,6 +2,8 @@
 //!
 //! One test in a process of its own, so that everything this process has can be counted.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
+
 mod common;
 
 use common::{Rig, add_mount, spec, unique_group};

@@ -1,5 +1,7 @@
 //! Propagation and recursive attributes, seen from both sides.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
+
 mod common;
 
 use common::{Rig, add_mount, finish, piped, spec};

@@ -1,5 +1,7 @@
 //! Pods: namespaces as descriptors, pinned network namespaces, the reaper.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
+
 mod common;
 
 use common::{Rig, piped, spec};

@@ -1,5 +1,7 @@
 //! The child of a clone in a threaded process: whatever locks the other threads hold, it gets through.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
+
 mod common;
 
 use common::{Rig, piped, spec};

@@ -189,7 +189,7 @@ pub(super) fn write_all(fd: i32, bytes: &[u8]) -> Raw<()> {
 }
 
 /// Success for one errno besides success.
-pub(super) fn forgive<T>(result: Raw<T>, errno: Errno) -> Raw<()> {
+pub(super) fn forgive<T: Copy>(result: Raw<T>, errno: Errno) -> Raw<()> {
     match result {
         Err(e) if e != errno => Err(e),
         _ => Ok(()),

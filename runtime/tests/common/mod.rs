@@ -1,6 +1,7 @@
 //! What the tests of this crate share: a root filesystem with busybox, a Kubernetes-like spec, one way to run it.
 
-#![allow(dead_code, unreachable_pub, missing_debug_implementations)]
+#![allow(dead_code, unreachable_pub, missing_debug_implementations, reason = "each test uses its part")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
 use serde_json::{Value, json};
 use slipway_runtime::Result;
