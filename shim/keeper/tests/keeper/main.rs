@@ -1,0 +1,5 @@
+//! The keeper over its socket, as root, against the real kernel.
+#![allow(clippy::unwrap_used, unreachable_pub, missing_debug_implementations, reason = "a test program")]
+
+mod life;
+mod rig;
