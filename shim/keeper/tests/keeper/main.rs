@@ -1,5 +1,6 @@
 //! The keeper over its socket, as root, against the real kernel.
 #![allow(clippy::unwrap_used, unreachable_pub, missing_debug_implementations, reason = "a test program")]
 
+mod crash;
 mod life;
 mod rig;
