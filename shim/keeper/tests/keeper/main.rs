@@ -2,5 +2,9 @@
 #![allow(clippy::unwrap_used, unreachable_pub, missing_debug_implementations, reason = "a test program")]
 
 mod crash;
+mod input;
 mod life;
+mod pods;
+mod resources;
 mod rig;
+mod streams;

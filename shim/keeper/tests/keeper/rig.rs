@@ -39,9 +39,14 @@ pub struct Rig {
 
 impl Rig {
     pub fn new() -> Self {
+        Self::with_events("")
+    }
+
+    /// A keeper whose events go to this socket.
+    pub fn with_events(socket: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("slk").tempdir().unwrap();
         let group = format!("slipway-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let output = shim(dir.path(), "node", "start");
+        let output = shim_command(dir.path(), "node", "start").env("TTRPC_ADDRESS", socket).output().unwrap();
         let address = address_of(&output);
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -132,6 +137,8 @@ impl Rig {
             "mounts": [
                 {"destination": "/proc", "type": "proc", "source": "proc"},
                 {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]},
+                {"destination": "/dev/pts", "type": "devpts", "source": "devpts",
+                 "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]},
             ],
             "linux": {
                 "cgroupsPath": format!("/{}/{id}", self.group),
@@ -250,6 +257,9 @@ impl Drop for Rig {
                 fs::remove_dir(&parent)
                     .unwrap_or_else(|error| panic!("{} is not empty: {error}", parent.display()));
             }
+            let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+            let dir = self.dir.path().to_str().unwrap();
+            assert!(!mounts.contains(dir), "mounts are left below {dir}");
             let root = fs::read_dir(self.dir.path()).unwrap().map(|entry| entry.unwrap().path());
             for state in root.filter(|path| path.join("tasks").is_dir()) {
                 for kind in ["tasks", "execs", "sandboxes"] {
@@ -316,14 +326,18 @@ pub struct Bundle {
 
 /// Runs an action as containerd does.
 pub fn shim(state: &Path, id: &str, action: &str) -> Output {
-    Command::new(BINARY)
+    shim_command(state, id, action).output().unwrap()
+}
+
+fn shim_command(state: &Path, id: &str, action: &str) -> Command {
+    let mut command = Command::new(BINARY);
+    command
         .args(["-namespace", "test", "-address", "/nowhere.sock", "-id", id, action])
         .env("SLIPWAY_KEEPER_STATE", state)
         .env_remove("TTRPC_ADDRESS")
         .current_dir(state)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap()
+        .stdin(Stdio::null());
+    command
 }
 
 pub fn address_of(output: &Output) -> String {
