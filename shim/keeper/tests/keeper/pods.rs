@@ -150,9 +150,8 @@ fn bad_sandboxes_are_refused_and_leave_nothing() {
     let rig = Rig::new();
     assert_eq!(code(create(&rig, "a/b", CONTAINER, &[])), Code::INVALID_ARGUMENT);
     assert_eq!(code(create(&rig, "p", CONTAINER, &[("kernel.pid_max", "5")])), Code::INVALID_ARGUMENT);
-    for request in [PingRequest { sandbox_id: "p".into(), ..Default::default() }] {
-        assert_eq!(code(rig.run(rig.sandboxes().ping_sandbox(soon(), &request))), Code::NOT_FOUND);
-    }
+    let ping = PingRequest { sandbox_id: "p".into(), ..Default::default() };
+    assert_eq!(code(rig.run(rig.sandboxes().ping_sandbox(soon(), &ping))), Code::NOT_FOUND);
     let options =
         Any { type_url: "runtime.v1.PodSandboxConfig".into(), value: vec![0xff; 9], ..Any::default() };
     let request =
