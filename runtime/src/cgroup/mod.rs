@@ -1,27 +1,40 @@
 //! Control groups, versions 1 (also hybrid) and 2, cgroupfs driver: make, limit, join, read, kill, remove.
 //!
-//! Never polls while nobody waits; never touches a group it did not make or was not given.
+//! Polls nothing in the background; never touches a group it did not make or was not given, except that version 2
+//! controllers are enabled in the groups above, and empty version 1 cpusets above are filled (see `tree`).
 //!
-//! Why not crate cgroups-rs here: on version 2 its `set()` fails with any device rule and drops `unified` silently, it writes
-//! nothing for a limit of -1, and on version 1 its object per controller costs more than the mkdir itself
-//! (../shared/CRATES.md, headline 7). It is the oracle of our tests for version 1.
+//! ```text
+//!  LinuxResources ──check──▶ ──v1 | v2──▶ Change ──apply──▶ control files       tree: directories
+//!                   (refuse)    (pure)                                          freeze, stats: live groups
+//! ```
+//!
+//! Of cgroups-rs 0.5.1 we use, on version 1, `DevicesController`, `FreezerController` and `PidController`. The rest is
+//! ours, because there: limits written by `Cgroup::apply` cannot be undone as a whole and are read back after each
+//! write; a group is made in all hierarchies or none with cpusets filled for every group on the way each time; nothing
+//! removes what was made when a step fails; version 2 has no device rules and drops `unified`; a read that fails counts
+//! as 0 (see `stats`). What its code does right is not written again.
 
+mod apply;
+mod check;
 mod devices;
 mod files;
-mod kill;
+mod freeze;
 mod layout;
 mod limits;
-mod make;
 mod stats;
+mod tree;
+mod v1;
+mod v2;
 
-use crate::host::CgroupLayout;
-use crate::{Error, Result, error::Kind};
-use files::{read, write};
-use layout::Layout;
+use crate::error::Kind;
+use crate::{Error, Result};
+use apply::Change;
+use layout::{Hierarchy, Layout, WANTED};
 use oci_spec::runtime::LinuxResources;
+use rustix::fs::{Mode, OFlags};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use tree::Made;
 
 /// One container's control group: a directory per version 1 hierarchy, or one directory on version 2.
 ///
@@ -29,8 +42,10 @@ use std::time::Duration;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cgroup {
     path: String,
-    /// Version 1 exec sessions live below this group in the freezer hierarchy only.
-    session: Option<String>,
+    /// Version 1, exec sessions only: the container's group, which is the session's in all hierarchies but the freezer.
+    base: Option<String>,
+    /// Hybrid hosts: there is a directory on the version 2 mount, too (for huge pages).
+    unified: bool,
 }
 
 /// How a child about to exec enters the group (DESIGN 1A and ANCHORS: as late and as cheaply as possible).
@@ -39,7 +54,8 @@ pub enum Join {
     /// Version 2: the directory descriptor for clone3 with CLONE_INTO_CGROUP.
     CloneInto(OwnedFd),
     /// Version 1: descriptors of the `tasks` files (O_WRONLY|O_CLOEXEC); the single-threaded child writes `0`
-    /// to each, which costs microseconds where `cgroup.procs` waits for an RCU grace period.
+    /// to each, which costs microseconds where `cgroup.procs` waits for an RCU grace period. (Of a hybrid host's group
+    /// with huge page limits the last one is a `cgroup.procs`; `0` does there, too, but costs that wait.)
     WriteTasks(Vec<OwnedFd>),
 }
 
@@ -69,219 +85,334 @@ pub struct Stats {
 
 impl Cgroup {
     /// Makes the group at `path` (relative to the hierarchy root, e.g. `/kubepods/pod1/<id>`), with every limit of
-    /// `resources` already written, and nobody in it.
+    /// `resources` already written, and nobody in it. `controllers` absent on this host are skipped only when
+    /// nothing was asked of them; a limit that cannot be applied is an error naming controller, file and value.
+    /// On error nothing that this call made is left.
+    ///
+    /// Device rules, if there are any, start from "nothing is allowed"; no rules means no restriction.
     ///
     /// # Errors
-    /// A limit that cannot be applied names file and value; `Exists` if the leaf holds processes; `Unsupported` for the
-    /// systemd form `slice:prefix:name`. On error nothing that this call made is left.
+    /// `Exists` if the leaf exists and holds processes or groups; `Invalid` for a path or limit that cannot be meant;
+    /// `Unsupported` for a systemd path, and for limits this host has no controller for.
     pub fn create(path: &str, resources: Option<&LinuxResources>) -> Result<Self> {
-        let path = normal(path)?;
-        make::make(Layout::get(), &path, resources)?;
-        Ok(Self { path, session: None })
+        let path = checked_path(path)?;
+        let layout = Layout::get()?;
+        let change = resources.map(|r| Change::plan(layout, r, None)).transpose()?.unwrap_or_default();
+        let unified = resources.is_some_and(|r| apply::needs_unified(layout, r));
+        for limit in &change.limits {
+            apply::place(layout, &path, limit)?;
+        }
+        let mut made = Made::default();
+        match layout {
+            Layout::V1 { hierarchies, unified: beside } => {
+                for hierarchy in hierarchies {
+                    make_v1(hierarchy, &path, &change, &mut made)?;
+                }
+                if let Some(beside) = beside.as_ref().filter(|_| unified) {
+                    tree::make(beside, &path, &mut made)?;
+                    tree::enable(beside, &path, &["hugetlb"], &["hugetlb".to_owned()])?;
+                }
+            }
+            Layout::V2(hierarchy) => {
+                tree::make(hierarchy, &path, &mut made)?;
+                let required = change.controllers();
+                let extra = required.iter().map(String::as_str).filter(|c| !WANTED.contains(c));
+                let wanted: Vec<&str> =
+                    WANTED.into_iter().chain(extra).filter(|c| hierarchy.has(c)).collect();
+                tree::enable(hierarchy, &path, &wanted, &required)?;
+            }
+        }
+        apply::fresh(layout, &path, &change)?;
+        made.keep();
+        Ok(Self { path, base: None, unified })
     }
 
-    /// Finds a group made earlier, e.g. after a restart.
+    /// Finds a group made earlier, e.g. after a restart. What is left of a half-removed group is found, too.
     ///
     /// # Errors
-    /// `NotFound` when no hierarchy has it.
+    /// `NotFound` if no hierarchy has it.
     pub fn open(path: &str) -> Result<Self> {
-        let path = normal(path)?;
-        let (path, session) = match path.rsplit_once("/exec-") {
-            Some((owner, name)) if Layout::get().kind == CgroupLayout::V1 => {
-                (owner.to_owned(), Some(format!("exec-{name}")))
-            }
-            _ => (path, None),
-        };
-        let group = Self { path, session };
-        if group.directories().iter().any(|d| d.is_dir()) {
-            return Ok(group);
+        let path = checked_path(path)?;
+        let layout = Layout::get()?;
+        let there = |h: &Hierarchy, path: &str| std::fs::metadata(h.dir(path)).is_ok_and(|m| m.is_dir());
+        let held: Vec<&Hierarchy> = layout.all().filter(|h| there(h, &path)).collect();
+        if held.is_empty() {
+            return Err(Error::new(Kind::NotFound, "open control group", path)
+                .hint("it was removed, or made on another host; see the container's cgroupsPath"));
         }
-        Err(Error::new(Kind::NotFound, "open cgroup", group.path()).hint("it was removed, or never made"))
+        let Layout::V1 { unified, .. } = layout else {
+            return Ok(Self { path, base: None, unified: false });
+        };
+        let parent = path.rfind('/').map(|at| &path[..at]).filter(|p| !p.is_empty());
+        // Below a container's group and in the freezer hierarchy alone: an exec session.
+        let alone = held.len() == 1 && layout.freezer().is_some_and(|freezer| held[0] == freezer);
+        let base = parent
+            .filter(|parent| alone && layout.all().any(|h| Some(h) != layout.freezer() && there(h, parent)));
+        let base = base.map(str::to_owned);
+        let home = base.as_deref().unwrap_or(&path);
+        let unified = unified.as_ref().is_some_and(|u| there(u, home));
+        Ok(Self { base, unified, path })
     }
 
     /// Relative to the hierarchy's root, as [`Cgroup::open`] takes it.
     pub fn path(&self) -> String {
-        match &self.session {
-            Some(session) => format!("{}/{session}", self.path),
-            None => self.path.clone(),
-        }
+        self.path.clone()
     }
 
     /// What the launcher needs so that the child enters this group.
     pub fn join(&self) -> Result<Join> {
-        let layout = Layout::get();
-        if layout.kind == CgroupLayout::V2 {
-            let dir = self.directories().remove(0);
-            let opened = std::fs::File::open(&dir);
-            let opened =
-                opened.map_err(|e| Error::sys("open cgroup to join", dir.display().to_string(), e))?;
-            return Ok(Join::CloneInto(opened.into()));
-        }
-        let tasks = |dir: PathBuf, file: &str| {
-            let path = dir.join(file);
-            let opened = std::fs::OpenOptions::new().write(true).open(&path);
-            opened
-                .map(OwnedFd::from)
-                .map_err(|e| Error::sys("open cgroup to join", path.display().to_string(), e))
+        let layout = Layout::get()?;
+        let open = |path: String, flags: OFlags| {
+            rustix::fs::open(&*path, flags | OFlags::CLOEXEC, Mode::empty())
+                .map_err(|e| Error::sys("open control group to join", path, e))
         };
-        let mut all = Vec::new();
-        for hierarchy in &layout.hierarchies {
-            all.push(tasks(self.below(hierarchy), "tasks")?);
+        match layout {
+            Layout::V2(h) => {
+                open(self.dir(layout, h), OFlags::RDONLY | OFlags::DIRECTORY).map(Join::CloneInto)
+            }
+            Layout::V1 { hierarchies, unified } => {
+                let tasks = hierarchies.iter().map(|h| format!("{}/tasks", self.dir(layout, h)));
+                let beside = unified.iter().filter(|_| self.unified);
+                let procs = beside.map(|h| format!("{}/cgroup.procs", self.dir(layout, h)));
+                let files = tasks.chain(procs).map(|path| open(path, OFlags::WRONLY));
+                files.collect::<Result<_>>().map(Join::WriteTasks)
+            }
         }
-        // Only where a hybrid limit (hugetlb) made a group there: joining it waits for a grace period.
-        if let Some(dir) = layout.unified.as_ref().map(|u| self.below(u)).filter(|d| d.is_dir()) {
-            all.push(tasks(dir, "cgroup.procs")?);
-        }
-        Ok(Join::WriteTasks(all))
     }
 
-    /// A child group `name` for one exec session, so that the whole subtree of the session can be killed
-    /// (on version 1 it exists in the freezer hierarchy only, and joins the container's own groups in all others).
+    /// A child group `exec-<name>` for one exec session, so that the whole subtree of the session can be killed
+    /// (on version 1 it exists in one hierarchy only, and joins the container's own groups in all others).
+    ///
+    /// # Errors
+    /// `Invalid` if `name` is no single path component, `Exists` if a session of that name is there.
     pub fn exec_group(&self, name: &str) -> Result<Self> {
-        if name.is_empty() || name.contains('/') {
-            return Err(Error::new(Kind::Invalid, "exec group", format!("name {name:?}")));
+        let fits = !name.is_empty() && name.len() <= 255 && !name.contains(['/', '\n', '\0']);
+        if !fits {
+            return Err(Error::new(Kind::Invalid, "make exec group", format!("name {name:?}"))
+                .hint("must be one path component of at most 250 bytes"));
         }
-        let session = format!("exec-{name}");
-        let layout = Layout::get();
-        let group = match layout.kind {
-            CgroupLayout::V2 => Self { path: format!("{}/{session}", self.path), session: None },
-            CgroupLayout::V1 => Self { path: self.path.clone(), session: Some(session) },
+        let layout = Layout::get()?;
+        let path = format!("{}/exec-{name}", self.path);
+        let mut made = Made::default();
+        let (hierarchy, base) = match layout {
+            Layout::V2(unified) => (unified, None),
+            Layout::V1 { hierarchies, .. } => {
+                // `get` refuses a version 1 layout without hierarchies, so there is always one to name.
+                let Some(freezer) = layout.freezer().or(hierarchies.first()) else {
+                    return Err(Error::new(Kind::Unsupported, "make exec group", path));
+                };
+                (freezer, Some(self.base.clone().unwrap_or_else(|| self.path.clone())))
+            }
         };
-        let dir = match layout.kind {
-            CgroupLayout::V2 => group.directories().remove(0),
-            CgroupLayout::V1 => match layout.v1("freezer") {
-                Some(freezer) => group.below(freezer),
-                None => return Ok(Self { path: self.path.clone(), session: None }),
-            },
-        };
-        std::fs::create_dir(&dir)
-            .map_err(|e| Error::sys("make exec cgroup", dir.display().to_string(), e))?;
-        Ok(group)
+        stats::must_exist(self, &hierarchy.dir(&self.path))?;
+        if !tree::make(hierarchy, &path, &mut made)? {
+            return Err(
+                Error::new(Kind::Exists, "make exec group", path).hint("an exec of this id is still there")
+            );
+        }
+        made.keep();
+        Ok(Self { path, base, unified: self.unified })
     }
 
     /// Changes limits of a live group; all-or-nothing (CRI-UPD-01): on error the former values are back.
+    /// Zero-valued fields leave things as they are (CRI-UPD-03).
+    ///
+    /// # Errors
+    /// As [`Cgroup::create`]; `State` when more memory is in use than a new limit allows (CRI-UPD-05).
     pub fn update(&self, resources: &LinuxResources) -> Result<()> {
-        make::update(Layout::get(), &self.path, resources)
+        let layout = Layout::get()?;
+        let change = Change::plan(layout, resources, Some(&apply::now(layout, &self.path)))?;
+        apply::check_usage(layout, &self.path, resources)?;
+        if apply::needs_unified(layout, resources) && !self.unified {
+            return Err(Error::new(Kind::Unsupported, "set hugetlb limit", &*self.path).hint(
+                "this group was made without huge page limits, so its processes are not where hugetlb is on this host; \
+                 make the container again with one",
+            ));
+        }
+        apply::live(layout, &self.path, &change)
     }
 
+    /// # Errors
+    /// `NotFound` if the group has been removed.
     pub fn stats(&self) -> Result<Stats> {
-        let layout = Layout::get();
-        if !self.directories().iter().any(|d| d.is_dir()) {
-            return Err(Error::new(Kind::NotFound, "read cgroup statistics", self.path()));
+        let layout = Layout::get()?;
+        if let Layout::V2(hierarchy) = layout {
+            let dir = hierarchy.dir(&self.path);
+            stats::must_exist(self, &dir)?;
+            return stats::v2(&dir);
         }
-        Ok(match layout.kind {
-            CgroupLayout::V1 => stats::v1(|controller| layout.v1(controller).map(|h| self.below(h))),
-            CgroupLayout::V2 => stats::v2(&self.directories().remove(0)),
-        })
+        let dir = |controller| layout.v1(controller).map(|h| self.dir(layout, h));
+        let (memory, pids) = (dir("memory"), dir("pids"));
+        if let Some(some) = memory.as_ref().or(pids.as_ref()) {
+            stats::must_exist(self, some)?;
+        }
+        stats::v1(&stats::Dirs { cpu: dir("cpu"), cpuacct: dir("cpuacct"), memory, pids })
     }
 
     /// True if the OOM killer ended a process of this group or below: memory.oom_control / memory.events.
-    /// Read it before the group is removed. False where memory is not accounted.
+    /// Read it before the group is removed.
     pub fn oom_killed(&self) -> Result<bool> {
-        let layout = Layout::get();
-        Ok(match layout.kind {
-            CgroupLayout::V1 => layout.v1("memory").is_some_and(|h| stats::oom_kills_v1(&self.below(h)) > 0),
-            CgroupLayout::V2 => stats::oom_kills_v2(&self.directories().remove(0)) > 0,
-        })
+        let layout = Layout::get()?;
+        let kills = match layout {
+            Layout::V2(hierarchy) => stats::oom_kills_v2(&hierarchy.dir(&self.path))?,
+            Layout::V1 { .. } => match layout.v1("memory") {
+                Some(hierarchy) => stats::oom_kills_v1(&self.dir(layout, hierarchy))?,
+                None => 0,
+            },
+        };
+        Ok(kills > 0)
     }
 
     /// All processes, host pids, of this group and the groups below.
     pub fn pids(&self) -> Result<Vec<i32>> {
-        Ok(kill::pids_below(&self.tree()))
+        let dir = self.main_dir()?;
+        tree::pids(&dir).map_err(|e| Error::sys("list processes of control group", dir, e))
     }
 
-    /// Stops or continues every process of the group (cgroup.freeze; freezer.state).
+    /// Stops all processes of the group and below where they are, or lets them go on.
+    ///
+    /// # Errors
+    /// `State` if a process did not stop within two seconds; the group is then thawed again.
     pub fn freeze(&self, frozen: bool) -> Result<()> {
-        match Layout::get().kind {
-            CgroupLayout::V2 => write(&self.tree(), "cgroup.freeze", if frozen { "1" } else { "0" }),
-            CgroupLayout::V1 if Layout::get().v1("freezer").is_none() => {
-                Err(Error::new(Kind::Unsupported, "freeze", self.path())
-                    .hint("this host has no freezer controller"))
-            }
-            CgroupLayout::V1 => kill::freeze_v1(&self.tree(), frozen),
+        let layout = Layout::get()?;
+        match layout {
+            Layout::V2(hierarchy) => freeze::set_v2(&hierarchy.dir(&self.path), frozen),
+            Layout::V1 { .. } => match layout.v1("freezer") {
+                Some(hierarchy) => freeze::set_v1(&hierarchy.dir(&self.path), frozen),
+                None => Err(Error::new(Kind::Unsupported, "freeze control group", &*self.path)
+                    .hint("the freezer controller of version 1 is not mounted on this host")),
+            },
         }
     }
 
-    /// True while the group is frozen.
+    /// True while the group is frozen as a whole, by itself or by a group above.
     pub fn is_frozen(&self) -> bool {
-        let (file, word) = match Layout::get().kind {
-            CgroupLayout::V1 => ("freezer.state", "FROZEN"),
-            CgroupLayout::V2 => ("cgroup.freeze", "1"),
-        };
-        read(&self.tree(), file).is_ok_and(|state| state == word)
+        let Ok(dir) = self.main_dir() else { return false };
+        match Layout::get() {
+            Ok(Layout::V2(_)) => files::read(&format!("{dir}/cgroup.events"))
+                .is_ok_and(|t| files::keyed(&t, "frozen") == Some(1)),
+            _ => files::read(&format!("{dir}/freezer.state")).is_ok_and(|t| t.trim_end() == "FROZEN"),
+        }
     }
 
     /// SIGKILL to every process in it and below: cgroup.kill on version 2, freeze and kill and thaw on version 1.
-    /// Returns when the signals are sent, not when the processes are gone. A missing group is success.
+    /// Does not wait for them to be gone. A group that has gone is success.
     pub fn kill_all(&self) -> Result<()> {
-        let dir = self.tree();
-        if !dir.is_dir() {
-            return Ok(());
-        }
-        match Layout::get().kind {
-            CgroupLayout::V2 => kill::v2(&dir),
-            CgroupLayout::V1 => kill::v1(&dir, Layout::get().v1("freezer").is_some()),
-        }
+        let dir = self.main_dir()?;
+        let done = match Layout::get()? {
+            Layout::V2(_) => freeze::kill_v2(&dir),
+            Layout::V1 { .. } => freeze::kill_v1(&dir),
+        };
+        done.or_else(|error| if error.kind() == Kind::NotFound { Ok(()) } else { Err(error) })
     }
 
     /// Removes the group and the groups below; waits up to `patience` for the last zombies to leave it.
-    /// Missing is success. Parents made by [`Cgroup::create`] are left for their owner ([`Cgroup::remove_if_empty`]).
+    /// Missing is success. Parents made by [`Cgroup::create`] that are now empty are left for their owner.
+    ///
+    /// # Errors
+    /// `State` if processes are still there after `patience`, naming them; call it again on [`Cgroup::open`].
+    // Taking `self` is the point: a removed group cannot be used.
+    #[allow(clippy::needless_pass_by_value)]
     pub fn remove(self, patience: Duration) -> Result<()> {
-        let deadline = std::time::Instant::now() + patience;
-        let dirs = match &self.session {
-            Some(_) => vec![self.tree()],
-            None => self.directories(),
-        };
-        dirs.iter().try_for_each(|dir| kill::remove_tree(dir, deadline))
+        let layout = Layout::get()?;
+        let deadline = Instant::now() + patience;
+        let mut first = Ok(());
+        for hierarchy in layout.all() {
+            if self.base.is_some() && Some(hierarchy) != layout.freezer() {
+                continue;
+            }
+            // One hierarchy that is in use keeps none of the others from being removed.
+            let removed = tree::remove(&hierarchy.dir(&self.path), deadline);
+            first = first.and(removed);
+        }
+        first
     }
 
-    /// Removes a parent group that is ours and holds neither processes nor groups; anything else is left alone.
+    /// Removes a group that nobody uses any more, such as a pod's group that [`Cgroup::create`] made on the way to a
+    /// container's. Missing is success; one that holds processes or groups is left as it is, in all hierarchies.
     pub fn remove_if_empty(path: &str) -> Result<()> {
-        let group = Self { path: normal(path)?, session: None };
-        for dir in group.directories() {
-            match std::fs::remove_dir(&dir) {
-                Err(e) if !matches!(e.raw_os_error(), Some(libc::ENOENT | libc::EBUSY | libc::ENOTEMPTY)) => {
-                    return Err(Error::sys("remove cgroup", dir.display().to_string(), e));
-                }
+        let path = checked_path(path)?;
+        let dirs: Vec<String> = Layout::get()?.all().map(|h| h.dir(&path)).collect();
+        for dir in &dirs {
+            match tree::is_used(dir) {
+                Ok(true) => return Ok(()),
+                Err(e) if !files::absent(&e) => return Err(Error::sys("read control group", &**dir, e)),
+                _ => {}
+            }
+        }
+        for dir in &dirs {
+            match std::fs::remove_dir(dir) {
+                // Somebody came in between: it is theirs now.
+                Err(e) if e.raw_os_error() == Some(libc::EBUSY) => return Ok(()),
+                Err(e) if !files::absent(&e) => return Err(Error::sys("remove control group", &**dir, e)),
                 _ => {}
             }
         }
         Ok(())
     }
 
-    /// The group's directory in every hierarchy that may have one.
-    fn directories(&self) -> Vec<PathBuf> {
-        let layout = Layout::get();
-        layout.hierarchies.iter().chain(&layout.unified).map(|h| self.below(h)).collect()
+    /// The directory that governs a process of this group in `hierarchy`.
+    fn dir(&self, layout: &Layout, hierarchy: &Hierarchy) -> String {
+        let elsewhere = self.base.as_deref().filter(|_| Some(hierarchy) != layout.freezer());
+        hierarchy.dir(elsewhere.unwrap_or(&self.path))
     }
 
-    /// The group's directory in one hierarchy; a session has one of its own only in the freezer.
-    fn below(&self, hierarchy: &layout::Hierarchy) -> PathBuf {
-        let own = hierarchy.mount.join(self.path.trim_start_matches('/'));
-        match &self.session {
-            Some(session) if hierarchy.has("freezer") => own.join(session),
-            _ => own,
-        }
-    }
-
-    /// The directory whose processes are exactly the group's: the one place to freeze, list and kill.
-    fn tree(&self) -> PathBuf {
-        let layout = Layout::get();
-        let hierarchy = layout.v1("freezer").or_else(|| layout.hierarchies.first());
-        hierarchy.map_or_else(PathBuf::new, |h| self.below(h))
+    /// The directory in which processes are listed, frozen and killed.
+    fn main_dir(&self) -> Result<String> {
+        let layout = Layout::get()?;
+        let hierarchy = match layout {
+            Layout::V2(hierarchy) => Some(hierarchy),
+            Layout::V1 { .. } => layout.freezer(),
+        };
+        hierarchy.map(|h| h.dir(&self.path)).ok_or_else(|| {
+            Error::new(Kind::Unsupported, "find control group", &*self.path)
+                .hint("no hierarchy of version 1 is mounted")
+        })
     }
 }
 
-/// Absolute, without `.`, `..` or empty parts; not the root itself.
-fn normal(path: &str) -> Result<String> {
-    if path.matches(':').count() == 2 && !path.starts_with('/') {
-        return Err(Error::new(Kind::Unsupported, "cgroup path", path)
-            .hint("this is the systemd driver's form slice:prefix:name; use the cgroupfs driver for now"));
+/// Makes `path` in one version 1 hierarchy, ready to be entered.
+fn make_v1(hierarchy: &Hierarchy, path: &str, change: &Change, made: &mut Made) -> Result<()> {
+    tree::make(hierarchy, path, made)?;
+    if !hierarchy.has("cpuset") {
+        return Ok(());
     }
-    let parts: Vec<_> = path.split('/').filter(|p| !p.is_empty() && *p != ".").collect();
-    if parts.is_empty() || parts.contains(&"..") {
-        return Err(Error::new(Kind::Invalid, "cgroup path", format!("{path:?}"))
-            .hint("give a path below the hierarchy's root, without '..'"));
+    for list in ["cpuset.cpus", "cpuset.mems"] {
+        // The parent must own what the limit will name; the leaf itself needs it only where no limit comes.
+        let parent = path.rfind('/').map_or("", |at| &path[..at]);
+        tree::inherit_cpuset(hierarchy, if change.sets(list) { parent } else { path }, list)?;
+    }
+    Ok(())
+}
+
+/// The path with single slashes and none at the end.
+fn checked_path(path: &str) -> Result<String> {
+    if path.split(':').count() == 3 && !path.starts_with('/') {
+        return Err(Error::new(Kind::Unsupported, "read control group path", path)
+            .hint("slice:prefix:name is for the systemd driver, which this version does not have; use the cgroupfs driver"));
+    }
+    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+    let plain =
+        |part: &&str| *part != "." && *part != ".." && !part.contains(['\n', '\0']) && part.len() <= 255;
+    if !path.starts_with('/') || parts.is_empty() || !parts.iter().all(plain) {
+        return Err(Error::new(Kind::Invalid, "read control group path", format!("{path:?}")).hint(
+            "must be absolute below the hierarchy's root, such as /kubepods/pod1/c1, without . or ..",
+        ));
     }
     Ok(format!("/{}", parts.join("/")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_stay_below_the_root() {
+        assert_eq!(checked_path("//kubepods/pod1//c/").unwrap(), "/kubepods/pod1/c");
+        for bad in ["", "/", "a/b", "/a/../b", "/a/./b", "/a\n", "/a\0"] {
+            assert_eq!(checked_path(bad).unwrap_err().kind(), Kind::Invalid, "{bad:?}");
+        }
+        let error = checked_path("system.slice:slipway:c1").unwrap_err();
+        assert_eq!(error.kind(), Kind::Unsupported);
+    }
 }

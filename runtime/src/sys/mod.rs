@@ -25,6 +25,7 @@ pub mod namespace;
 pub mod network;
 pub mod process;
 pub mod raw;
+pub mod seccomp;
 pub mod shared_page;
 pub mod signal;
 pub mod socket;

@@ -1,11 +1,13 @@
 //! The built-in network against the kernel: real namespaces, real links, real traffic.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 mod common;
 
 use common::{Host, ask_tcp, ask_udp, ip, on_own_host, serve_tcp, serve_udp, sh};
 use slipway_network::{Builtin, Network, PortMapping, Protocol};
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 fn port(protocol: Protocol, host_port: u16, container_port: u16, host_ip: Option<&str>) -> PortMapping {
@@ -90,6 +92,17 @@ fn host_ports(bridged_frames_pass_netfilter: &'static str) {
         // From another pod, and from the pod itself, by the host's address.
         assert_eq!(from(&b.net.netns, ("192.0.2.1", 8080)).unwrap(), "a 10.88.0.1");
         assert_eq!(from(&a.net.netns, ("192.0.2.1", 8080)).unwrap(), "a 10.88.0.1");
+        // And neither is told by ICMP that a pod would be the better gateway to the host.
+        for pod in [&a, &b] {
+            let counters = host.enter(&pod.net.netns, || sh("cat /proc/thread-self/net/snmp"));
+            let icmp: Vec<Vec<&str>> = counters
+                .lines()
+                .filter(|l| l.starts_with("Icmp: "))
+                .map(|l| l.split(' ').collect())
+                .collect();
+            let at = icmp[0].iter().position(|name| *name == "InRedirects").unwrap();
+            assert_eq!(icmp[1][at], "0", "redirects received");
+        }
         // A port that is taken names its owner, and the refused pod leaves nothing.
         let mut c = host.pod("c");
         c.net.ports = vec![port(Protocol::Tcp, 8080, 80, Some("127.0.0.1"))];
@@ -114,25 +127,79 @@ fn host_ports(bridged_frames_pass_netfilter: &'static str) {
 }
 
 #[test]
+fn the_first_packet_of_every_pod_passes() {
+    on_own_host(async |host: Host| {
+        let network = host.network();
+        serve_tcp(&host, None, 8000, "host");
+        let mut worst = Duration::ZERO;
+        for n in 0..20 {
+            let pod = host.pod(&format!("p{n}"));
+            network.setup(&pod.net).await.unwrap();
+            let start = Instant::now();
+            // A lost first frame would be repeated after a second.
+            host.enter(&pod.net.netns, || ask_tcp((ip("10.88.0.1"), 8000))).unwrap();
+            worst = worst.max(start.elapsed());
+            network.teardown(&pod.net, None).await.unwrap();
+        }
+        println!("first connection of a new pod: at worst {worst:?}");
+        assert!(worst < Duration::from_millis(900), "{worst:?}");
+        network.close().await.unwrap();
+        host.assert_clean();
+    });
+}
+
+#[test]
+fn a_udp_client_that_never_pauses_follows_the_port() {
+    on_own_host(async |host: Host| {
+        let network = host.network();
+        let outside = host.outside();
+        let client = host.enter(&outside.net.netns, || UdpSocket::bind("0.0.0.0:4000").unwrap());
+        client.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        client.connect("192.0.2.1:5353").unwrap();
+        let ask = || {
+            let _ = client.send(b"?"); // an ICMP error of the time before may still be reported here
+            let mut buffer = [0; 64];
+            let length = client.recv(&mut buffer).map_err(|e| e.to_string())?;
+            Ok::<_, String>(String::from_utf8_lossy(&buffer[..length]).into_owned())
+        };
+        assert!(ask().is_err(), "nobody serves the port yet");
+        for name in ["first", "second"] {
+            let mut pod = host.pod(name);
+            pod.net.ports = vec![port(Protocol::Udp, 5353, 53, None)];
+            network.setup(&pod.net).await.unwrap();
+            serve_udp(&host, &pod.net.netns, 53, name);
+            assert_eq!(ask().unwrap(), format!("{name} 192.0.2.2"));
+            network.teardown(&pod.net, None).await.unwrap();
+        }
+        network.close().await.unwrap();
+        host.assert_clean();
+    });
+}
+
+#[test]
 fn the_hosts_loopback_stays_closed_to_pods() {
     on_own_host(async |host: Host| {
         let network = host.network();
         let mut a = host.pod("a");
         a.net.ports = vec![port(Protocol::Tcp, 8080, 80, None)];
         network.setup(&a.net).await.unwrap();
-        let secret = host.on_host(|| std::net::TcpListener::bind("127.0.0.1:7777").unwrap());
-        secret.set_nonblocking(true).unwrap();
         assert_eq!(sh("cat /proc/sys/net/ipv4/conf/slipway0/route_localnet").trim(), "1");
-        let reached = host.enter(&a.net.netns, || {
-            sh("ip route del local 127.0.0.0/8 dev lo table local 2>/dev/null; \
-                ip route del local 127.0.0.1 dev lo table local 2>/dev/null; \
-                echo 1 > /proc/sys/net/ipv4/conf/eth0/route_localnet; \
-                ip route add 127.0.0.1 via 10.88.0.1");
-            ask_tcp((ip("127.0.0.1"), 7777))
+        let secret = host.on_host(|| UdpSocket::bind("127.0.0.1:7777").unwrap());
+        secret.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        host.enter(&a.net.netns, || {
+            sh("ip route del local 127.0.0.0/8 dev lo table local && \
+                ip route del local 127.0.0.1 dev lo table local && \
+                ip route add 127.0.0.1 via 10.88.0.1")
         });
-        assert!(reached.is_err(), "{reached:?}");
-        let counted = sh("ip -s link show slipway0");
-        assert!(!counted.is_empty());
+        let reached = || {
+            let from_pod = host.enter(&a.net.netns, || UdpSocket::bind("10.88.0.2:0").unwrap());
+            from_pod.send_to(b"!", "127.0.0.1:7777").unwrap();
+            secret.recv(&mut [0; 8]).is_ok()
+        };
+        assert!(!reached());
+        // The same packet arrives without our guard: the attack is a real one.
+        sh("nft flush chain ip slipway-slipway0 guard");
+        assert!(reached());
         network.teardown(&a.net, None).await.unwrap();
         network.close().await.unwrap();
         host.assert_clean();
@@ -182,8 +249,10 @@ fn medians_of_setup_and_teardown() {
         let mut figures = Vec::new();
         for (label, with_port) in [("plain", false), ("one hostPort", true)] {
             let (mut up, mut down) = (Vec::new(), Vec::new());
-            for n in 0..15 {
-                let mut pod = host.pod(&format!("m{n}"));
+            // Namespaces are made before and removed after: the kernel holds its one network lock for both.
+            let mut pods: Vec<_> = (0..15).map(|n| host.pod(&format!("m{n}"))).collect();
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            for pod in &mut pods {
                 if with_port {
                     pod.net.ports = vec![port(Protocol::Tcp, 8080, 80, None)];
                 }
@@ -198,12 +267,14 @@ fn medians_of_setup_and_teardown() {
             }
             up.sort();
             down.sort();
-            println!("built-in network, {label}: setup median {:?}, teardown median {:?}", up[7], down[7]);
-            figures.push((up[7], down[7]));
+            println!(
+                "built-in network, {label}: setup median {:?} (best {:?}), teardown median {:?} (best {:?})",
+                up[7], up[0], down[7], down[0]
+            );
+            figures.push((up[0], down[0]));
         }
-        // Far above the target, so that a busy machine does not fail the test, far below one plugin's cost.
-        assert!(
-            figures[0].0 < Duration::from_millis(60) && figures[0].1 < Duration::from_millis(60),
+        // The best of fifteen, far above the target: a busy machine does not fail this, a slept second does.
+        assert!(figures.iter().all(|(up, down)| *up.max(down) < Duration::from_millis(60)), "{figures:?}");
             "{figures:?}"
         );
         network.teardown(&warm.net, None).await.unwrap();
@@ -335,7 +406,6 @@ fn a_new_pool_waits_for_the_pods_of_the_old_one() {
         network.collect(&["a".into()]).await.unwrap();
         assert_eq!(network.setup(&b.net).await.unwrap().ips[0], ip("10.99.0.2"));
         network.teardown(&a.net, Some(&a.net.netns)).await.unwrap();
-        network.close().await.unwrap();
         assert!(!host.links().contains(&"slipway0".to_owned()), "{:?}", host.links());
         network.teardown(&b.net, Some(&b.net.netns)).await.unwrap();
         network.close().await.unwrap();
@@ -363,5 +433,107 @@ fn a_forward_policy_of_drop_is_named() {
         network.close().await.unwrap();
         assert!(sh("nft list tables").contains("table ip fw"), "other tables are left alone");
         host.assert_clean();
+    });
+}
+
+#[test]
+fn a_full_disk_stops_new_pods_but_never_a_teardown() {
+    on_own_host(async |host: Host| {
+        std::fs::create_dir_all(host.path("state")).unwrap();
+        sh(&format!("mount -t tmpfs -o size=256k none {}", host.path("state").display()));
+        let network = host.network();
+        let (mut a, b) = (host.pod("a"), host.pod("b"));
+        a.net.ports = vec![port(Protocol::Tcp, 8080, 80, None)];
+        network.setup(&a.net).await.unwrap();
+        sh(&format!("cat /dev/zero > {} 2>/dev/null || true", host.path("state/filler").display()));
+        let e = network.setup(&b.net).await.unwrap_err().to_string();
+        assert!(e.contains("No space left"), "{e}");
+        assert_eq!(host.links().len(), 2, "only the bridge and pod a's link: {:?}", host.links());
+        network.teardown(&a.net, None).await.unwrap();
+        network.close().await.unwrap();
+        std::fs::remove_file(host.path("state/filler")).unwrap();
+        host.assert_clean();
+        sh(&format!("umount {}", host.path("state").display()));
+    });
+}
+
+#[test]
+fn without_ip_forward_and_rules_no_half_a_bridge_stays() {
+    on_own_host(async |host: Host| {
+        let network = host.network();
+        let pod = host.pod("a");
+        // /proc/sys as a container would see it.
+        sh("mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys");
+        let e = network.setup(&pod.net).await.unwrap_err().to_string();
+        assert!(e.contains("net.ipv4.ip_forward") && e.contains("hint"), "{e}");
+        assert_eq!(host.links(), Vec::<String>::new());
+        sh("umount /proc/sys");
+        network.setup(&pod.net).await.unwrap();
+        network.teardown(&pod.net, None).await.unwrap();
+        network.close().await.unwrap();
+        host.assert_clean();
+    });
+}
+
+/// The daemon is killed at many different moments of setups and teardowns; the next one finds everything.
+#[test]
+fn killed_at_any_moment_nothing_is_lost() {
+    const CHILD: &str = "SLIPWAY_TEST_STATE";
+    if std::env::var_os(CHILD).is_some() {
+        // We are the daemon to be killed: a child of this very test, in its namespaces.
+        return churn_for_ever(std::path::Path::new(&std::env::var_os(CHILD).unwrap()));
+    }
+    on_own_host(async |host: Host| {
+        let pods: Vec<_> = ["a", "b"].into_iter().map(|id| host.pod(id)).collect();
+        let mut left_something = false;
+        for delay in (0..60).step_by(4) {
+            let mut daemon = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "killed_at_any_moment_nothing_is_lost", "--nocapture"])
+                .env(CHILD, host.dir.path())
+                .stdout(std::process::Stdio::null())
+                .spawn()
+                .unwrap();
+            let started = host.path("started");
+            while !started.exists() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            tokio::time::sleep(Duration::from_millis(delay)).await;
+            assert!(daemon.try_wait().unwrap().is_none(), "it was at work until then");
+            daemon.kill().unwrap();
+            daemon.wait().unwrap();
+            left_something |= !host.state_files().is_empty();
+            std::fs::remove_file(started).unwrap();
+            // An nft that it had just started may still be at work.
+            tokio::time::sleep(Duration::from_millis(60)).await;
+            let network = host.network();
+            network.collect(&[]).await.unwrap();
+            for pod in &pods {
+                let inside = host.enter(&pod.net.netns, || sh("ip -o link show"));
+                assert!(!inside.contains("eth0"), "after {delay} ms: {inside}");
+            }
+            network.close().await.unwrap();
+            host.assert_clean();
+        }
+        assert!(left_something, "none of the kills met it in the middle");
+    });
+}
+
+fn churn_for_ever(dir: &std::path::Path) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let network = std::sync::Arc::new(Network::open(common::options(dir)).unwrap());
+        std::fs::write(dir.join("started"), "").unwrap();
+        let churn = |id: &'static str, host_port: u16| {
+            let (network, mut pod) = (network.clone(), common::request(dir, id));
+            pod.ports = vec![port(Protocol::Tcp, host_port, 80, None)];
+            tokio::spawn(async move {
+                loop {
+                    network.setup(&pod).await.unwrap();
+                    network.teardown(&pod, Some(&pod.netns)).await.unwrap();
+                }
+            })
+        };
+        let ended = tokio::join!(churn("a", 8080), churn("b", 8081));
+        panic!("only a kill ends this: {ended:?}");
     });
 }

@@ -1,5 +1,7 @@
 //! CNI with the reference plugins of the distribution, and with plugins written here to misbehave.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 mod common;
 
 use common::{Host, Pod, ask_tcp, ip, on_own_host, serve_tcp, sh};
@@ -217,6 +219,56 @@ fn del_is_repeated_until_it_succeeds() {
         plugin(&host, "one", r#"echo '{"code":3,"msg":"unknown container"}'; exit 1"#);
         network.collect(&[]).await.unwrap();
         assert_eq!(host.state_files(), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn an_undo_that_fails_is_owed() {
+    // CNI-RT-11, CRI-PSTOP-05
+    on_own_host(async |host: Host| {
+        configure(&host, "a.conflist", &list("1.0.0", &["one"]));
+        plugin(&host, "one", "echo no $CNI_COMMAND today >&2; exit 1");
+        let network = host.network();
+        let pod = host.pod("p");
+        let e = network.setup(&pod.net).await.unwrap_err().to_string();
+        assert!(e.contains("no ADD today") && e.contains("no DEL today"), "{e}");
+        assert_eq!(host.state_files().len(), 1);
+        // A new attempt begins with the DEL that is owed, and without it does not begin at all.
+        calls(&host);
+        network.setup(&pod.net).await.unwrap_err();
+        assert_eq!(calls(&host), ["one DEL"]);
+        good(&host, "one");
+        network.setup(&pod.net).await.unwrap();
+        assert_eq!(calls(&host), ["one DEL", "one ADD"]);
+        network.teardown(&pod.net, None).await.unwrap();
+        assert_eq!(host.state_files(), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn reference_plugins_side_by_side() {
+    // CNI-14
+    on_own_host(async |host: Host| {
+        configure(&host, "10-real.conflist", &real_network(&host, "real", "10.44.0.0/24"));
+        let network = std::sync::Arc::new(host.network());
+        let pods: Vec<Pod> = (0..8).map(|n| host.pod(&format!("p{n}"))).collect();
+        let mut running = tokio::task::JoinSet::new();
+        for pod in &pods {
+            let (network, pod) = (network.clone(), pod.net.clone());
+            running.spawn(async move { network.setup(&pod).await.unwrap().ips[0] });
+        }
+        let ips: std::collections::BTreeSet<std::net::IpAddr> =
+            running.join_all().await.into_iter().collect();
+        assert_eq!(ips.len(), 8);
+        let mut running = tokio::task::JoinSet::new();
+        for pod in &pods {
+            let (network, pod) = (network.clone(), pod.net.clone());
+            running.spawn(async move { network.teardown(&pod, Some(&pod.netns)).await.unwrap() });
+        }
+        running.join_all().await;
+        assert_eq!(leases(&host, "real"), Vec::<String>::new());
+        assert_eq!(host.state_files(), Vec::<String>::new());
+        assert_eq!(host.links(), ["cni9"]);
     });
 }
 
@@ -468,7 +520,7 @@ fn requests_that_could_not_be_passed_on_are_refused() {
         pod.net.id = "q".into();
         pod.net.name = "q".into();
         let there = std::mem::replace(&mut pod.net.netns, host.path("nowhere"));
-        assert!(network.setup(&pod.net).await.unwrap_err().to_string().contains("does not exist"));
+        assert!(network.setup(&pod.net).await.unwrap_err().to_string().contains("no network namespace"));
         pod.net.netns = there;
         assert_eq!(calls(&host), Vec::<String>::new(), "no plugin was bothered");
         assert_eq!(host.state_files(), Vec::<String>::new());

@@ -1,11 +1,9 @@
-//! Links, addresses and routes by rtnetlink: one synchronous socket, one request, one answer.
+//! Links, addresses and routes by rtnetlink.
 //!
 //! A socket belongs to the network namespace of the thread that opened it. Knows nothing of pods, pools or rules.
 
-use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader,
-    NetlinkMessage, NetlinkPayload,
-};
+use super::socket::Talk;
+use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
     InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags,
@@ -15,17 +13,14 @@ use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use netlink_sys::protocols::NETLINK_ROUTE;
 use std::io::{Error, ErrorKind, Result};
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 /// A socket of the calling thread's network namespace.
 #[derive(Debug)]
-pub(crate) struct Netlink {
-    socket: Socket,
-    sequence: u32,
-}
+pub(crate) struct Netlink(Talk);
 
 /// What we want to know of a link.
 #[derive(Debug, Clone, Default)]
@@ -63,10 +58,7 @@ pub(crate) struct VethPair<'a> {
 
 impl Netlink {
     pub(crate) fn open() -> Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind_auto()?;
-        socket.connect(&SocketAddr::new(0, 0))?;
-        Ok(Self { socket, sequence: 0 })
+        Talk::open(NETLINK_ROUTE).map(Self)
     }
 
     pub(crate) fn link(&mut self, name: &str) -> Result<Option<Link>> {
@@ -200,6 +192,22 @@ impl Netlink {
         self.tell(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL)
     }
 
+    /// IPv4 addresses of this host.
+    pub(crate) fn local_addresses(&mut self) -> Result<Vec<Ipv4Addr>> {
+        let mut message = AddressMessage::default();
+        message.header.family = AddressFamily::Inet;
+        let answers = self.ask(RouteNetlinkMessage::GetAddress(message), NLM_F_DUMP)?;
+        let attributes = answers.into_iter().filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewAddress(message) => Some(message.attributes),
+            _ => None,
+        });
+        let local = attributes.flatten().filter_map(|attribute| match attribute {
+            AddressAttribute::Local(IpAddr::V4(address)) => Some(address),
+            _ => None,
+        });
+        Ok(local.collect())
+    }
+
     /// IPv4 unicast and local routes of all tables.
     pub(crate) fn routes(&mut self) -> Result<Vec<Route>> {
         let mut message = RouteMessage::default();
@@ -209,58 +217,12 @@ impl Netlink {
     }
 
     fn tell(&mut self, message: RouteNetlinkMessage, flags: u16) -> Result<()> {
-        self.ask(message, flags | NLM_F_ACK).map(|_| ())
+        self.0.ask(message, flags | NLM_F_ACK).map(|_| ())
     }
 
-    /// Sends one request and gathers the answers up to the acknowledgement or the end of the dump.
     fn ask(&mut self, message: RouteNetlinkMessage, flags: u16) -> Result<Vec<RouteNetlinkMessage>> {
-        self.sequence = self.sequence.wrapping_add(1);
-        let mut header = NetlinkHeader::default();
-        header.flags = NLM_F_REQUEST | flags;
-        header.sequence_number = self.sequence;
-        let mut request = NetlinkMessage::new(header, NetlinkPayload::from(message));
-        request.finalize();
-        let mut bytes = vec![0; request.buffer_len()];
-        request.serialize(&mut bytes);
-        self.socket.send(&bytes, 0)?;
-        let mut answers = Vec::new();
-        loop {
-            let (datagram, _) = self.socket.recv_from_full()?;
-            if self.read(&datagram, flags, &mut answers)? {
-                return Ok(answers);
-            }
-        }
+        self.0.ask(message, flags)
     }
-
-    /// Takes one datagram apart; true when the answer is complete.
-    fn read(&self, datagram: &[u8], flags: u16, answers: &mut Vec<RouteNetlinkMessage>) -> Result<bool> {
-        let mut rest = datagram;
-        while !rest.is_empty() {
-            let length = NetlinkBuffer::new_checked(rest).map_err(garbled)?.length() as usize;
-            let parsed = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(garbled)?;
-            rest = rest.get((length.max(16) + 3) & !3..).unwrap_or_default();
-            if parsed.header.sequence_number != self.sequence {
-                continue; // the tail of a request that was given up
-            }
-            match parsed.payload {
-                NetlinkPayload::Done(_) => return Ok(true),
-                NetlinkPayload::Error(e) if e.code.is_none() => return Ok(true),
-                NetlinkPayload::Error(e) => return Err(e.to_io()),
-                NetlinkPayload::InnerMessage(message) => {
-                    answers.push(message);
-                    if flags & (NLM_F_ACK | NLM_F_DUMP) == 0 {
-                        return Ok(true); // a plain GET has exactly one answer
-                    }
-                }
-                _ => {}
-            }
-        }
-        Ok(false)
-    }
-}
-
-fn garbled(e: impl std::fmt::Display) -> Error {
-    Error::new(ErrorKind::InvalidData, format!("unreadable netlink answer: {e}"))
 }
 
 /// ENODEV, or ENOENT.

@@ -10,30 +10,27 @@
 //! it is off, noted in `bridge.json`, and not switched off again, because others may have come to need it.
 //! All calls here block; the caller keeps them off the executor.
 
+mod conntrack;
+mod device;
 mod link;
 mod pool;
 mod ports;
 mod rules;
+mod socket;
+mod table;
 
 use crate::error::{Error, Result};
 use crate::types::{Attachment, Builtin, PodNetwork, PortMapping};
-use link::{Netlink, VethPair};
+use device::{ALIAS, Device, IFNAME, link_error, mac, mac_text, set_sysctl, veth_name};
+use link::Netlink;
 use pool::{Leases, Pool};
 use ports::Claims;
 use rules::Redirect;
 use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
-
-const IFNAME: &str = crate::cni::IFNAME;
-/// Marks a bridge as made by us.
-const ALIAS: &str = "slipway built-in network";
-const FALLBACK_MTU: u32 = 1500;
-/// How often the rules are looked for while somebody asks for readiness (`nft flush ruleset` by a firewall).
-const RULES_CHECK: Duration = Duration::from_secs(30);
+use table::Table;
 
 /// What one pod has on a bridge; enough to take it back.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
@@ -49,8 +46,9 @@ pub(crate) struct Bridge {
     name: String,
     dir: PathBuf,
     state: Mutex<State>,
-    /// Serialises transactions; true once this process has written the whole table.
-    rules: Mutex<RulesState>,
+    /// Held by the one that makes the device.
+    making: Mutex<()>,
+    table: Table,
 }
 
 #[derive(Debug)]
@@ -64,22 +62,6 @@ struct State {
     device: Option<Device>,
 }
 
-/// The bridge device as last seen.
-#[derive(Debug, Clone, Copy)]
-struct Device {
-    index: u32,
-    mtu: u32,
-}
-
-#[derive(Debug, Default)]
-struct RulesState {
-    written: bool,
-    /// The kernel may hold more than it should: the next transaction must write everything.
-    stale: bool,
-    checked: Option<Instant>,
-    note: Option<String>,
-}
-
 /// `bridge.json`: what outlives a restart besides leases.
 #[derive(Debug, serde::Serialize, serde::Deserialize)]
 struct Saved {
@@ -88,6 +70,8 @@ struct Saved {
     /// True if it was we who switched ip_forward on.
     enabled_ip_forward: bool,
 }
+
+const TEMPORARY: &str = ".bridge.json";
 
 impl Bridge {
     /// The bridge the options ask for; nothing is made yet.
@@ -116,13 +100,20 @@ impl Bridge {
     fn load(name: &str, wanted: Option<Pool>, dir: &Path) -> Result<Self> {
         let saved =
             fs::read(dir.join("bridge.json")).ok().and_then(|t| serde_json::from_slice::<Saved>(&t).ok());
+        let _ = fs::remove_file(dir.join(TEMPORARY)); // half-written by a crash, never renamed
         let saved_pool = saved.and_then(|s| Pool::parse(&s.pool).ok());
         let pool = saved_pool.or(wanted).ok_or_else(|| {
             Error::new("read built-in network state", dir.display().to_string(), "no readable bridge.json")
         })?;
         let leases = Leases::open(dir.join("leases"))?;
         let state = State { wanted, pool, leases, claims: Claims::default(), device: None };
-        Ok(Self { name: name.into(), dir: dir.into(), state: Mutex::new(state), rules: Mutex::default() })
+        Ok(Self {
+            name: name.into(),
+            dir: dir.into(),
+            state: Mutex::new(state),
+            making: Mutex::default(),
+            table: Table::new(name),
+        })
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -131,10 +122,6 @@ impl Bridge {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn rules(&self) -> MutexGuard<'_, RulesState> {
-        self.rules.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes a pod of an earlier run of the daemon into account.
@@ -171,7 +158,7 @@ impl Bridge {
         let lease = Lease { bridge: self.name.clone(), address, ports: pod.ports.clone() };
         let done = self.attach(pod, &lease, device, &netns, record);
         if let Err(e) = done {
-            return Err(match self.unplug(&pod.id, address).and_then(|()| self.reap(address)) {
+            return Err(match self.unplug(&pod.id).and_then(|()| self.reap(address)) {
                 Ok(()) => e,
                 Err(second) => e.and_also(&second),
             });
@@ -190,77 +177,45 @@ impl Bridge {
         let wanted = ports::redirects(&lease.ports, lease.address)?;
         let redirects = self.state().claims.claim(&pod.id, &pod.label(), wanted)?;
         record(lease)?;
+        if redirects.is_empty() {
+            return self.plug(lease.address, device, netns, false);
+        }
         // A rules transaction waits for the kernel for milliseconds: the links are made meanwhile.
         std::thread::scope(|scope| {
-            let rules = (!redirects.is_empty()).then(|| scope.spawn(|| self.publish(&redirects)));
-            let plugged = self.plug(lease.address, device, netns, !redirects.is_empty());
-            let published = rules.map_or(Ok(()), |handle| {
-                handle
-                    .join()
-                    .unwrap_or_else(|_| Err(Error::new("change nftables rules", &self.name, "panicked")))
-            });
+            let rules = scope.spawn(|| self.publish(&redirects));
+            let plugged = self.plug(lease.address, device, netns, true);
+            let panicked = |_| Err(Error::new("change nftables rules", &self.name, "the thread panicked"));
+            let published = rules.join().unwrap_or_else(panicked);
             plugged.and(published)
         })
     }
 
-    /// Makes the veth pair, addresses the pod's end, connects ours. A pod with host ports may reach itself through
-    /// them; where bridged frames pass netfilter (bridge-nf-call-iptables) that takes a hairpin port.
+    /// A pod with host ports may reach itself through them; where bridged frames pass netfilter
+    /// (bridge-nf-call-iptables) that takes a hairpin port.
     fn plug(&self, address: Ipv4Addr, device: Device, netns: &File, hairpin: bool) -> Result<()> {
-        let (pool, gateway) = {
-            let state = self.state();
-            (state.pool, state.pool.gateway())
-        };
-        let veth = veth_name(address);
-        let fail = |step: &str, e: std::io::Error| link_error(step, &veth, &e);
-        let mut host = Netlink::open().map_err(|e| fail("open netlink", e))?;
-        let pair = VethPair {
-            host_name: &veth,
-            pod_name: IFNAME,
-            pod_mac: mac(address),
-            mtu: device.mtu,
-            pod_netns: netns.as_fd(),
-        };
-        host.add_veth(&pair).map_err(|e| fail("make veth pair into the pod", e))?;
-        in_netns(netns, || {
-            let mut inside = Netlink::open()?;
-            let eth0 = inside.link(IFNAME)?.ok_or(std::io::ErrorKind::NotFound)?;
-            inside.add_address(eth0.index, address, pool.prefix_len)?;
-            inside.set_up(eth0.index, None)?;
-            inside.add_default_route(eth0.index, gateway)
-        })
-        .map_err(|e| fail("give the pod's eth0 its address and route", e))?;
-        host.connect(&veth, device.index, hairpin).map_err(|e| fail("connect the pod to the bridge", e))
+        let pool = self.state().pool;
+        device::connect_pod(device, pool, address, netns, hairpin)
     }
 
     fn publish(&self, redirects: &[Redirect]) -> Result<()> {
-        self.allow_local_redirects()?;
-        let mut rules = self.rules();
-        if rules.written && !rules.stale && rules::apply(&rules::add(&self.name, redirects)).is_ok() {
-            return Ok(());
-        }
-        // Not written by this process yet, or the table is not what it should be: write all of it.
-        self.write_rules(&mut rules)
-    }
-
-    /// Replaces the table by what it should be; one transaction.
-    fn write_rules(&self, rules: &mut RulesState) -> Result<()> {
-        let (pool, redirects) = {
-            let state = self.state();
-            (state.pool, state.claims.redirects())
-        };
-        rules::apply(&rules::full(&self.name, pool, &redirects))?;
-        if !rules.written {
-            rules.note = forward_note(&self.name);
-        }
-        rules.written = true;
-        rules.stale = false;
-        rules.checked = Some(Instant::now());
+        // A connection from 127.0.0.1 may leave by the bridge; chain guard keeps the other direction shut.
+        set_sysctl(&format!("net/ipv4/conf/{}/route_localnet", self.name), "1")?;
+        self.table.publish(redirects, || self.wanted_rules())?;
+        self.forget_flows(redirects);
         Ok(())
     }
 
-    /// A connection from 127.0.0.1 may leave by the bridge; chain guard keeps the other direction shut.
-    fn allow_local_redirects(&self) -> Result<()> {
-        set_sysctl(&format!("net/ipv4/conf/{}/route_localnet", self.name), "1").map(|_| ())
+    fn wanted_rules(&self) -> table::Wanted {
+        let state = self.state();
+        (state.pool, state.claims.redirects())
+    }
+
+    /// Not fatal: a client that never pauses may be led astray, everybody else is not.
+    fn forget_flows(&self, redirects: &[Redirect]) {
+        let pool = self.state().pool;
+        if let Err(error) = conntrack::forget(redirects, pool) {
+            tracing::warn!(bridge = self.name, %error, "old UDP flows to a host port were not forgotten");
+        }
     }
 
     fn attachment(&self, pod: &PodNetwork, address: Ipv4Addr) -> Attachment {
@@ -283,23 +238,11 @@ impl Bridge {
 
     /// Takes the pod off the network: its host ports are free at once. The address stays leased until [`Self::reap`]
     /// has deleted the links, which makes the kernel wait for many milliseconds. Repeatable.
-    pub(crate) fn unplug(&self, id: &str, address: Ipv4Addr) -> Result<()> {
-        let redirects: Vec<Redirect> = {
-            let state = self.state();
-            state.claims.redirects().into_iter().filter(|r| r.pod_ip == address).collect()
-        };
-        let mut rules = self.rules();
-        if redirects.is_empty() && !rules.stale {
-            return Ok(());
-        }
-        let removed =
-            rules.written && !rules.stale && rules::apply(&rules::remove(&self.name, &redirects)).is_ok();
-        self.state().claims.release(id);
-        if removed {
-            return Ok(());
-        }
-        rules.stale = true;
-        self.write_rules(&mut rules)
+    pub(crate) fn unplug(&self, id: &str) -> Result<()> {
+        let redirects = self.state().claims.release(id);
+        self.table.withdraw(&redirects, || self.wanted_rules())?;
+        self.forget_flows(&redirects);
+        Ok(())
     }
 
     /// Deletes the links of an unplugged address and frees it.
@@ -324,50 +267,67 @@ impl Bridge {
             None => bad("the link is gone"),
             Some(link) if link.controller != Some(bridge.index) => bad("it is not connected to the bridge"),
             Some(link) if !(link.up && bridge.up) => bad("it or the bridge is down"),
-            Some(_) if !rules::table_exists(&self.name) => bad("the nftables table is gone"),
+            Some(_) if !self.table.exists() => bad("the nftables table is gone"),
             Some(_) => Ok(()),
         }
     }
 
     /// Makes sure that bridge, sysctl and rules are there; one netlink question when they are.
     fn ensure(&self) -> Result<Device> {
-        let mut state = self.state();
-        let changed = self.adopt_pool(&mut state)?;
-        let object = self.name.as_str();
-        let mut host = Netlink::open().map_err(|e| link_error("open netlink", object, &e))?;
-        let found = host.link(object).map_err(|e| link_error("look for the bridge", object, &e))?;
-        if let (Some(link), Some(device)) = (&found, state.device)
-            && link.index == device.index
-            && link.up
-        {
+        let mut host = Netlink::open().map_err(|e| link_error("open netlink", &self.name, &e))?;
+        if let Some(device) = self.device_in_place(&mut host)? {
             return Ok(device);
         }
-        let pool = state.pool;
-        let device = match found {
+        let _turn = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(device) = self.device_in_place(&mut host)? {
+            return Ok(device); // somebody else made it meanwhile
+        }
+        let (new_pool, pool) = {
+            let mut state = self.state();
+            (self.adopt_pool(&mut state)?, state.pool)
+        };
+        let device = match self.find(&mut host)? {
             Some(link) if !link.bridge || link.alias != ALIAS => {
-                return Err(Error::new(
-                    "make the bridge",
-                    object,
-                    "a link of this name exists and is not ours",
-                )
-                .hint("choose another bridge name for the built-in network, or delete that link"));
+                let cause = "a link of this name exists and is not ours";
+                return Err(Error::new("make the bridge", &self.name, cause)
+                    .hint("choose another bridge name for the built-in network, or delete that link"));
             }
             Some(link) => Device { index: link.index, mtu: link.mtu },
-            None => self.make_bridge(&mut host, pool)?,
+            None => device::make(&mut host, &self.name, pool)?,
         };
+        let completed = self.complete(&mut host, device, pool, new_pool);
+        let mut state = self.state();
+        if completed.is_ok() {
+            state.device = Some(device);
+        } else if state.leases.is_empty() {
+            // Half a bridge helps nobody; one with pods on it is left for the next attempt.
+            let _ = device::remove(&self.name);
+        }
+        completed.map(|()| device)
+    }
+
+    fn find(&self, host: &mut Netlink) -> Result<Option<link::Link>> {
+        host.link(&self.name).map_err(|e| link_error("look for the bridge", &self.name, &e))
+    }
+
+    /// The device, if it is the one we completed and it is still up and for the pool that is wanted.
+    fn device_in_place(&self, host: &mut Netlink) -> Result<Option<Device>> {
+        let (device, current) = {
+            let state = self.state();
+            (state.device, state.wanted == Some(state.pool))
+        };
+        let Some(device) = device.filter(|_| current) else { return Ok(None) };
+        let found = self.find(host)?;
+        Ok(found.filter(|link| link.index == device.index && link.up).map(|_| device))
+    }
+
+    /// What a bridge device needs besides itself. Repeatable.
+    fn complete(&self, host: &mut Netlink, device: Device, pool: Pool, new_pool: bool) -> Result<()> {
         host.add_address(device.index, pool.gateway(), pool.prefix_len)
             .and_then(|()| host.set_up(device.index, Some(ALIAS)))
-            .map_err(|e| link_error("give the bridge its address", object, &e))?;
+            .map_err(|e| link_error("give the bridge its address", &self.name, &e))?;
         self.enable_forwarding(pool)?;
-        drop(state);
-        {
-            let mut rules = self.rules();
-            if changed || !rules.written {
-                self.write_rules(&mut rules)?;
-            }
-        }
-        self.state().device = Some(device);
-        Ok(device)
+        self.table.ensure(!new_pool, || self.wanted_rules())
     }
 
     /// A new pool takes effect once no lease of the old one is left; true if it just did.
@@ -375,7 +335,7 @@ impl Bridge {
         match state.wanted {
             Some(wanted) if wanted == state.pool => Ok(false),
             Some(wanted) if state.leases.is_empty() => {
-                self.remove_device()?;
+                device::remove(&self.name)?;
                 state.device = None;
                 state.pool = wanted;
                 Ok(true)
@@ -390,34 +350,6 @@ impl Bridge {
             .hint("remove those pods, or configure another bridge name with the new pool"))
     }
 
-    fn make_bridge(&self, host: &mut Netlink, pool: Pool) -> Result<Device> {
-        let object = self.name.as_str();
-        let fail = |step: &str, e: std::io::Error| link_error(step, object, &e);
-        let routes = host.routes().map_err(|e| fail("list routes", e))?;
-        for route in routes.iter().filter(|r| r.prefix_len > 0 && pool.overlaps(r.destination, r.prefix_len))
-        {
-            let device = route.output.and_then(|index| host.link_by_index(index).ok().flatten());
-            let device = device.map(|l| l.name).unwrap_or_else(|| "(no device)".into());
-            let cause =
-                format!("it overlaps the route {}/{} on {device}", route.destination, route.prefix_len);
-            return Err(Error::new("make the bridge", format!("{object}, pool {pool}"), cause)
-                .hint("configure a pool that this host has no route to"));
-        }
-        let outgoing = routes.iter().find(|r| r.prefix_len == 0).and_then(|r| r.output);
-        let outgoing = outgoing.and_then(|index| host.link_by_index(index).ok().flatten());
-        let mtu = outgoing.map(|l| l.mtu).filter(|mtu| (576..=65535).contains(mtu)).unwrap_or(FALLBACK_MTU);
-        host.add_bridge(object, mac(pool.gateway()), mtu).map_err(|e| fail("make the bridge", e))?;
-        let made = host.link(object).and_then(|l| l.ok_or(std::io::ErrorKind::NotFound.into()));
-        let made = made.and_then(|l| host.set_up(l.index, Some(ALIAS)).map(|()| l));
-        match made {
-            Ok(link) => Ok(Device { index: link.index, mtu }),
-            Err(e) => {
-                let _ = host.delete_link(object);
-                Err(fail("make the bridge", e))
-            }
-        }
-    }
-
     fn enable_forwarding(&self, pool: Pool) -> Result<()> {
         let path = self.dir.join("bridge.json");
         let before = fs::read(&path).ok().and_then(|t| serde_json::from_slice::<Saved>(&t).ok());
@@ -428,7 +360,7 @@ impl Bridge {
         let enabled_ip_forward = changed || before.is_some_and(|s| s.enabled_ip_forward);
         let saved = Saved { version: 1, pool: pool.to_string(), enabled_ip_forward };
         let bytes = serde_json::to_vec(&saved).unwrap_or_default();
-        let temporary = self.dir.join(".bridge.json");
+        let temporary = self.dir.join(TEMPORARY);
         fs::write(&temporary, bytes)
             .and_then(|()| fs::rename(&temporary, &path))
             .map_err(|e| pool::fail("write built-in network state", &path, &e))
@@ -442,21 +374,12 @@ impl Bridge {
             (state.device.is_some(), !state.leases.is_empty())
         };
         if made {
-            let mut rules = self.rules();
-            let due = rules.checked.is_none_or(|at| at.elapsed() > RULES_CHECK);
-            if in_use && due {
-                rules.checked = Some(Instant::now());
-                if !rules::table_exists(&self.name) {
-                    tracing::warn!(bridge = %self.name, "the nftables table was removed by somebody; writing it again");
-                    self.write_rules(&mut rules)?;
-                }
-            }
-            return Ok(rules.note.clone().unwrap_or_default());
+            return self.table.look_after(in_use, || self.wanted_rules());
         }
         self.would_conflict().map(|()| String::new())
     }
 
-    /// The conflicts that `make_bridge` would meet, before there is a bridge.
+    /// The conflicts that making the bridge would meet.
     fn would_conflict(&self) -> Result<()> {
         let state = self.state();
         let pool = match state.wanted {
@@ -464,21 +387,12 @@ impl Bridge {
             _ => return self.pool_in_use(&state).map(|_| ()),
         };
         drop(state);
-        let object = self.name.as_str();
-        let fail = |e: std::io::Error| link_error("look for conflicts", object, &e);
+        let fail = |e: std::io::Error| link_error("look for conflicts", &self.name, &e);
         let mut host = Netlink::open().map_err(fail)?;
-        if host.link(object).map_err(fail)?.is_some() {
+        if host.link(&self.name).map_err(fail)?.is_some() {
             return Ok(()); // ours from an earlier run, or setup will say whose
         }
-        let routes = host.routes().map_err(fail)?;
-        match routes.iter().find(|r| r.prefix_len > 0 && pool.overlaps(r.destination, r.prefix_len)) {
-            None => Ok(()),
-            Some(r) => {
-                let cause = format!("it overlaps this host's route to {}/{}", r.destination, r.prefix_len);
-                Err(Error::new("make the bridge", format!("{object}, pool {pool}"), cause)
-                    .hint("configure a pool that this host has no route to"))
-            }
-        }
+        device::routes_without_conflict(&mut host, &self.name, pool).map(|_| ())
     }
 
     /// Frees leases and links of nobody: `owned` are the addresses of recorded pods. Rewrites the rules if there is
@@ -491,17 +405,20 @@ impl Bridge {
             self.reap(address)?;
         }
         let mut host = Netlink::open().map_err(|e| link_error("open netlink", &self.name, &e))?;
-        let found = host.link(&self.name).map_err(|e| link_error("look for the bridge", &self.name, &e))?;
-        let Some(bridge) = found.filter(|l| l.bridge && l.alias == ALIAS) else { return Ok(()) };
+        let Some(bridge) = self.find(&mut host)?.filter(|l| l.bridge && l.alias == ALIAS) else {
+            return Ok(());
+        };
         let links = host.links().map_err(|e| link_error("list links", &self.name, &e))?;
         let names: Vec<String> = owned.iter().map(|a| veth_name(*a)).collect();
-        for stray in links.iter().filter(|l| l.controller == Some(bridge.index) && l.name.starts_with(VETH)) {
+        for stray in
+            links.iter().filter(|l| l.controller == Some(bridge.index) && l.name.starts_with(device::VETH))
+        {
             if !names.contains(&stray.name) {
                 host.delete_link(&stray.name)
                     .map_err(|e| link_error("delete a stray link", &stray.name, &e))?;
             }
         }
-        self.write_rules(&mut self.rules())
+        self.table.ensure(false, || self.wanted_rules())
     }
 
     /// Removes device, rules and directory if nobody has a lease; false if somebody has.
@@ -510,15 +427,14 @@ impl Bridge {
         if !state.leases.is_empty() {
             return Ok(false);
         }
-        self.remove_device()?;
         state.device = None;
         let former = state.wanted.is_none();
         drop(state);
-        let mut rules = self.rules();
-        if rules.written || (rules::program().is_ok() && rules::table_exists(&self.name)) {
-            rules::apply(&rules::drop_table(&self.name))?;
+        // The device goes last: while it is there, a crash in between is found by the next close.
+        if device::exists(&self.name)? || self.table.written() {
+            self.table.remove()?;
+            device::remove(&self.name)?;
         }
-        *rules = RulesState::default();
         if former {
             match fs::remove_dir_all(&self.dir) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
@@ -530,36 +446,10 @@ impl Bridge {
         Ok(true)
     }
 
-    fn remove_device(&self) -> Result<()> {
-        let fail = |e: std::io::Error| link_error("remove the bridge", &self.name, &e);
-        let mut host = Netlink::open().map_err(fail)?;
-        if host.link(&self.name).map_err(fail)?.is_some_and(|l| l.bridge && l.alias == ALIAS) {
-            host.delete_link(&self.name).map_err(fail)?;
-        }
-        Ok(())
-    }
-
     /// Address of the pod, if it has a lease here (for pods whose record was lost).
     pub(crate) fn address_of(&self, id: &str) -> Option<Ipv4Addr> {
         self.state().leases.all().into_iter().find(|(_, owner)| owner == id).map(|(address, _)| address)
     }
-}
-
-const VETH: &str = "veth";
-
-/// Leases are unique, so names are.
-fn veth_name(address: Ipv4Addr) -> String {
-    format!("{VETH}{:08x}", u32::from(address))
-}
-
-/// Made from the address: when an address is used again, what others remember of its neighbour is still true.
-fn mac(address: Ipv4Addr) -> [u8; 6] {
-    let [a, b, c, d] = address.octets();
-    [0x0a, 0x58, a, b, c, d]
-}
-
-fn mac_text(mac: [u8; 6]) -> String {
-    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 fn dir(state_dir: &Path) -> PathBuf {
@@ -575,55 +465,4 @@ fn check_bridge_name(name: &str) -> Result<()> {
     }
     Err(Error::new("read built-in network options", format!("bridge \"{name}\""), "not a name for a link")
         .hint("1 to 15 letters, digits, _ - . and a letter or digit first"))
-}
-
-/// Runs `work` on a throw-away thread that has entered the namespace.
-fn in_netns<T: Send>(netns: &File, work: impl FnOnce() -> std::io::Result<T> + Send) -> std::io::Result<T> {
-    std::thread::scope(|scope| {
-        let inside = std::thread::Builder::new().spawn_scoped(scope, || {
-            nix::sched::setns(netns, nix::sched::CloneFlags::CLONE_NEWNET)?;
-            work()
-        })?;
-        inside.join().unwrap_or_else(|_| Err(std::io::Error::other("the thread in the namespace panicked")))
-    })
-}
-
-/// True if it had to be changed.
-fn set_sysctl(name: &str, value: &str) -> Result<bool> {
-    let path = Path::new("/proc/sys").join(name);
-    let object = name.replace('/', ".");
-    let now = fs::read_to_string(&path).map_err(|e| Error::new("read sysctl", &object, e))?;
-    if now.trim() == value {
-        return Ok(false);
-    }
-    fs::write(&path, value).map(|()| true).map_err(|e| {
-        Error::new("set sysctl", &object, e)
-            .hint(format!("set {object}={value} yourself if /proc/sys is read-only"))
-    })
-}
-
-fn forward_note(bridge: &str) -> Option<String> {
-    let chains = rules::foreign_forward_drop();
-    if chains.is_empty() {
-        return None;
-    }
-    let note = format!(
-        "chain {} drops forwarded packets by policy: pods on {bridge} do not reach the outside (nor each \
-         other if net.bridge.bridge-nf-call-iptables is 1) until it accepts them (iifname \"{bridge}\" accept; oifname \"{bridge}\" accept)",
-        chains.join(", ")
-    );
-    tracing::warn!("{note}");
-    Some(note)
-}
-
-fn link_error(step: &str, object: &str, e: &std::io::Error) -> Error {
-    let error = Error::new(step, object, e);
-    match e.raw_os_error().map(nix::errno::Errno::from_raw) {
-        Some(nix::errno::Errno::EPERM) => error.hint("the daemon needs CAP_NET_ADMIN"),
-        Some(nix::errno::Errno::EOPNOTSUPP) => error.hint("this kernel lacks the modules bridge or veth"),
-        Some(nix::errno::Errno::EEXIST) => {
-            error.hint("the namespace may have an eth0 already, or a link was left over")
-        }
-        _ => error,
-    }
 }

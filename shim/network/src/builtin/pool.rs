@@ -53,6 +53,10 @@ impl Pool {
         self.base | !mask(self.prefix_len)
     }
 
+    pub(crate) fn contains(self, address: Ipv4Addr) -> bool {
+        u32::from(address) & mask(self.prefix_len) == self.base
+    }
+
     /// True if the two networks share an address.
     pub(crate) fn overlaps(self, other: Ipv4Addr, prefix_len: u8) -> bool {
         let common = mask(self.prefix_len.min(prefix_len));

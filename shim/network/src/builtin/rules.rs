@@ -3,8 +3,6 @@
 //! ```text
 //!  table ip slipway-<bridge>
 //!    guard        prerouting, raw: nobody on the bridge reaches the host's loopback (route_localnet is on)
-//!    noredirect   output, raw: a pod that reaches a hostPort by the host's address must not be told that some pod is a
-//!                 better gateway to the host (the kernel would say so, after redirecting it back to the bridge)
 //!    prerouting   to a local address: jump hostports
 //!    output       to a local address: jump hostports
 //!    hostports    dnat by the maps `exact` (hostIP given) and `any`
@@ -52,10 +50,6 @@ table ip {table} {{
   chain guard {{
     type filter hook prerouting priority -300; policy accept;
     iifname "{bridge}" ip daddr 127.0.0.0/8 drop
-  }}
-  chain noredirect {{
-    type filter hook output priority -300; policy accept;
-    oifname "{bridge}" icmp type redirect drop
   }}
   chain hostports {{
     dnat ip to ip daddr . meta l4proto . th dport map @exact

@@ -85,8 +85,8 @@ fn to_ip4_ip6(modern: &Value) -> Value {
     let mut old = json!({});
     let text = |v: &Value, key: &str| v.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
     for (key, v6) in [("ip4", false), ("ip6", true)] {
-        let ips = modern.get("ips").and_then(Value::as_array).into_iter().flatten();
-        let Some(ip) = ips.filter(|ip| text(ip, "address").contains(':') == v6).next() else { continue };
+        let mut ips = modern.get("ips").and_then(Value::as_array).into_iter().flatten();
+        let Some(ip) = ips.find(|ip| text(ip, "address").contains(':') == v6) else { continue };
         let routes = modern.get("routes").and_then(Value::as_array).into_iter().flatten();
         let routes: Vec<&Value> = routes.filter(|r| text(r, "dst").contains(':') == v6).collect();
         old[key] = json!({ "ip": ip["address"], "routes": routes });

@@ -1,0 +1,98 @@
+//! What `run` must know of daemon and host before it can translate a manifest. Only looks.
+
+use std::net::UdpSocket;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use cri_proto::v1 as cri;
+
+use super::client::{Client, said};
+use super::pod_dir;
+use super::translate::Facts;
+
+/// Facts that all pods of a manifest share.
+#[derive(Debug)]
+pub(crate) struct Host {
+    /// The daemon's root directory; pods/ lies below it.
+    pub(crate) root: PathBuf,
+    shared: Facts,
+}
+
+impl Host {
+    /// Facts of one new pod, with a uid of its own.
+    pub(crate) fn for_pod(&self) -> Facts {
+        let uid = uuid::Uuid::new_v4().to_string();
+        Facts { pod_dir: pod_dir::of(&self.root, &uid), uid, ..self.shared.clone() }
+    }
+}
+
+pub(crate) async fn gather(client: &mut Client, manifest: &Path) -> Result<Host> {
+    let answer = client.runtime.status(cri::StatusRequest { verbose: true }).await;
+    let status = answer.map_err(said("ask the daemon for its status"))?.into_inner();
+    let default_handler = status.runtime_handlers.iter().find(|handler| handler.name.is_empty());
+    let features = default_handler.and_then(|handler| handler.features);
+    let directory =
+        manifest.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let shared = Facts {
+        uid: String::new(),
+        pod_dir: PathBuf::new(),
+        manifest_dir: std::path::absolute(directory).context("find the manifest's directory")?,
+        host_ip: host_ip(),
+        node_name: nix::unistd::gethostname().context("gethostname")?.to_string_lossy().into_owned(),
+        memory_capacity: memory_capacity()?,
+        recursive_read_only: features.is_some_and(|features| features.recursive_read_only_mounts),
+        masked_extra: thermal_throttle(),
+        pod_ips: Vec::new(),
+    };
+    Ok(Host { root: root_dir(&status.info)?, shared })
+}
+
+/// The daemon's root directory, from the verbose status.
+pub(crate) async fn root(client: &mut Client) -> Result<PathBuf> {
+    let answer = client.runtime.status(cri::StatusRequest { verbose: true }).await;
+    root_dir(&answer.map_err(said("ask the daemon for its status"))?.into_inner().info)
+}
+
+fn root_dir(info: &std::collections::HashMap<String, String>) -> Result<PathBuf> {
+    let missing =
+        "the daemon's verbose status does not say its rootDir: is another runtime at this --address?";
+    let config: serde_json::Value =
+        serde_json::from_str(info.get("config").context(missing)?).context(missing)?;
+    let root = PathBuf::from(config.get("rootDir").and_then(serde_json::Value::as_str).context(missing)?);
+    anyhow::ensure!(root.is_absolute(), "the daemon's rootDir {} is not absolute", root.display());
+    Ok(root)
+}
+
+/// The address that traffic to the outside would have. Connecting a datagram socket sends nothing.
+fn host_ip() -> String {
+    let ask = |own: &str, far: &str| {
+        let socket = UdpSocket::bind(own).ok()?;
+        socket.connect(far).ok()?;
+        Some(socket.local_addr().ok()?.ip().to_string())
+    };
+    ask("0.0.0.0:0", "192.0.2.1:9")
+        .or_else(|| ask("[::]:0", "[2001:db8::1]:9"))
+        .unwrap_or_else(|| "127.0.0.1".into())
+}
+
+fn memory_capacity() -> Result<i64> {
+    let text = std::fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib =
+        line.and_then(|line| line.split_whitespace().next()).and_then(|number| number.parse::<i64>().ok());
+    Ok(kib.context("/proc/meminfo has no MemTotal")?.saturating_mul(1024))
+}
+
+/// The kubelet masks these of each CPU where they exist.
+fn thermal_throttle() -> Vec<String> {
+    let Ok(cpus) = std::fs::read_dir("/sys/devices/system/cpu") else { return Vec::new() };
+    let mut found: Vec<String> = cpus
+        .flatten()
+        .filter(|entry| entry.file_name().as_encoded_bytes().starts_with(b"cpu"))
+        .map(|entry| entry.path().join("thermal_throttle"))
+        .filter(|path| path.exists())
+        .filter_map(|path| path.to_str().map(str::to_owned))
+        .collect();
+    found.sort();
+    found
+}

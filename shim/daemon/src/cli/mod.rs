@@ -1,0 +1,99 @@
+//! The command line's client half: an ordinary CRI client on the daemon's socket.
+//!
+//! ```text
+//! manifest (as written) -> translate (as CRI wants it) -> run (the calls, their order and undoing)
+//!                                                          |-> pod_dir   directories on the host
+//!                                                          `-> logs, remove, pull
+//! ```
+//!
+//! Owns the commands for people and `slipway run`. Never reaches into the daemon: everything goes over the socket,
+//! except a pod's own directories and reading log files, which are on the same host.
+
+pub(crate) mod client;
+mod exec;
+mod expand;
+mod facts;
+mod interrupt;
+mod logfile;
+mod logs;
+mod manifest;
+mod output;
+pub(crate) mod pod_dir;
+mod pull;
+mod quantity;
+mod remove;
+mod run;
+mod security;
+mod show;
+mod store;
+pub(crate) mod translate;
+#[cfg(test)]
+mod translate_tests;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+pub use output::Output;
+
+/// Commands that talk to a running daemon.
+#[derive(Debug, clap::Subcommand)]
+pub enum Cli {
+    /// Run the pods of a Kubernetes v1 Pod manifest
+    Run(run::Args),
+    /// List pods
+    Pods,
+    /// List containers
+    Ps(show::PsArgs),
+    /// Print what containers wrote
+    Logs(logs::Args),
+    /// Run a command in a container and print its output
+    Exec(exec::Args),
+    /// List images
+    Images,
+    /// Pull an image
+    Pull(store::PullArgs),
+    /// Load images from a `docker save` or OCI-layout archive
+    Import(store::ImportArgs),
+    /// Show what containers use of CPU, memory and disk
+    Stats(show::StatsArgs),
+    /// Stop and remove pods with everything of theirs
+    Rm(remove::Args),
+}
+
+/// Runs one command against the daemon at `address` (a path, or unix:///path).
+///
+/// # Errors
+/// A sentence for people: no daemon there, what the daemon refused, what is wrong with the manifest. Nothing half-made
+/// stays behind.
+pub async fn run(command: Cli, address: &Path, output: Output) -> Result<ExitCode> {
+    let mut client = client::Client::connect(address).await?;
+    let client = &mut client;
+    let done = match command {
+        Cli::Run(args) => return run::run(client, &args, output).await,
+        Cli::Exec(args) => return exec::run(client, &args).await,
+        Cli::Pods => show::pods(client, output).await,
+        Cli::Ps(args) => show::ps(client, &args, output).await,
+        Cli::Logs(args) => logs::run(client, &args).await,
+        Cli::Images => show::images(client, output).await,
+        Cli::Pull(args) => store::pull(client, &args, output).await,
+        Cli::Import(args) => store::import(client, &args, output).await,
+        Cli::Stats(args) => show::stats(client, &args, output).await,
+        Cli::Rm(args) => remove::run(client, &args).await,
+    };
+    match done {
+        // `slipway logs | head`: whoever read has enough.
+        Err(error) if is_broken_pipe(&error) => Ok(ExitCode::SUCCESS),
+        done => done.map(|()| ExitCode::SUCCESS),
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let broken = |cause: &(dyn std::error::Error + 'static)| {
+        cause
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+    };
+    error.chain().any(broken)
+}

@@ -1,0 +1,237 @@
+//! The image store: what there is, who needs it, and how it comes and goes. Knows files, not registries.
+//!
+//! Readers see an immutable [`catalog::Catalog`]. Writers change disk first, then the catalog, under one lock. Removing
+//! takes names first and content later (IMG-GC-08): what is visible is always whole.
+
+pub(crate) mod catalog;
+mod containers;
+mod janitor;
+pub(crate) mod layers;
+pub(crate) mod layout;
+mod ledger;
+mod open;
+pub(crate) mod record;
+
+use crate::digest::Digest;
+use crate::flight::Flights;
+use crate::pull::Pulled;
+use crate::types::{Auth, FsInfo, Image, Options, ProgressFn};
+use crate::{Error, Result};
+use catalog::Catalog;
+use janitor::{Janitor, Shared};
+use layers::Pinned;
+use record::{ImageRecord, LayerRef, Stored, VERSION, to_json};
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+
+/// The image store. Cheap to clone; all calls may run at once; lists come from memory.
+#[derive(Debug, Clone)]
+pub struct Store {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) options: Options,
+    shared: Arc<Shared>,
+    catalog: RwLock<Arc<Catalog>>,
+    janitor: Janitor,
+    pub(crate) pulls: Flights<(String, Option<Auth>), Result<Pulled>>,
+    pub(crate) layer_flights: Flights<Digest, Result<crate::plan::Stacked>>,
+    /// One unpacking of a diff id at a time, whatever lies below it.
+    pub(crate) diff_locks: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
+    pub(crate) connector: crate::registry::Connector,
+    /// Released by the kernel when the process ends.
+    _lock: std::os::fd::OwnedFd,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("root", &self.options.root).finish_non_exhaustive()
+    }
+}
+
+/// An image about to be stored.
+pub(crate) struct NewImage {
+    pub(crate) id: Digest,
+    pub(crate) config: String,
+    pub(crate) size: u64,
+    pub(crate) chain_ids: Vec<Digest>,
+    pub(crate) tags: Vec<String>,
+    pub(crate) digests: Vec<String>,
+}
+
+impl Store {
+    /// Opens the store, sets aside and names what is damaged, removes what an unclean stop left half-made.
+    pub fn open(options: Options) -> Result<Self> {
+        Inner::open(options).map(|inner| Self { inner: Arc::new(inner) })
+    }
+
+    /// Pulls `reference` (tag, digest, or both: then the digest decides). Single flight per image and per layer.
+    /// Dropping the future cancels the pull unless another caller waits for it too.
+    ///
+    /// # Errors
+    /// `Invalid` (reference, hosts.toml), `NotFound`, `Unauthorized`, `Unavailable` (text begins with
+    /// `RegistryUnavailable`), `Corrupt`, `Exhausted`, `Io`; after each nothing half-made is left.
+    pub async fn pull(
+        &self,
+        reference: &str,
+        auth: Option<Auth>,
+        progress: Option<ProgressFn>,
+    ) -> Result<Arc<Image>> {
+        crate::pull::pull(self, reference, auth, progress).await
+    }
+
+    /// Imports a `docker save` or OCI-layout archive (tar, or compressed tar), or an OCI layout directory. `name`
+    /// replaces the names in the archive, and is needed when there are none.
+    pub async fn import(&self, archive: &Path, name: Option<&str>) -> Result<Vec<Arc<Image>>> {
+        crate::import::import(self, archive, name).await
+    }
+
+    pub fn list(&self) -> Vec<Arc<Image>> {
+        self.inner.catalog().list()
+    }
+
+    /// By id (with or without `sha256:`), normalised tag or digest reference, or unique id prefix (IMG-REF-05).
+    pub fn find(&self, image: &str) -> Option<Arc<Image>> {
+        self.inner.catalog().find(image).map(|stored| stored.image.clone())
+    }
+
+    /// Removes the image with all its names; unknown is success. Layers in use by containers stay until released.
+    pub async fn remove(&self, image: &str) -> Result<()> {
+        let (inner, image) = (self.inner.clone(), image.to_owned());
+        let removed = tokio::task::spawn_blocking(move || inner.remove(&image)).await;
+        removed.unwrap_or_else(|_| Err(Error::cancelled("remove image", "task")))
+    }
+
+    /// Bytes and inodes of all unpacked layers. Writable layers are not walked: see [`Store::usage`].
+    pub fn fs_info(&self) -> Result<FsInfo> {
+        let ledger = self.inner.shared.ledger();
+        let (mut used_bytes, mut inodes_used) = (0, 0);
+        for layer in ledger.layers() {
+            used_bytes += layer.usage.bytes;
+            inodes_used += layer.usage.inodes;
+        }
+        Ok(FsInfo { mountpoint: self.inner.options.root.clone(), used_bytes, inodes_used })
+    }
+}
+
+impl Inner {
+    pub(crate) fn catalog(&self) -> Arc<Catalog> {
+        self.catalog.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn layout(&self) -> &layout::Layout {
+        &self.shared.layout
+    }
+
+    /// Stores `new` over its layers, and takes its tags from other images. `pinned` keeps the layers until then.
+    pub(crate) fn commit_image(&self, new: NewImage, pinned: &[Pinned]) -> Result<Arc<Image>> {
+        let layers = new.chain_ids.iter().zip(pinned);
+        let layers =
+            layers.map(|(chain, pin)| LayerRef { chain_id: chain.to_string(), key: pin.key().to_owned() });
+        let record = ImageRecord {
+            version: VERSION,
+            id: new.id.to_string(),
+            generation: 0,
+            tags: new.tags,
+            digests: new.digests,
+            size: new.size,
+            config: new.config,
+            layers: layers.collect(),
+        };
+        self.put(Stored::new(record)?, &mut self.shared.ledger())
+    }
+
+    /// Gives the stored image `id` more tags; None if it has been removed meanwhile.
+    pub(crate) fn add_tags(&self, id: &str, tags: &[String]) -> Result<Option<Arc<Image>>> {
+        let mut ledger = self.shared.ledger();
+        let catalog = self.catalog();
+        let Some(stored) = catalog.get(id) else { return Ok(None) };
+        let named = stored.renamed(tags.to_vec(), Vec::new(), 0);
+        self.put(named, &mut ledger).map(Some)
+    }
+
+    /// Writes `new`, with the names it has already, and moves its tags. The ledger is the writers' lock.
+    fn put(&self, new: Stored, _ledger: &mut ledger::Ledger) -> Result<Arc<Image>> {
+        let mut catalog = Catalog::clone(&self.catalog());
+        let generation = 1 + catalog.images().map(|stored| stored.record.generation).max().unwrap_or(0);
+        let moved = new.record.tags.clone();
+        let (mut tags, mut digests) = (moved.clone(), new.record.digests.clone());
+        if let Some(old) = catalog.get(&new.record.id) {
+            tags.extend_from_slice(&old.record.tags);
+            digests.extend_from_slice(&old.record.digests);
+        }
+        for names in [&mut tags, &mut digests] {
+            names.sort();
+            names.dedup();
+        }
+        let stored = new.renamed(tags, digests, generation);
+        self.write_image(&stored)?;
+        let image = stored.image.clone();
+        let has_moved = |tag: &String| moved.contains(tag);
+        let robbed = |other: &&Stored| other.record.id != image.id && other.record.tags.iter().any(has_moved);
+        let robbed: Vec<Stored> = catalog.images().filter(robbed).cloned().collect();
+        catalog.insert(stored);
+        for other in robbed {
+            let kept = other.record.tags.iter().filter(|tag| !has_moved(tag)).cloned().collect();
+            // The new record is written: should this write fail, its generation wins at the next open.
+            let renamed = other.renamed(kept, other.record.digests.clone(), other.record.generation);
+            if let Err(e) = self.write_image(&renamed) {
+                tracing::warn!(image = %renamed.record.id, error = %e, "cannot take the moved tag out of the old record");
+            }
+            catalog.insert(renamed);
+        }
+        self.publish(catalog);
+        self.janitor.sync();
+        Ok(image)
+    }
+
+    /// Has deleted what was thrown away.
+    pub(crate) fn tidy(&self) {
+        self.janitor.empty_trash();
+    }
+
+    fn write_image(&self, stored: &Stored) -> Result<()> {
+        let json = to_json(&stored.record, &stored.record.id)?;
+        self.layout().write(&self.layout().image(stored.hex()), &json)
+    }
+
+    fn publish(&self, catalog: Catalog) {
+        *self.catalog.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(catalog);
+    }
+
+    /// Names first, content later.
+    fn remove(&self, image: &str) -> Result<()> {
+        let mut ledger = self.shared.ledger();
+        let mut catalog = Catalog::clone(&self.catalog());
+        let Some(hex) = catalog.find(image).map(|stored| stored.hex().to_owned()) else {
+            return Ok(());
+        };
+        let path = self.layout().image(&hex);
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io("remove image", &path, e));
+            }
+            _ => {}
+        }
+        catalog.remove(&hex);
+        self.publish(catalog);
+        self.collect(&mut ledger);
+        Ok(())
+    }
+
+    /// Throws away the layers nobody needs. A layer that cannot be moved away is found again at the next open.
+    fn collect(&self, ledger: &mut ledger::Ledger) {
+        let catalog = self.catalog();
+        let gone = ledger.take_unreachable(catalog.images().map(|stored| &stored.record));
+        for key in &gone {
+            let record = self.layout().discard(&self.layout().layer_record(key));
+            let moved = record.and_then(|()| self.layout().discard(&self.layout().layer(key)));
+            if let Err(e) = moved {
+                tracing::warn!(error = %e, "cannot throw a layer away");
+            }
+        }
+        self.janitor.empty_trash();
+    }
+}

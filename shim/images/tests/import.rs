@@ -1,0 +1,191 @@
+//! Archives: docker save in both forms, OCI layout as tar and directory, compressed, with and without names.
+
+mod support;
+
+use slipway_images::Kind;
+use std::path::{Path, PathBuf};
+use support::tar::Tar;
+use support::{Built, INDEX, Packing, assert_layers, build, build_as, pack, sha256, store};
+
+fn image() -> Built {
+    build(
+        &[
+            (Tar::new().dir("d/", 0o700, 1).file("d/f", "one").end(), Packing::Gzip),
+            (Tar::new().file("d/g", "two").link("l", "d/f").end(), Packing::Zstd),
+        ],
+        "{}",
+    )
+}
+
+fn blob_name(bytes: &[u8]) -> String {
+    format!("blobs/sha256/{}", &sha256(bytes)[7..])
+}
+
+fn index(images: &[(&Built, &str)]) -> Vec<u8> {
+    let entries: Vec<String> = images
+        .iter()
+        .map(|(image, extra)| {
+            let (digest, size) = (image.digest(), image.manifest.len());
+            format!(r#"{{"mediaType":"{}","digest":"{digest}","size":{size}{extra}}}"#, image.media_type)
+        })
+        .collect();
+    format!(r#"{{"schemaVersion":2,"mediaType":"{INDEX}","manifests":[{}]}}"#, entries.join(",")).into_bytes()
+}
+
+fn named(name: &str) -> String {
+    format!(
+        r#","annotations":{{"io.containerd.image.name":"{name}","org.opencontainers.image.ref.name":"1"}}"#
+    )
+}
+
+fn layout_files(images: &[(&Built, &str)]) -> Vec<(String, Vec<u8>)> {
+    let mut files = vec![
+        ("oci-layout".to_owned(), br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec()),
+        ("index.json".to_owned(), index(images)),
+    ];
+    for (image, _) in images {
+        for blob in image.blobs.iter().chain([&image.config, &image.manifest]) {
+            files.push((blob_name(blob), blob.clone()));
+        }
+    }
+    files
+}
+
+fn tar_of(files: &[(String, Vec<u8>)]) -> Vec<u8> {
+    files.iter().fold(Tar::new(), |tar, (name, content)| tar.file(name, content)).end()
+}
+
+fn write(dir: &Path, name: &str, content: &[u8]) -> PathBuf {
+    let path = dir.join(name);
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(&path, content).unwrap();
+    path
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn oci_layouts() {
+    let built = image();
+    let files = layout_files(&[(&built, &named("reg.example/a:1"))]);
+    let tar = tar_of(&files);
+    for (what, archive) in [
+        ("tar", tar.clone()),
+        ("gzip", pack(&tar, Packing::Gzip)),
+        ("zstd", pack(&tar, Packing::Zstd)),
+        ("directory", Vec::new()),
+    ] {
+        let (dir, store) = store();
+        let path = if what == "directory" {
+            for (name, content) in &files {
+                write(&dir.path().join("in"), name, content);
+            }
+            dir.path().join("in")
+        } else {
+            write(dir.path(), "in", &archive)
+        };
+        let images = store.import(&path, None).await.unwrap();
+        assert_eq!(images.len(), 1, "{what}");
+        assert_eq!(images[0].id, built.id());
+        assert_eq!(images[0].repo_tags, ["reg.example/a:1"]);
+        assert_eq!(images[0].repo_digests, [format!("reg.example/a@{}", built.digest())]);
+        assert_layers(&dir, 2);
+        let (reference, mount) = (dir.path().join("reference"), dir.path().join("mount"));
+        std::fs::create_dir(&reference).unwrap();
+        std::fs::create_dir(&mount).unwrap();
+        support::extract_by_tar(&built.tars, &reference);
+        let view = store.view(&images[0]).unwrap();
+        let strip_root = |text: String| {
+            text.lines().filter(|line| !line.starts_with("d . ")).collect::<Vec<_>>().join("\n")
+        };
+        assert_eq!(
+            strip_root(support::mounted_listing(&view, &mount, ":")),
+            strip_root(support::listing(&reference))
+        );
+        // Under a name of one's own.
+        let images = store.import(&path, Some("own.example/b")).await.unwrap();
+        assert!(images[0].repo_tags.contains(&"own.example/b:latest".to_owned()));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn docker_save() {
+    let built = image();
+    let config_name = format!("{}.json", &built.id()[7..]);
+    let manifest = format!(
+        r#"[{{"Config":"{config_name}","RepoTags":["reg.example/a:1","b:2"],"Layers":["x/layer.tar","y/layer.tar"]}}]"#
+    );
+    let (dir, store) = store();
+    // The second layer is a link, as older docker save writes equal layers.
+    let tar = Tar::new()
+        .file(&config_name, &built.config)
+        .file("manifest.json", &manifest)
+        .dir("x/", 0o755, 0)
+        .file("x/layer.tar", &built.tars[0])
+        .symlink("y/layer.tar", "../z/layer.tar")
+        .file("z/layer.tar", &built.tars[1])
+        .end();
+    let path = write(dir.path(), "docker.tar", &tar);
+    let images = store.import(&path, None).await.unwrap();
+    assert_eq!(images[0].id, built.id());
+    assert_eq!(images[0].repo_tags, ["docker.io/library/b:2", "reg.example/a:1"]);
+    assert!(images[0].repo_digests.is_empty());
+    assert!(store.find("b:2").is_some());
+    assert_layers(&dir, 2);
+
+    // Newer docker save: an OCI layout with manifest.json beside; names only in the latter.
+    let mut files = layout_files(&[(&built, "")]);
+    let manifest = format!(
+        r#"[{{"Config":"{}","RepoTags":["reg.example/c:3"],"Layers":[]}}]"#,
+        blob_name(&built.config)
+    );
+    files.push(("manifest.json".to_owned(), manifest.into_bytes()));
+    let path = write(dir.path(), "docker-oci.tar", &tar_of(&files));
+    let images = store.import(&path, None).await.unwrap();
+    assert!(images[0].repo_tags.contains(&"reg.example/c:3".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refused_archives_leave_nothing() {
+    let built = image();
+    let other = build_as(&[(Tar::new().file("x", "").end(), Packing::Plain)], "{}", support::OCI, "s390x");
+    let (dir, store) = store();
+    let nameless = tar_of(&layout_files(&[(&built, "")]));
+    let foreign = tar_of(&layout_files(&[(&other, &named("a:1"))]));
+    let damaged: Vec<(String, Vec<u8>)> = layout_files(&[(&built, &named("a:1"))])
+        .into_iter()
+        .map(|(name, mut content)| {
+            if name == blob_name(&built.blobs[1]) {
+                *content.last_mut().unwrap() ^= 1;
+            }
+            (name, content)
+        })
+        .collect();
+    let missing: Vec<_> = layout_files(&[(&built, &named("a:1"))])
+        .into_iter()
+        .filter(|(name, _)| *name != blob_name(&built.blobs[0]))
+        .collect();
+    let escaping = Tar::new()
+        .file("manifest.json", r#"[{"Config":"../../etc/passwd","RepoTags":["a:1"],"Layers":[]}]"#)
+        .end();
+    let packed = pack(&nameless, Packing::Gzip);
+    for (what, archive, kind) in [
+        ("no name", nameless.clone(), Kind::Invalid),
+        ("other platform", foreign, Kind::NotFound),
+        ("damaged blob", tar_of(&damaged), Kind::Corrupt),
+        ("missing blob", tar_of(&missing), Kind::Corrupt),
+        ("escaping path", escaping, Kind::Corrupt),
+        ("no image", Tar::new().file("x", "").end(), Kind::Invalid),
+        ("not a tar", vec![1; 2000], Kind::Corrupt),
+        ("truncated gzip", packed[..packed.len() / 2].to_vec(), Kind::Corrupt),
+        ("truncated tar", nameless[..nameless.len() / 2].to_vec(), Kind::Corrupt),
+    ] {
+        let path = write(dir.path(), "in", &archive);
+        let error = store.import(&path, None).await.unwrap_err();
+        assert_eq!(error.kind, kind, "{what}: {error}");
+        assert_layers(&dir, 0);
+    }
+    assert!(store.import(&dir.path().join("absent"), None).await.is_err());
+    assert!(store.list().is_empty());
+    let path = write(dir.path(), "in", &nameless);
+    let images = store.import(&path, Some("a:1")).await.unwrap();
+    assert_eq!(images[0].repo_tags, ["docker.io/library/a:1"]);
+}

@@ -1,0 +1,189 @@
+//! Stores that were not closed: half-made things, damaged records, power cuts, kill -9 in the middle of a pull.
+
+mod support;
+
+use slipway_images::{Options, Store};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+use support::tar::Tar;
+use support::{Built, Packing, Registry, assert_layers, build, store_at};
+
+fn image(content: &str) -> Built {
+    let base = Tar::new().dir("d/", 0o700, 1).file("d/f", "base").end();
+    build(&[(base, Packing::Gzip), (Tar::new().file("d/g", content).end(), Packing::Gzip)], "{}")
+}
+
+fn only_file(dir: &Path, suffix: &str) -> std::path::PathBuf {
+    let mut found = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .filter(|p| p.to_string_lossy().ends_with(suffix));
+    found.next().unwrap()
+}
+
+/// The janitor has brought everything to the disk.
+fn wait_synced(root: &Path) {
+    let unsynced = || {
+        std::fs::read_dir(root.join("layers")).unwrap().any(|entry| {
+            let path = entry.unwrap().path();
+            path.is_file() && !std::fs::read_to_string(path).unwrap().contains(r#""unsynced_in_boot":null"#)
+        })
+    };
+    for _ in 0..500 {
+        if !unsynced() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    panic!("layers are never marked as synced");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_used_is_set_aside_by_name() {
+    let registry = Registry::start();
+    let (one, two) = (image("one"), image("two"));
+    registry.push("a", &one, "1").await;
+    registry.push("a", &two, "2").await;
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("store");
+    let store = store_at(dir.path(), Vec::new());
+    let first = store.pull(&registry.name("a:1"), None, None).await.unwrap();
+    store.pull(&registry.name("a:2"), None, None).await.unwrap();
+    store.prepare(&first, "c1").unwrap();
+    wait_synced(&root);
+    // One process at a time.
+    let again = Store::open(Options { root: root.clone(), hosts_dirs: Vec::new(), parallel_layers: 1 });
+    assert!(again.unwrap_err().to_string().contains("another process"));
+    drop(store);
+
+    std::fs::create_dir_all(root.join("tmp/half/made")).unwrap();
+    std::fs::create_dir_all(root.join("layers").join("0".repeat(64))).unwrap();
+    std::fs::create_dir_all(root.join("trash/old/deep")).unwrap();
+    let record = root.join("images").join(format!("{}.json", &two.id()[7..]));
+    std::fs::write(&record, "{ half").unwrap();
+    std::fs::write(root.join("images/future.json"), r#"{"version":99}"#).unwrap();
+    let store = store_at(dir.path(), Vec::new());
+    assert_eq!(store.list().len(), 1);
+    assert_eq!(store.list()[0].id, one.id());
+    assert_eq!(std::fs::read_dir(root.join("damaged")).unwrap().count(), 2);
+    assert_eq!(store.owners(), ["c1"]);
+    assert_layers(&dir, 2);
+    // A record whose config was changed is not believed.
+    drop(store);
+    let record = root.join("images").join(format!("{}.json", &one.id()[7..]));
+    let text = std::fs::read_to_string(&record).unwrap();
+    std::fs::write(&record, text.replace("amd64", "arm64")).unwrap();
+    let store = store_at(dir.path(), Vec::new());
+    assert!(store.list().is_empty());
+    // The container's layers stay.
+    assert_layers(&dir, 2);
+    store.release("c1").unwrap();
+    assert_layers(&dir, 0);
+}
+
+// IMG-CHAIN-03: after a power cut only what had reached the disk counts.
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_of_another_boot_count_only_if_synced() {
+    let registry = Registry::start();
+    registry.push("a", &image("x"), "1").await;
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("store");
+    let store = store_at(dir.path(), Vec::new());
+    store.pull(&registry.name("a:1"), None, None).await.unwrap();
+    wait_synced(&root);
+    drop(store);
+    assert_eq!(store_at(dir.path(), Vec::new()).list().len(), 1);
+
+    let record = only_file(&root.join("layers"), ".json");
+    let text = std::fs::read_to_string(&record).unwrap();
+    std::fs::write(&record, text.replace(r#""unsynced_in_boot":null"#, r#""unsynced_in_boot":"another""#))
+        .unwrap();
+    let store = store_at(dir.path(), Vec::new());
+    assert!(store.list().is_empty());
+    assert_layers(&dir, 0);
+    // And can be had again.
+    store.pull(&registry.name("a:1"), None, None).await.unwrap();
+    assert_layers(&dir, 2);
+}
+
+/// Not a test of its own: what the next one kills.
+#[tokio::test(flavor = "multi_thread")]
+async fn child_of_the_kill_test() {
+    let (Ok(dir), Ok(name)) = (std::env::var("SLIPWAY_TEST_STORE"), std::env::var("SLIPWAY_TEST_IMAGE"))
+    else {
+        return;
+    };
+    let store = store_at(Path::new(&dir), Vec::new());
+    loop {
+        let image = store.pull(&name, None, None).await.unwrap();
+        store.prepare(&image, "c1").unwrap();
+        store.release("c1").unwrap();
+        store.remove(&image.id).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_at_any_moment() {
+    let registry = Registry::start();
+    let layers: Vec<_> = (0..6u8)
+        .map(|n| {
+            (
+                Tar::new().file(&format!("d/f{n}"), vec![n; 200_000]).link(&format!("l{n}"), "d/f0").end(),
+                Packing::Gzip,
+            )
+        })
+        .collect();
+    let built = build(&layers, "{}");
+    registry.push("a", &built, "1").await;
+    let dir = tempfile::tempdir().unwrap();
+    let mount = dir.path().join("mount");
+    std::fs::create_dir(&mount).unwrap();
+    let mut wanted: Option<String> = None;
+    for round in 0..12u64 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "child_of_the_kill_test"])
+            .env("SLIPWAY_TEST_STORE", dir.path())
+            .env("SLIPWAY_TEST_IMAGE", registry.name("a:1"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        tokio::time::sleep(Duration::from_millis(60 + round * 37 % 200)).await;
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let store = store_at(dir.path(), Vec::new());
+        let damaged = std::fs::read_dir(dir.path().join("store/damaged")).unwrap().count();
+        assert_eq!(damaged, 0, "round {round}");
+        if let Some(image) = store.list().first() {
+            assert_layers(&dir, 6);
+            let seen = support::mounted_listing(&store.view(image).unwrap(), &mount, ":");
+            assert_eq!(wanted.get_or_insert_with(|| seen.clone()), &seen, "round {round}");
+        } else if store.owners().is_empty() {
+            assert_layers(&dir, 0);
+        }
+        for owner in store.owners() {
+            store.release(&owner).unwrap();
+        }
+    }
+}
+
+/// A container may leave a tree deeper than descriptors or stack allow.
+#[tokio::test(flavor = "multi_thread")]
+async fn deep_trees_are_deleted() {
+    let registry = Registry::start();
+    registry.push("a", &image("x"), "1").await;
+    let (dir, store) = support::store();
+    let image = store.pull(&registry.name("a:1"), None, None).await.unwrap();
+    let overlay = store.prepare(&image, "c1").unwrap();
+    let mut at = std::fs::File::open(overlay.upper.unwrap()).unwrap();
+    for _ in 0..3000 {
+        rustix::fs::mkdirat(&at, "d", rustix::fs::Mode::RWXU).unwrap();
+        let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY;
+        at = rustix::fs::openat(&at, "d", flags, rustix::fs::Mode::empty()).unwrap().into();
+    }
+    drop(at);
+    store.release("c1").unwrap();
+    store.remove(&image.id).await.unwrap();
+    assert_layers(&dir, 0);
+}
