@@ -47,7 +47,6 @@ struct Ending {
 }
 
 impl Keeper {
-    #[allow(clippy::too_many_arguments, reason = "built once, every part made by its own room")]
     pub(crate) fn new(
         layout: Layout,
         namespace: String,

@@ -138,6 +138,7 @@ mod tests {
     use super::*;
     use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+    #[allow(clippy::zombie_processes, reason = "the tests wait by pidfd")]
     fn spawn(script: &str) -> Process {
         let child = std::process::Command::new("sh").args(["-c", script]).spawn().unwrap();
         let pid = child.id().cast_signed();

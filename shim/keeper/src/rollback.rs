@@ -2,10 +2,12 @@
 
 use std::fmt;
 
+type Undo<'a> = Box<dyn FnOnce() + Send + 'a>;
+
 /// What is to be undone; dropped without [`Rollback::commit`], it undoes.
 #[derive(Default)]
 pub(crate) struct Rollback<'a> {
-    undos: Vec<(&'static str, Box<dyn FnOnce() + Send + 'a>)>,
+    undos: Vec<(&'static str, Undo<'a>)>,
 }
 
 impl<'a> Rollback<'a> {

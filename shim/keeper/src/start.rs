@@ -88,8 +88,7 @@ fn spawn(flags: &Flags, layout: &Layout, socket: &Path) -> Result<(), Box<dyn Er
         .current_dir("/")
         .stdin(Stdio::from(OwnedFd::from(listener)))
         .stdout(log.try_clone()?)
-        .stderr(log)
-        .process_group(0);
+        .stderr(log);
     command.spawn()?;
     Ok(())
 }

@@ -290,7 +290,11 @@ impl Task {
         let process = self.process();
         let (task, keeper) = (Arc::clone(self), Arc::clone(keeper));
         if let Some(process) = process {
-            let _ = blocking(move || Ok(process.kill_and_reap())).await;
+            let end = move || {
+                process.kill_and_reap();
+                Ok(())
+            };
+            let _ = blocking(end).await;
         }
         let _ = blocking(move || task.remove(&keeper)).await;
     }

@@ -1,0 +1,251 @@
+//! What survives what (DESIGN 4): keeper and guardian killed in every state.
+
+use crate::rig::{Rig, code, kill, log_lines, soon, wait_until};
+use containerd_shim_protos::api::WaitRequest;
+use std::fs;
+use std::io::Read as _;
+use std::path::Path;
+use std::time::Duration;
+use ttrpc::Code;
+
+fn logged(rig: &Rig, id: &str, script: &str) {
+    let mut bundle = rig.bundle(id, &["sh", "-c", script]);
+    bundle.stdout = format!("cri-log://{}", rig.log_path(id).display());
+    rig.create(&bundle).unwrap();
+}
+
+#[test]
+fn a_killed_keeper_loses_no_line_and_doubles_none() {
+    // CRI-LOG: exactly once over kill -9 in the middle of heavy logging, many times.
+    let mut rig = Rig::new();
+    let script = "i=0; while [ $i -lt 60000 ]; do echo out-$i-aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa; \
+                  echo err-$i >&2; printf '%s' part-$i-; i=$((i+1)); done; exit 5";
+    logged(&rig, "c", script);
+    rig.start("c", "").unwrap();
+    let mut kills = 0;
+    while rig.state("c", "").unwrap() == "RUNNING" && kills < 40 {
+        // Spread over the batch: from right after the start to the middle of the stream.
+        std::thread::sleep(Duration::from_millis(kills * 7 % 60));
+        rig.kill_keeper();
+        kills += 1;
+    }
+    let info = rig.wait_task("c");
+    assert!(kills > 5, "only {kills} kills while it ran");
+    assert_eq!((info.exit_status, info.status_known, info.log_dropped), (5, true, 0));
+    let out = log_lines(&rig.log_path("c"), "stdout");
+    let expected = |i: usize| {
+        let part = if i == 0 { String::new() } else { format!("part-{}-", i - 1) };
+        format!("{part}out-{i}-{}", "a".repeat(51))
+    };
+    for (i, line) in out.iter().take(60_000).enumerate() {
+        assert_eq!(*line, expected(i), "after {kills} kills");
+    }
+    assert_eq!(out.len(), 60_001);
+    assert_eq!(out[60_000], "part-59999-");
+    let err = log_lines(&rig.log_path("c"), "stderr");
+    assert!(err.iter().enumerate().all(|(i, line)| *line == format!("err-{i}")), "stderr differs");
+    assert_eq!(err.len(), 60_000);
+    assert_eq!(rig.info().generation, u32::try_from(kills).unwrap() + 1);
+    rig.delete("c", "").unwrap();
+}
+
+#[test]
+fn every_state_survives_the_keeper() {
+    let mut rig = Rig::new();
+    for id in ["created", "running", "stopped"] {
+        logged(&rig, id, "echo before; sleep 0.3; echo after; exit 9");
+    }
+    logged(&rig, "long", "while :; do sleep 1; done");
+    for id in ["running", "stopped", "long"] {
+        rig.start(id, "").unwrap();
+    }
+    rig.wait("stopped", "").unwrap();
+    let fifo = rig.fifo("exec");
+    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NONBLOCK;
+    let reader = rustix::fs::open(&fifo, flags, rustix::fs::Mode::empty()).unwrap();
+    rig.exec("long", "added", &["sh", "-c", "exit 4"], "").unwrap();
+    rig.exec("long", "running", &["sh", "-c", "sleep 0.5; echo exec goes on; exit 6"], &fifo).unwrap();
+    rig.start("long", "running").unwrap();
+    rig.kill_keeper();
+    assert_eq!(rig.state("created", "").unwrap(), "CREATED");
+    assert_eq!(rig.state("stopped", "").unwrap(), "STOPPED");
+    assert_eq!(rig.state("long", "").unwrap(), "RUNNING");
+    assert_eq!(rig.state("long", "running").unwrap(), "RUNNING");
+    // A parked one can still be started, also by the next keeper but one.
+    rig.kill_keeper();
+    rig.start("created", "").unwrap();
+    rig.start("long", "added").unwrap();
+    rig.kill_keeper();
+    for id in ["created", "running", "stopped"] {
+        let info = rig.wait_task(id);
+        assert_eq!((info.exit_status, info.status_known), (9, true), "{id}");
+        assert_eq!(log_lines(&rig.log_path(id), "stdout"), ["before", "after"], "{id}");
+        assert_eq!(rig.delete(id, "").unwrap(), 9);
+    }
+    assert_eq!(rig.wait("long", "added").unwrap(), 4);
+    assert_eq!(rig.wait("long", "running").unwrap(), 6);
+    let mut text = String::new();
+    fs::File::from(reader).read_to_string(&mut text).unwrap();
+    assert_eq!(text, "exec goes on\n");
+    rig.delete("long", "added").unwrap();
+    rig.delete("long", "running").unwrap();
+    rig.kill("long", "", 9, true).unwrap();
+    assert_eq!(rig.wait("long", "").unwrap(), 137);
+    rig.delete("long", "").unwrap();
+}
+
+#[test]
+fn an_exit_while_no_keeper_lives_is_not_lost() {
+    let mut rig = Rig::new();
+    logged(&rig, "c", "echo last words; exit 11");
+    let pid = rig.create(&rig.bundle("d", &["sleep", "1000"])).unwrap();
+    rig.start("d", "").unwrap();
+    let keeper = rig.info().keeper_pid;
+    // Stopped processes neither serve nor restart: the guardian is held while both die.
+    rig.start("c", "").unwrap();
+    kill(rig.guardian, 19);
+    kill(keeper, 9);
+    kill(i32::try_from(pid).unwrap(), 9);
+    std::thread::sleep(Duration::from_millis(100));
+    kill(rig.guardian, 18);
+    rig.reconnect();
+    let info = rig.wait_task("d");
+    assert_eq!((info.exit_status, info.status_known), (137, true));
+    assert_eq!(rig.wait("c", "").unwrap(), 11);
+    assert_eq!(log_lines(&rig.log_path("c"), "stdout"), ["last words"]);
+    rig.delete("c", "").unwrap();
+    rig.delete("d", "").unwrap();
+}
+
+#[test]
+fn keepers_killed_at_every_step_of_create_and_start_leave_nothing_half_made() {
+    let mut rig = Rig::new();
+    for round in 0..25u64 {
+        let bundle = rig.bundle(&format!("c{round}"), &["sh", "-c", "exit 3"]);
+        let keeper = rig.info().keeper_pid;
+        let killer = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_micros(round * 700));
+            kill(keeper, 9);
+        });
+        let id = bundle.id.clone();
+        let created = rig.create(&bundle).and_then(|_| rig.start(&id, ""));
+        killer.join().unwrap();
+        rig.reconnect();
+        match rig.state(&id, "") {
+            // Half-made and undone, or never begun: then the same id can be used at once.
+            Err(_) => assert!(created.is_err(), "round {round}: a started container is gone"),
+            Ok(state) => {
+                if state == "CREATED" {
+                    rig.kill(&id, "", 9, false).unwrap();
+                }
+                let status = rig.wait(&id, "").unwrap();
+                assert!(status == 3 || state == "CREATED", "round {round}: {state} {status}");
+                rig.delete(&id, "").unwrap();
+            }
+        }
+        assert_eq!(rig.list().len(), 0, "round {round}");
+    }
+}
+
+#[test]
+fn a_dead_guardian_is_reported_and_containers_go_on() {
+    let rig = Rig::new();
+    logged(&rig, "c", "echo one; sleep 0.4; echo two; exit 8");
+    rig.start("c", "").unwrap();
+    let keeper = rig.info().keeper_pid;
+    kill(rig.guardian, 9);
+    wait_until("the report", || rig.info().guardian_pid == 0);
+    let info = rig.wait_task("c");
+    assert_eq!((info.exit_status, info.status_known), (8, true));
+    assert_eq!(log_lines(&rig.log_path("c"), "stdout"), ["one", "two"]);
+    rig.delete("c", "").unwrap();
+    // New containers too, and `start` still answers with this keeper.
+    logged(&rig, "d", "exit 2");
+    rig.start("d", "").unwrap();
+    assert_eq!(rig.wait("d", "").unwrap(), 2);
+    rig.delete("d", "").unwrap();
+    assert_eq!(crate::rig::address_of(&rig.shim("node", "start")), rig.address());
+    assert_eq!(rig.info().keeper_pid, keeper);
+    kill(keeper, 9);
+    wait_until("the keeper's end", || !Path::new(&format!("/proc/{keeper}")).exists());
+    // Both gone: the next start makes both anew.
+    let mut rig = rig;
+    assert_eq!(crate::rig::address_of(&rig.shim("node", "start")), rig.address());
+    rig.reconnect();
+    rig.guardian = rig.info().guardian_pid;
+    assert!(rig.guardian > 0);
+}
+
+#[test]
+fn both_killed_containers_are_found_again_and_the_lost_status_is_said_to_be_lost() {
+    // CRI-EXIT-02
+    let mut rig = Rig::new();
+    rig.create(&rig.bundle("c", &["sleep", "1000"])).unwrap();
+    rig.start("c", "").unwrap();
+    let keeper = rig.info().keeper_pid;
+    kill(rig.guardian, 9);
+    kill(keeper, 9);
+    wait_until("the keeper's end", || !Path::new(&format!("/proc/{keeper}")).exists());
+    crate::rig::address_of(&rig.shim("node", "start"));
+    rig.reconnect();
+    rig.guardian = rig.info().guardian_pid;
+    assert_eq!(rig.state("c", "").unwrap(), "RUNNING");
+    rig.kill("c", "", 9, true).unwrap();
+    let info = rig.wait_task("c");
+    assert_eq!((info.exit_status, info.status_known), (255, false));
+    rig.delete("c", "").unwrap();
+}
+
+#[test]
+fn delete_works_with_and_without_a_keeper() {
+    // SHIM-DEL-01, 02, 03; SHIM-TST-10
+    let mut rig = Rig::new();
+    for id in ["a", "b"] {
+        rig.create(&rig.bundle(id, &["sleep", "1000"])).unwrap();
+        rig.start(id, "").unwrap();
+    }
+    let status = |output: std::process::Output| {
+        assert!(output.status.success(), "{output:?}");
+        let answer: containerd_shim_protos::api::DeleteResponse =
+            protobuf::Message::parse_from_bytes(&output.stdout).unwrap();
+        answer.exit_status
+    };
+    assert_eq!(status(rig.shim("a", "delete")), 137);
+    assert_eq!(status(rig.shim("a", "delete")), 137, "idempotent");
+    assert_eq!(code(rig.state("a", "")), Code::NOT_FOUND);
+    assert_eq!(rig.state("b", "").unwrap(), "RUNNING", "only that id");
+    let keeper = rig.info().keeper_pid;
+    kill(rig.guardian, 9);
+    kill(keeper, 9);
+    wait_until("the keeper's end", || !Path::new(&format!("/proc/{keeper}")).exists());
+    assert_eq!(status(rig.shim("b", "delete")), 137);
+    assert_eq!(status(rig.shim("b", "delete")), 137, "idempotent");
+    crate::rig::address_of(&rig.shim("node", "start"));
+    rig.reconnect();
+    rig.guardian = rig.info().guardian_pid;
+}
+
+#[test]
+fn a_wait_whose_client_leaves_costs_nothing() {
+    // SHIM-TSK-17
+    let mut rig = Rig::new();
+    rig.create(&rig.bundle("c", &["sleep", "1000"])).unwrap();
+    rig.start("c", "").unwrap();
+    let keeper = rig.info().keeper_pid;
+    let open = || fs::read_dir(format!("/proc/{keeper}/fd")).unwrap().count();
+    let before = open();
+    for _ in 0..20 {
+        let client = rig.run(ttrpc::r#async::Client::connect(rig.address())).unwrap();
+        let client = containerd_shim_protos::shim_async::TaskClient::new(client);
+        let request = WaitRequest { id: "c".into(), ..Default::default() };
+        let waited = rig.run(async {
+            tokio::time::timeout(Duration::from_millis(10), client.wait(soon(), &request)).await
+        });
+        assert!(waited.is_err());
+    }
+    wait_until("the connections' end", || open() <= before);
+    rig.kill_keeper();
+    rig.kill("c", "", 9, true).unwrap();
+    rig.wait("c", "").unwrap();
+    rig.delete("c", "").unwrap();
+}

@@ -1,0 +1,10 @@
+//! The keeper over its socket, as root, against the real kernel.
+#![allow(clippy::unwrap_used, unreachable_pub, missing_debug_implementations, reason = "a test program")]
+
+mod crash;
+mod input;
+mod life;
+mod pods;
+mod resources;
+mod rig;
+mod streams;

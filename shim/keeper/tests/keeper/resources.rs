@@ -1,0 +1,150 @@
+//! Limits, figures, events, and what many lives leave behind.
+
+use crate::rig::{Rig, code, soon};
+use async_trait::async_trait;
+use containerd_shim_protos::api::{Empty, PidsRequest, StatsRequest, UpdateTaskRequest};
+use containerd_shim_protos::cgroups::metrics::Metrics as MetricsV1;
+use containerd_shim_protos::cgroups_v2::metrics::Metrics as MetricsV2;
+use containerd_shim_protos::events::task::TaskExit;
+use containerd_shim_protos::shim::event::Envelope;
+use containerd_shim_protos::shim::events::ForwardRequest;
+use containerd_shim_protos::shim_async::{Events, create_events};
+use protobuf::Message as _;
+use protobuf::well_known_types::any::Any;
+use serde_json::json;
+use std::fs;
+use std::sync::{Arc, Mutex};
+use ttrpc::Code;
+
+#[test]
+fn figures_and_limits() {
+    // SHIM-TSK-27, 28, 29; CRI-EXIT-03
+    let rig = Rig::new();
+    let mut bundle = rig.bundle("c", &["sleep", "1000"]);
+    bundle.spec["linux"]["resources"] = json!({"memory": {"limit": 64 << 20}, "pids": {"limit": 20}});
+    let pid = rig.create(&bundle).unwrap();
+    rig.start("c", "").unwrap();
+    let stats = StatsRequest { id: "c".into(), ..Default::default() };
+    let limits = || {
+        let any = rig.run(rig.tasks().stats(soon(), &stats)).unwrap().stats.unwrap();
+        if any.type_url == "io.containerd.cgroups.v1.Metrics" {
+            let metrics = MetricsV1::parse_from_bytes(&any.value).unwrap();
+            (metrics.memory.usage.limit, metrics.pids.limit, metrics.pids.current)
+        } else {
+            assert_eq!(any.type_url, "io.containerd.cgroups.v2.Metrics");
+            let metrics = MetricsV2::parse_from_bytes(&any.value).unwrap();
+            (metrics.memory.usage_limit, metrics.pids.limit, metrics.pids.current)
+        }
+    };
+    assert_eq!(limits(), (64 << 20, 20, 1));
+    let update = |resources: &str| {
+        let value = Any { value: resources.as_bytes().to_vec(), ..Any::default() };
+        let request =
+            UpdateTaskRequest { id: "c".into(), resources: Some(value).into(), ..Default::default() };
+        rig.run(rig.tasks().update(soon(), &request))
+    };
+    update(r#"{"memory":{"limit":33554432}}"#).unwrap();
+    assert_eq!(limits(), (32 << 20, 20, 1));
+    assert_eq!(code(update("rubbish")), Code::INVALID_ARGUMENT);
+    let pids = PidsRequest { id: "c".into(), ..Default::default() };
+    let pids = rig.run(rig.tasks().pids(soon(), &pids)).unwrap().processes;
+    assert_eq!(pids.iter().map(|process| process.pid).collect::<Vec<_>>(), [pid]);
+    rig.kill("c", "", 9, true).unwrap();
+    rig.wait("c", "").unwrap();
+    rig.delete("c", "").unwrap();
+    // Out of memory is told from killed.
+    let mut bundle = rig.bundle("oom", &["sh", "-c", "x=$(tr '\\0' 'a' </dev/zero)"]);
+    bundle.spec["linux"]["resources"] = json!({"memory": {"limit": 15 << 20, "swap": 15 << 20}});
+    rig.create(&bundle).unwrap();
+    rig.start("oom", "").unwrap();
+    let info = rig.wait_task("oom");
+    assert_eq!((info.exit_status, info.oom_killed), (137, true));
+    rig.delete("oom", "").unwrap();
+}
+
+#[test]
+fn many_lives_leave_nothing_behind() {
+    let rig = Rig::new();
+    let info = rig.info();
+    let open = |pid: i32| fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+    let mut before = (0, 0);
+    for round in 0..40 {
+        let id = format!("c{round}");
+        let mut bundle = rig.bundle(&id, &["sh", "-c", "echo x; sleep 1000"]);
+        bundle.stdout = format!("cri-log://{}", rig.log_path(&id).display());
+        rig.create(&bundle).unwrap();
+        rig.start(&id, "").unwrap();
+        rig.exec(&id, "e", &["true"], "").unwrap();
+        rig.start(&id, "e").unwrap();
+        rig.wait(&id, "e").unwrap();
+        rig.kill(&id, "", 9, true).unwrap();
+        rig.wait(&id, "").unwrap();
+        rig.delete(&id, "").unwrap();
+        if round == 5 {
+            before = (open(info.keeper_pid), open(info.guardian_pid));
+        }
+    }
+    let after = (open(info.keeper_pid), open(info.guardian_pid));
+    assert_eq!(after, before, "descriptors of keeper and guardian");
+    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", info.keeper_pid)).unwrap();
+    assert_eq!(children, "", "processes of the keeper");
+}
+
+#[derive(Debug, Default)]
+struct Recorder(Arc<Mutex<Vec<Envelope>>>);
+
+#[async_trait]
+impl Events for Recorder {
+    async fn forward(
+        &self,
+        _: &ttrpc::r#async::TtrpcContext,
+        request: ForwardRequest,
+    ) -> ttrpc::Result<Empty> {
+        self.0.lock().unwrap().push(request.envelope.unwrap());
+        Ok(Empty::default())
+    }
+}
+
+#[test]
+fn events_come_in_order() {
+    // SHIM-EVT-01, 02, 03, 05; SHIM-EXIT-01, 02; SHIM-TSK-08
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("events");
+    let events = Arc::new(Mutex::new(Vec::new()));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let service = create_events(Arc::new(Recorder(Arc::clone(&events))));
+    let mut server = {
+        let _inside = runtime.enter();
+        ttrpc::r#async::Server::new()
+            .bind(&format!("unix://{}", socket.display()))
+            .unwrap()
+            .register_service(service)
+    };
+    runtime.block_on(server.start()).unwrap();
+    let rig = Rig::with_events(socket.to_str().unwrap());
+    rig.create(&rig.bundle("c", &["sleep", "1000"])).unwrap();
+    rig.start("c", "").unwrap();
+    rig.exec("c", "e", &["sleep", "1000"], "").unwrap();
+    rig.start("c", "e").unwrap();
+    rig.kill("c", "", 9, false).unwrap();
+    rig.wait("c", "").unwrap();
+    rig.delete("c", "").unwrap();
+    crate::rig::wait_until("all events", || events.lock().unwrap().len() >= 7);
+    let events = events.lock().unwrap();
+    let topics: Vec<_> = events.iter().map(|event| event.topic.as_str()).collect();
+    let expected = ["create", "start", "exec-added", "exec-started", "exit", "exit", "delete"]
+        .map(|name| format!("/tasks/{name}"));
+    assert_eq!(topics, expected);
+    let exits: Vec<_> = events
+        .iter()
+        .filter(|event| event.topic == "/tasks/exit")
+        .map(|event| {
+            assert_eq!(
+                (event.event.type_url.as_str(), event.namespace.as_str()),
+                ("containerd.events.TaskExit", "test")
+            );
+            TaskExit::parse_from_bytes(&event.event.value).unwrap().id
+        })
+        .collect();
+    assert_eq!(exits, ["e", "c"], "init's exit is the last");
+}

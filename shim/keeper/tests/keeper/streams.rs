@@ -1,0 +1,186 @@
+//! Logs, rotation, terminals, standard input.
+
+use crate::rig::{Rig, code, log_lines, soon, wait_until};
+use containerd_shim_protos::api::{CloseIORequest, CreateTaskRequest, ResizePtyRequest};
+use cri_proto::keeper::ReopenLogRequest;
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
+use ttrpc::Code;
+
+fn reopen(rig: &Rig, id: &str) -> ttrpc::Result<()> {
+    let request = ReopenLogRequest { id: id.into(), ..Default::default() };
+    rig.run(rig.keeper().reopen_log(soon(), &request)).map(drop)
+}
+
+#[test]
+fn logs_rotate_while_lines_are_written() {
+    // CRI-LOG-11, 12, 13
+    let rig = Rig::new();
+    let mut bundle =
+        rig.bundle("c", &["sh", "-c", "i=0; while [ $i -lt 20000 ]; do echo line $i; i=$((i+1)); done"]);
+    let path = rig.log_path("c");
+    bundle.stdout = format!("cri-log://{}", path.display());
+    rig.create(&bundle).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o640);
+    rig.start("c", "").unwrap();
+    let mut lines = Vec::new();
+    let mut rotations = 0;
+    while rotations < 5 {
+        let old = rig.dir().join(format!("old.{rotations}"));
+        fs::rename(&path, &old).unwrap();
+        match reopen(&rig, "c") {
+            Ok(()) => assert!(path.exists(), "it answered before the new file was there"),
+            Err(_) => {
+                fs::rename(&old, &path).unwrap();
+                break;
+            }
+        }
+        let rotated = log_lines(&old, "stdout");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        assert_eq!(log_lines(&old, "stdout").len(), rotated.len(), "the old file still grows");
+        lines.extend(rotated);
+        rotations += 1;
+    }
+    rig.wait("c", "").unwrap();
+    lines.extend(log_lines(&path, "stdout"));
+    assert!(rotations > 0);
+    assert_eq!(lines, (0..20_000).map(|i| format!("line {i}")).collect::<Vec<_>>());
+    fs::remove_file(&path).unwrap();
+    assert_eq!(code(reopen(&rig, "c")), Code::FAILED_PRECONDITION);
+    assert!(!path.exists(), "no new file for what does not run");
+    rig.delete("c", "").unwrap();
+}
+
+#[test]
+fn output_nobody_wants_does_not_block() {
+    // CRI-LOG-02
+    let rig = Rig::new();
+    rig.create(&rig.bundle("c", &["head", "-c", "3000000", "/dev/zero"])).unwrap();
+    rig.start("c", "").unwrap();
+    assert_eq!(rig.wait("c", "").unwrap(), 0);
+    rig.delete("c", "").unwrap();
+}
+
+#[test]
+fn a_full_disk_does_not_block_and_is_counted() {
+    // CRI-LOG-10
+    let rig = Rig::new();
+    let mut bundle = rig.bundle("c", &["seq", "1", "5000"]);
+    bundle.stdout = "cri-log:///dev/full".into();
+    rig.create(&bundle).unwrap();
+    rig.start("c", "").unwrap();
+    let info = rig.wait_task("c");
+    assert_eq!((info.exit_status, info.log_dropped), (0, 5000));
+    assert_eq!(rig.info().log_dropped, 5000);
+    rig.delete("c", "").unwrap();
+}
+
+#[test]
+fn a_terminal_on_a_log_survives_the_keeper_too() {
+    let mut rig = Rig::new();
+    let mut bundle = rig.bundle(
+        "c",
+        &["sh", "-c", "test -t 0 && test -t 1 && echo a tty; i=0; while [ $i -lt 3000 ]; do echo tty $i; i=$((i+1)); done"],
+    );
+    bundle.spec["process"]["terminal"] = true.into();
+    let path = rig.log_path("c");
+    bundle.stdout = format!("cri-log://{}", path.display());
+    rig.create(&bundle).unwrap();
+    rig.start("c", "").unwrap();
+    for _ in 0..3 {
+        rig.kill_keeper();
+    }
+    assert_eq!(rig.wait("c", "").unwrap(), 0);
+    let mut expected = vec!["a tty".to_owned()];
+    expected.extend((0..3000).map(|i| format!("tty {i}")));
+    assert_eq!(log_lines(&path, "stdout"), expected);
+    rig.delete("c", "").unwrap();
+}
+
+#[test]
+fn fifos_in_both_directions_and_close_io() {
+    // SHIM-IO-03, 04, 04c; SHIM-TSK-26
+    let rig = Rig::new();
+    let bundle = rig.bundle("c", &["cat"]);
+    fs::write(bundle.path.join("config.json"), bundle.spec.to_string()).unwrap();
+    let (stdin, stdout) = (rig.fifo("in"), rig.fifo("out"));
+    let request = CreateTaskRequest {
+        id: "c".into(),
+        bundle: bundle.path.to_str().unwrap().into(),
+        stdin: stdin.clone(),
+        stdout: stdout.clone(),
+        ..Default::default()
+    };
+    // Nobody has opened the other ends yet: Create must not wait for them.
+    rig.run(rig.tasks().create(soon(), &request)).unwrap();
+    rig.start("c", "").unwrap();
+    let mut input = fs::OpenOptions::new().write(true).open(&stdin).unwrap();
+    input.write_all(b"there and back\n").unwrap();
+    drop(input);
+    // The client has left; the process does not see an end until CloseIO.
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    assert_eq!(rig.state("c", "").unwrap(), "RUNNING");
+    let close = CloseIORequest { id: "c".into(), stdin: true, ..Default::default() };
+    rig.run(rig.tasks().close_io(soon(), &close)).unwrap();
+    assert_eq!(rig.wait("c", "").unwrap(), 0);
+    // The process is gone and nobody has read yet: the bytes wait for a late reader.
+    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NONBLOCK;
+    let mut text = String::new();
+    let reader = rustix::fs::open(&stdout, flags, rustix::fs::Mode::empty()).unwrap();
+    fs::File::from(reader).read_to_string(&mut text).unwrap();
+    assert_eq!(text, "there and back\n");
+    rig.delete("c", "").unwrap();
+}
+
+#[test]
+fn an_interactive_exec_has_a_terminal_of_the_right_size() {
+    // SHIM-IO-09, SHIM-TSK-25
+    let rig = Rig::new();
+    rig.create(&rig.bundle("c", &["sleep", "1000"])).unwrap();
+    rig.start("c", "").unwrap();
+    let (stdin, stdout) = (rig.fifo("in"), rig.fifo("out"));
+    let process = serde_json::json!({
+        "terminal": true, "user": {"uid": 0, "gid": 0}, "args": ["sh"], "env": ["PATH=/bin"], "cwd": "/",
+    });
+    rig.exec_process("c", "e", &process, &stdin, &stdout, "").unwrap();
+    let output = fs::OpenOptions::new().read(true).write(true).open(&stdout).unwrap();
+    rig.start("c", "e").unwrap();
+    let size =
+        ResizePtyRequest { id: "c".into(), exec_id: "e".into(), width: 77, height: 33, ..Default::default() };
+    rig.run(rig.tasks().resize_pty(soon(), &size)).unwrap();
+    let mut input = fs::OpenOptions::new().write(true).open(&stdin).unwrap();
+    input.write_all(b"stty size; echo $((6*7)); exit 5\n").unwrap();
+    assert_eq!(rig.wait("c", "e").unwrap(), 5);
+    let seen = std::cell::RefCell::new(Vec::new());
+    wait_until("the shell's answers", || {
+        let mut buffer = [0; 4096];
+        rustix::io::ioctl_fionbio(&output, true).unwrap();
+        if let Ok(count) = rustix::io::read(&output, &mut buffer) {
+            seen.borrow_mut().extend_from_slice(&buffer[..count]);
+        }
+        let seen = String::from_utf8_lossy(&seen.borrow()).into_owned();
+        seen.contains("33 77") && seen.contains("\n42\r")
+    });
+    rig.delete("c", "e").unwrap();
+    rig.kill("c", "", 9, true).unwrap();
+    rig.wait("c", "").unwrap();
+    rig.delete("c", "").unwrap();
+}
+
+#[test]
+fn standard_input_of_a_logged_container_stays_open() {
+    let rig = Rig::new();
+    let mut bundle = rig.bundle("c", &["sh", "-c", "cat; echo end of input"]);
+    let path = rig.log_path("c");
+    bundle.stdout = format!("cri-log://{}?stdin=1", path.display());
+    rig.create(&bundle).unwrap();
+    rig.start("c", "").unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    assert_eq!(rig.state("c", "").unwrap(), "RUNNING");
+    let close = CloseIORequest { id: "c".into(), stdin: true, ..Default::default() };
+    rig.run(rig.tasks().close_io(soon(), &close)).unwrap();
+    assert_eq!(rig.wait("c", "").unwrap(), 0);
+    assert_eq!(log_lines(&path, "stdout"), ["end of input"]);
+    rig.delete("c", "").unwrap();
+}
