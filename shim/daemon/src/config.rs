@@ -97,7 +97,9 @@ impl Config {
         let state = absolute(&args.state)?;
         let cgroup_root = low.cgroup_root.unwrap_or_else(|| "/slipway".into());
         if !cgroup_root.starts_with('/') || cgroup_root.split('/').any(|p| p == "..") {
-            bail!("cgroup_root = {cgroup_root:?}: give an absolute path below the hierarchy's root, without '..'");
+            bail!(
+                "cgroup_root = {cgroup_root:?}: give an absolute path below the hierarchy's root, without '..'"
+            );
         }
         let builtin = low.network.builtin.unwrap_or(true).then(|| slipway_network::Builtin {
             bridge: low.network.bridge.unwrap_or_else(|| "slipway0".into()),
@@ -115,7 +117,10 @@ impl Config {
             },
             network: slipway_network::Options {
                 conf_dir: low.cni.conf_dir.unwrap_or_else(|| "/etc/cni/net.d".into()),
-                bin_dirs: low.cni.bin_dirs.unwrap_or_else(|| vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()]),
+                bin_dirs: low
+                    .cni
+                    .bin_dirs
+                    .unwrap_or_else(|| vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()]),
                 // Outlives a boot: a pod of the former one still gets its CNI DEL.
                 state_dir: root.join("network"),
                 builtin,
@@ -144,12 +149,19 @@ fn absolute(path: &Path) -> Result<PathBuf> {
 fn keeper_binary(named: Option<PathBuf>) -> Result<PathBuf> {
     const NAME: &str = "containerd-shim-slipway-v1";
     if let Some(path) = named {
-        return if path.is_file() { Ok(path) } else { bail!("keeper.path = {}: no such file", path.display()) };
+        return if path.is_file() {
+            Ok(path)
+        } else {
+            bail!("keeper.path = {}: no such file", path.display())
+        };
     }
     let beside = std::env::current_exe().ok().and_then(|me| Some(me.parent()?.to_owned()));
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = beside.into_iter().chain(std::env::split_paths(&path)).map(|d| d.join(NAME)).find(|p| p.is_file());
-    found.with_context(|| format!("{NAME} is neither beside this program nor in PATH: install it or set keeper.path"))
+    let found =
+        beside.into_iter().chain(std::env::split_paths(&path)).map(|d| d.join(NAME)).find(|p| p.is_file());
+    found.with_context(|| {
+        format!("{NAME} is neither beside this program nor in PATH: install it or set keeper.path")
+    })
 }
 
 #[cfg(test)]

@@ -47,7 +47,8 @@ impl Error {
     #[must_use]
     pub(crate) fn of(mut self, what: impl fmt::Display) -> Self {
         // Prefixes that the kubelet matches must stay in front (CRI-IMG-25, CRI-IMG-26).
-        let kept = ["RegistryUnavailable", "SignatureValidationFailed", "RROUnsupported", "ImageVolumeMountFailed"];
+        let kept =
+            ["RegistryUnavailable", "SignatureValidationFailed", "RROUnsupported", "ImageVolumeMountFailed"];
         if !kept.iter().any(|prefix| self.message.starts_with(prefix)) {
             self.message = format!("{what}: {}", self.message);
         }

@@ -46,7 +46,10 @@ pub(crate) struct Keeper {
 
 impl std::fmt::Debug for Keeper {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Keeper").field("binary", &self.binary).field("state", &self.state).finish_non_exhaustive()
+        f.debug_struct("Keeper")
+            .field("binary", &self.binary)
+            .field("state", &self.state)
+            .finish_non_exhaustive()
     }
 }
 
@@ -71,7 +74,8 @@ impl Keeper {
 
     /// Runs the `start` action (idempotent) and connects.
     async fn connect(&self) -> Result<Clients> {
-        std::fs::create_dir_all(&self.state).map_err(|e| Error::io("make keeper directory", &self.state, &e))?;
+        std::fs::create_dir_all(&self.state)
+            .map_err(|e| Error::io("make keeper directory", &self.state, &e))?;
         let output = tokio::process::Command::new(&self.binary)
             .args(["-namespace", "slipway", "-id", "node", "-address"])
             .arg(&self.client_address)
@@ -177,7 +181,8 @@ impl Keeper {
             let request = request.clone();
             async move { c.sandbox.start_sandbox(quick(), &request).await }
         });
-        i32::try_from(started.await?.pid).map_err(|e| Error::internal(format!("keeper answered a strange pid: {e}")))
+        i32::try_from(started.await?.pid)
+            .map_err(|e| Error::internal(format!("keeper answered a strange pid: {e}")))
     }
 
     async fn knows_sandbox(&self, id: &str) -> Result<bool> {
@@ -240,11 +245,15 @@ impl Keeper {
         match started.await {
             Ok(answer) => Ok(answer.pid),
             // The byte may have been sent before the keeper died.
-            Err(error) if error.code() == Code::Unavailable && exec_id.is_empty() => match self.task(id).await? {
-                Some(task) if task.state.enum_value() != Ok(ext::TaskState::CREATED) => Ok(task.pid.unsigned_abs()),
-                Some(_) => Box::pin(self.start(id, exec_id)).await,
-                None => Err(error),
-            },
+            Err(error) if error.code() == Code::Unavailable && exec_id.is_empty() => {
+                match self.task(id).await? {
+                    Some(task) if task.state.enum_value() != Ok(ext::TaskState::CREATED) => {
+                        Ok(task.pid.unsigned_abs())
+                    }
+                    Some(_) => Box::pin(self.start(id, exec_id)).await,
+                    None => Err(error),
+                }
+            }
             Err(error) => Err(error),
         }
     }
@@ -297,7 +306,13 @@ impl Keeper {
     }
 
     /// Prepares a process in a running container; its streams are fifos that the caller made and holds open.
-    pub(crate) async fn exec(&self, id: &str, exec_id: &str, process: Vec<u8>, fifos: [&Path; 2]) -> Result<()> {
+    pub(crate) async fn exec(
+        &self,
+        id: &str,
+        exec_id: &str,
+        process: Vec<u8>,
+        fifos: [&Path; 2],
+    ) -> Result<()> {
         let mut spec = Any::new();
         spec.type_url = "types.containerd.io/opencontainers/runtime-spec/1/Process".into();
         spec.value = process;
@@ -393,7 +408,9 @@ fn overlay_mount(overlay: &Overlay) -> api::Mount {
     mount.source = "overlay".into();
     mount.options = vec![format!("lowerdir={}", lower.join(":"))];
     let dirs = [("upperdir", &overlay.upper), ("workdir", &overlay.work)];
-    mount.options.extend(dirs.iter().filter_map(|(key, dir)| Some(format!("{key}={}", dir.as_ref()?.display()))));
+    mount
+        .options
+        .extend(dirs.iter().filter_map(|(key, dir)| Some(format!("{key}={}", dir.as_ref()?.display()))));
     if overlay.volatile {
         mount.options.push("volatile".into());
     }

@@ -39,7 +39,8 @@ impl Names {
                 let (names, name) = (self.clone(), name.to_owned());
                 tokio::spawn(async move {
                     // A panic in `work` must not keep the name for ever: it becomes an error like others.
-                    let result = tokio::spawn(work).await.unwrap_or_else(|e| Err(Error::internal(e.to_string())));
+                    let result =
+                        tokio::spawn(work).await.unwrap_or_else(|e| Err(Error::internal(e.to_string())));
                     names.settle(&name, &result);
                     announce.send_replace(Some(result));
                 });
@@ -69,7 +70,9 @@ impl Names {
         match names.get(name) {
             Some(Name::Taken(id)) => {
                 // The wording is what older kubelets look for (CRI-RUN-07).
-                let text = format!("failed to reserve sandbox name: name {name:?} is reserved for {id:?}; remove that first");
+                let text = format!(
+                    "failed to reserve sandbox name: name {name:?} is reserved for {id:?}; remove that first"
+                );
                 Err(Error::new(Code::AlreadyExists, text))
             }
             Some(Name::InFlight(outcome)) => Ok(Begin::Joined(outcome.clone())),

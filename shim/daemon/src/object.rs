@@ -31,7 +31,12 @@ pub(crate) struct Object<R> {
 impl<R: Record> Object<R> {
     pub(crate) fn new(record: R) -> Self {
         let id = record.id().to_owned();
-        Self { id, published: watch::Sender::new(Arc::new(record)), gate: Mutex::new(()), stopping: AtomicBool::new(false) }
+        Self {
+            id,
+            published: watch::Sender::new(Arc::new(record)),
+            gate: Mutex::new(()),
+            stopping: AtomicBool::new(false),
+        }
     }
 
     /// True for the first caller only.
@@ -100,11 +105,14 @@ impl<R: Record> Table<R> {
         if id.is_empty() {
             return Err(unknown());
         }
-        let mut hits = objects.range(id.to_owned()..).take_while(|(key, _)| key.starts_with(id)).map(|(_, o)| o);
+        let mut hits =
+            objects.range(id.to_owned()..).take_while(|(key, _)| key.starts_with(id)).map(|(_, o)| o);
         match (hits.next(), hits.next()) {
             (Some(only), None) => Ok(Arc::clone(only)),
             (None, _) => Err(unknown()),
-            (Some(_), Some(_)) => Err(Error::invalid(format!("{} id {id:?} is ambiguous: give more digits", R::KIND))),
+            (Some(_), Some(_)) => {
+                Err(Error::invalid(format!("{} id {id:?} is ambiguous: give more digits", R::KIND)))
+            }
         }
     }
 

@@ -86,7 +86,8 @@ fn read<R: Record>(path: &Path) -> std::result::Result<R, String> {
 
 fn set_aside(path: &Path, why: &str) {
     let aside = path.with_extension("damaged");
-    let moved = fs::rename(path, &aside).map_or_else(|e| format!("and cannot be moved: {e}"), |()| "set aside".into());
+    let moved = fs::rename(path, &aside)
+        .map_or_else(|e| format!("and cannot be moved: {e}"), |()| "set aside".into());
     tracing::error!(record = %path.display(), "damaged record {moved}: {why}");
 }
 
@@ -99,7 +100,8 @@ mod tests {
     fn records_come_back_and_damaged_ones_are_set_aside() {
         let dir = tempfile::tempdir().expect("dir");
         let records = Records::open(dir.path()).expect("open");
-        let mut record = PodRecord::intent("a".repeat(64), Default::default(), String::new(), "/x".into(), true);
+        let mut record =
+            PodRecord::intent("a".repeat(64), Default::default(), String::new(), "/x".into(), true);
         record.sandbox_pid = 7;
         records.save(&record).expect("save");
         let broken = dir.path().join("records/pod/broken.json");

@@ -40,7 +40,8 @@ async fn recover_pod(daemon: &Arc<Daemon>, mut record: PodRecord, kept: &ListRes
     if let Some(sandbox) = alive {
         record.sandbox_pid = sandbox.pid;
     }
-    let (unfinished, label) = (record.phase != PodPhase::Ready && record.attachment.is_none(), record.label());
+    let (unfinished, label) =
+        (record.phase != PodPhase::Ready && record.attachment.is_none(), record.label());
     let (id, name) = (record.id.clone(), record.name());
     daemon.pod_names.take(&name, &id);
     let pod = Arc::new(Pod::new(record.clone()));
@@ -166,6 +167,10 @@ mod tests {
         assert_eq!(phase(Phase::Created, Some(&task(TaskState::CREATED))), Phase::Created);
         let started = Phase::Running { started_at: 7, pid: 5 };
         assert_eq!(phase(Phase::Created, Some(&task(TaskState::RUNNING))), started);
-        assert_eq!(phase(Phase::Created, Some(&task(TaskState::STOPPED))), started, "its watcher learns the code");
+        assert_eq!(
+            phase(Phase::Created, Some(&task(TaskState::STOPPED))),
+            started,
+            "its watcher learns the code"
+        );
     }
 }

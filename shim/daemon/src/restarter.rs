@@ -31,7 +31,7 @@ const LONG_RUN: Duration = Duration::from_secs(600);
 const RECONNECT: Duration = Duration::from_millis(500);
 
 /// Works until it is dropped. `address`: the daemon's socket; `root`: its root directory, with `pods/` below it.
-pub async fn run(address: PathBuf, root: PathBuf) {
+pub(crate) async fn run(address: PathBuf, root: PathBuf) {
     let mut restarter = Restarter { client: Client::connect_lazily(&address), root, watched: HashMap::new() };
     loop {
         if let Err(error) = restarter.watch().await {

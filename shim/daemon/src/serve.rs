@@ -28,13 +28,16 @@ pub(crate) async fn serve(args: &ServeArgs, address: &Path) -> Result<()> {
     recovery::recover(&daemon).await.context("recover")?;
     let listener = listen(&daemon.config.address)?;
     tracing::info!(address = %daemon.config.address.display(), "serving CRI v1");
-    let restarter = tokio::spawn(crate::restarter::run(daemon.config.address.clone(), daemon.config.root.clone()));
+    let restarter =
+        tokio::spawn(crate::restarter::run(daemon.config.address.clone(), daemon.config.root.clone()));
     let served = tonic::transport::Server::builder()
         .max_concurrent_streams(MAX_STREAMS)
         .add_service(
             RuntimeServiceServer::new(RuntimeApi(Arc::clone(&daemon))).max_decoding_message_size(MAX_MESSAGE),
         )
-        .add_service(ImageServiceServer::new(ImageApi(Arc::clone(&daemon))).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(
+            ImageServiceServer::new(ImageApi(Arc::clone(&daemon))).max_decoding_message_size(MAX_MESSAGE),
+        )
         .add_service(LocalServer::new(LocalApi(Arc::clone(&daemon))))
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), asked_to_end())
         .await;
@@ -78,7 +81,8 @@ fn listen(address: &Path) -> Result<UnixListener> {
 
 async fn asked_to_end() {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
         tracing::error!("signals cannot be watched: end this daemon with SIGKILL, which is safe");
         return std::future::pending().await;
     };

@@ -88,7 +88,9 @@ fn decide(
     let uid = match (&account, user.parse::<i64>()) {
         (Some(account), _) => account.uid,
         (None, Ok(number)) => id("user", number)?,
-        (None, Err(_)) => return Err(Error::invalid(format!("user {user:?} is not in the image's /etc/passwd"))),
+        (None, Err(_)) => {
+            return Err(Error::invalid(format!("user {user:?} is not in the image's /etc/passwd")));
+        }
     };
     let gid = match (&security.run_as_group, image_group) {
         (Some(asked), _) => id("run_as_group", asked.value)?,
@@ -102,7 +104,9 @@ fn decide(
     if security.supplemental_groups_policy() == v1::SupplementalGroupsPolicy::Merge
         && let Some(account) = &account
     {
-        all.extend(groups(group).filter(|(_, _, members)| members.contains(&account.name)).map(|(_, gid, _)| gid));
+        all.extend(
+            groups(group).filter(|(_, _, members)| members.contains(&account.name)).map(|(_, gid, _)| gid),
+        );
     }
     let mut seen = std::collections::BTreeSet::new();
     all.retain(|g| seen.insert(*g));
@@ -134,7 +138,10 @@ fn find_group(group: &str, wanted: &str) -> Result<u32> {
         return Ok(gid);
     }
     let number = wanted.parse::<i64>();
-    number.map_or_else(|_| Err(Error::invalid(format!("group {wanted:?} is not in the image's /etc/group"))), |n| id("group", n))
+    number.map_or_else(
+        |_| Err(Error::invalid(format!("group {wanted:?} is not in the image's /etc/group"))),
+        |n| id("group", n),
+    )
 }
 
 fn id(what: &str, value: i64) -> Result<u32> {
@@ -152,7 +159,9 @@ mod tests {
     const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\nbroken\n";
     const GROUP: &str = "root:x:0:\nextra:x:5000:app,other\nshared:x:5001:app\n";
 
-    fn security(change: impl FnOnce(&mut v1::LinuxContainerSecurityContext)) -> v1::LinuxContainerSecurityContext {
+    fn security(
+        change: impl FnOnce(&mut v1::LinuxContainerSecurityContext),
+    ) -> v1::LinuxContainerSecurityContext {
         let mut security = v1::LinuxContainerSecurityContext::default();
         change(&mut security);
         security

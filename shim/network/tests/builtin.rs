@@ -275,8 +275,6 @@ fn medians_of_setup_and_teardown() {
         }
         // The best of fifteen, far above the target: a busy machine does not fail this, a slept second does.
         assert!(figures.iter().all(|(up, down)| *up.max(down) < Duration::from_millis(60)), "{figures:?}");
-            "{figures:?}"
-        );
         network.teardown(&warm.net, None).await.unwrap();
         network.close().await.unwrap();
         host.assert_clean();

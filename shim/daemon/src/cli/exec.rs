@@ -10,7 +10,7 @@ use super::client::{Client, container_name, said};
 use super::output::eprintln_quietly;
 
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// A pod, or a container (name or id)
     #[arg(value_name = "POD|CONTAINER")]
     target: String,

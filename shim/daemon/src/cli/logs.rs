@@ -22,7 +22,7 @@ const RECHECK: Duration = Duration::from_secs(1);
 const BLOCK: usize = 64 << 10;
 
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// A pod, or a container (name or id)
     #[arg(value_name = "POD|CONTAINER")]
     target: String,

@@ -37,11 +37,11 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-pub use output::Output;
+pub(crate) use output::Output;
 
 /// Commands that talk to a running daemon.
 #[derive(Debug, clap::Subcommand)]
-pub enum Cli {
+pub(crate) enum Cli {
     /// Run the pods of a Kubernetes v1 Pod manifest
     Run(run::Args),
     /// List pods
@@ -69,7 +69,7 @@ pub enum Cli {
 /// # Errors
 /// A sentence for people: no daemon there, what the daemon refused, what is wrong with the manifest. Nothing half-made
 /// stays behind.
-pub async fn run(command: Cli, address: &Path, output: Output) -> Result<ExitCode> {
+pub(crate) async fn run(command: Cli, address: &Path, output: Output) -> Result<ExitCode> {
     let mut client = client::Client::connect(address).await?;
     let client = &mut client;
     let done = match command {

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 /// Form of what commands print on standard output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
-pub enum Output {
+pub(crate) enum Output {
     /// For people.
     #[default]
     Table,

@@ -15,7 +15,7 @@ use super::{facts, pod_dir};
 const DEFAULT_GRACE: i64 = 30;
 
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// Names, namespace/names or ids
     #[arg(value_name = "POD", required_unless_present = "all")]
     pods: Vec<String>,

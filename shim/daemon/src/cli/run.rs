@@ -26,7 +26,7 @@ const INIT_POLL: Duration = Duration::from_millis(50);
 const LAST_LINES: usize = 10;
 
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// Kubernetes v1 Pod manifest; `-` reads standard input
     #[arg(value_name = "POD.yaml")]
     file: PathBuf,

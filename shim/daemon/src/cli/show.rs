@@ -62,7 +62,7 @@ pub(crate) async fn pods(client: &mut Client, output: Output) -> Result<()> {
 }
 
 #[derive(Debug, clap::Args)]
-pub struct PsArgs {
+pub(crate) struct PsArgs {
     /// Also those that do not run
     #[arg(short, long)]
     all: bool,
@@ -169,7 +169,7 @@ pub(crate) async fn images(client: &mut Client, output: Output) -> Result<()> {
 }
 
 #[derive(Debug, clap::Args)]
-pub struct StatsArgs {
+pub(crate) struct StatsArgs {
     /// Again every second, until Ctrl-C
     #[arg(short, long)]
     watch: bool,

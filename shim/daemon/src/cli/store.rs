@@ -10,14 +10,14 @@ use super::client::{Client, said};
 use super::output::{Output, Progress, json, print};
 
 #[derive(Debug, clap::Args)]
-pub struct PullArgs {
+pub(crate) struct PullArgs {
     /// Reference: HOST/NAME[:TAG][@DIGEST]
     #[arg(value_name = "REF")]
     image: String,
 }
 
 #[derive(Debug, clap::Args)]
-pub struct ImportArgs {
+pub(crate) struct ImportArgs {
     /// Archive (plain, gzip or zstd), or a directory in OCI layout
     archive: PathBuf,
     /// Name for an image that has none in the archive

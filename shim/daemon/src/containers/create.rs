@@ -29,7 +29,8 @@ impl Daemon {
         let metadata = config.metadata.clone().unwrap_or_default();
         let name = format!("{}/{}/{}", pod.id, metadata.name, metadata.attempt);
         let daemon = Arc::clone(self);
-        let made = self.container_names.once(&name, async move { daemon.make_container(&pod, config).await }).await;
+        let made =
+            self.container_names.once(&name, async move { daemon.make_container(&pod, config).await }).await;
         made.map_err(|e| e.of(format_args!("create container {} in pod {}", metadata.name, record.label())))
     }
 
@@ -68,12 +69,15 @@ impl Daemon {
         }
         let wanted = config.image.as_ref().map(|i| i.image.clone()).unwrap_or_default();
         let image = self.images.find(&wanted);
-        let image = image.ok_or_else(|| Error::not_found(format!("image {wanted:?} is not in the store: pull it first")))?;
+        let image = image.ok_or_else(|| {
+            Error::not_found(format!("image {wanted:?} is not in the store: pull it first"))
+        })?;
         let id = crate::ids::new()?;
         let mut record = self.intent(&id, &sandbox, config, &image)?;
 
         let daemon = Arc::clone(self);
-        let (view, security) = (Arc::clone(&image), record.config.linux.clone().unwrap_or_default().security_context);
+        let (view, security) =
+            (Arc::clone(&image), record.config.linux.clone().unwrap_or_default().security_context);
         let identity =
             blocking(move || user::resolve(&daemon.images, &view, &security.unwrap_or_default())).await?;
         record.user = identity.to_cri();
@@ -115,7 +119,8 @@ impl Daemon {
         config: v1::ContainerConfig,
         image: &Image,
     ) -> Result<ContainerRecord> {
-        let (stop_signal, stop_signal_name) = signals::effective(config.stop_signal, &image.config.stop_signal)?;
+        let (stop_signal, stop_signal_name) =
+            signals::effective(config.stop_signal, &image.config.stop_signal)?;
         let named = config.image.as_ref().map(|i| i.image.clone()).unwrap_or_default();
         let image_name = image.repo_tags.first().cloned().unwrap_or(named);
         let image_ref = image.repo_digests.first().cloned().unwrap_or_else(|| image.id.clone());
@@ -137,7 +142,12 @@ impl Daemon {
         })
     }
 
-    async fn writable_layer(self: &Arc<Self>, image: &Arc<Image>, id: &str, undo: &mut Rollback) -> Result<Overlay> {
+    async fn writable_layer(
+        self: &Arc<Self>,
+        image: &Arc<Image>,
+        id: &str,
+        undo: &mut Rollback,
+    ) -> Result<Overlay> {
         let (daemon, owner) = (Arc::clone(self), id.to_owned());
         undo.push("writable layer", blocking(move || daemon.images.release(&owner)));
         let (daemon, image, owner) = (Arc::clone(self), Arc::clone(image), id.to_owned());
@@ -146,7 +156,8 @@ impl Daemon {
 
     /// pid=TARGET joins the namespace of a running container of the same pod (CRI-NS-05).
     fn target_pid(&self, record: &ContainerRecord, pod: &Pod) -> Result<Option<u32>> {
-        let options = record.config.linux.as_ref().and_then(|l| l.security_context.as_ref()?.namespace_options.clone());
+        let options =
+            record.config.linux.as_ref().and_then(|l| l.security_context.as_ref()?.namespace_options.clone());
         let Some(options) = options.filter(|o| o.pid() == v1::NamespaceMode::Target) else { return Ok(None) };
         let target = self.containers.get(&options.target_id)?.record();
         match target.phase {

@@ -79,7 +79,10 @@ impl Daemon {
         }
         if !matches!(record.phase, Phase::Running { .. }) {
             let state = record.state().as_str_name();
-            return Err(Error::state(format!("exec in container {}: it is {state}, not running", record.label())));
+            return Err(Error::state(format!(
+                "exec in container {}: it is {state}, not running",
+                record.label()
+            )));
         }
         let exec_id = crate::ids::new()?[..16].to_owned();
         let session = Session { daemon: Arc::clone(self), id: record.id.clone(), exec_id };
@@ -113,7 +116,12 @@ impl Drop for Session {
 }
 
 impl Session {
-    async fn run(&self, record: &ContainerRecord, command: Vec<String>, limit: Option<Duration>) -> Result<Output> {
+    async fn run(
+        &self,
+        record: &ContainerRecord,
+        command: Vec<String>,
+        limit: Option<Duration>,
+    ) -> Result<Output> {
         let dir = self.daemon.config.state.join("exec").join(&self.exec_id);
         let fifos = Fifos::make(dir)?;
         let mut ends = fifos.open()?;
@@ -127,7 +135,10 @@ impl Session {
         match limit {
             None => collected.await?,
             Some(limit) => tokio::time::timeout(limit, collected).await.unwrap_or_else(|_| {
-                Err(Error::new(Code::DeadlineExceeded, format!("command timed out after {} s", limit.as_secs())))
+                Err(Error::new(
+                    Code::DeadlineExceeded,
+                    format!("command timed out after {} s", limit.as_secs()),
+                ))
             })?,
         }
         Ok(output)

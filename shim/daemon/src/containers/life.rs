@@ -36,7 +36,9 @@ impl Daemon {
         let label = record.label();
         if record.phase != Phase::Created {
             let state = record.state().as_str_name();
-            return Err(Error::state(format!("start container {label}: it is {state}, only a created one can be started")));
+            return Err(Error::state(format!(
+                "start container {label}: it is {state}, only a created one can be started"
+            )));
         }
         let pod = self.pods.get(&record.pod_id)?;
         if pod.record().phase != PodPhase::Ready {
@@ -61,7 +63,13 @@ impl Daemon {
     }
 
     /// EXITED, 128, StartError (CRI-CST-03).
-    async fn start_failed(&self, container: &Container, record: &ContainerRecord, at: i64, why: &Error) -> Result<()> {
+    async fn start_failed(
+        &self,
+        container: &Container,
+        record: &ContainerRecord,
+        at: i64,
+        why: &Error,
+    ) -> Result<()> {
         let mut failed = record.clone();
         failed.phase = Phase::Exited {
             started_at: at,
@@ -121,7 +129,11 @@ impl Daemon {
     }
 
     /// StopContainer (CRI-STOP-01 to 08). Cancelled by its caller it escalates nothing.
-    pub(crate) async fn stop_container(self: &Arc<Self>, container: &Arc<Container>, how: Stop) -> Result<()> {
+    pub(crate) async fn stop_container(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        how: Stop,
+    ) -> Result<()> {
         let record = container.record();
         if !record.is_running() {
             return Ok(());
@@ -152,7 +164,10 @@ impl Daemon {
     /// RemoveContainer (CRI-REM-*): kills if need be; each step can be repeated.
     pub(crate) async fn remove_container(self: &Arc<Self>, container: &Arc<Container>) -> Result<()> {
         let (daemon, container) = (Arc::clone(self), Arc::clone(container));
-        crate::pods::stop::finish(tokio::spawn(async move { daemon.remove_container_known(&container).await })).await
+        crate::pods::stop::finish(tokio::spawn(
+            async move { daemon.remove_container_known(&container).await },
+        ))
+        .await
     }
 
     async fn remove_container_known(self: &Arc<Self>, container: &Arc<Container>) -> Result<()> {

@@ -26,8 +26,17 @@ pub(crate) enum Phase {
     /// Intent: what this record names may exist in part. Never listed.
     Creating,
     Created,
-    Running { started_at: i64, pid: u32 },
-    Exited { started_at: i64, finished_at: i64, exit_code: i32, reason: String, message: String },
+    Running {
+        started_at: i64,
+        pid: u32,
+    },
+    Exited {
+        started_at: i64,
+        finished_at: i64,
+        exit_code: i32,
+        reason: String,
+        message: String,
+    },
 }
 
 /// All that must survive the daemon.
@@ -99,7 +108,10 @@ impl ContainerRecord {
             metadata: self.config.metadata.clone(),
             state: self.state().into(),
             created_at: self.created_at,
-            image: Some(v1::ImageSpec { image: self.image_name.clone(), ..self.config.image.clone().unwrap_or_default() }),
+            image: Some(v1::ImageSpec {
+                image: self.image_name.clone(),
+                ..self.config.image.clone().unwrap_or_default()
+            }),
             image_ref: self.image_ref.clone(),
             image_id: self.image_id.clone(),
             labels: self.config.labels.clone(),

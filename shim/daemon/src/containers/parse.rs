@@ -10,7 +10,10 @@ use std::path::{Component, Path};
 pub(super) fn check(config: &v1::ContainerConfig, pod: &PodRecord) -> Result<()> {
     let metadata = config.metadata.as_ref().ok_or_else(|| Error::invalid("config.metadata is missing"))?;
     if metadata.name.is_empty() || metadata.name.contains(['/', '\0']) {
-        return Err(Error::invalid(format!("config.metadata.name {:?} must be non-empty and without '/'", metadata.name)));
+        return Err(Error::invalid(format!(
+            "config.metadata.name {:?} must be non-empty and without '/'",
+            metadata.name
+        )));
     }
     if config.image.as_ref().is_none_or(|i| i.image.is_empty()) {
         return Err(Error::invalid("config.image.image is empty: pull an image and name it"));
@@ -19,7 +22,10 @@ pub(super) fn check(config: &v1::ContainerConfig, pod: &PodRecord) -> Result<()>
     if security.privileged && !pod.security().privileged {
         return Err(Error::invalid("a privileged container needs a privileged sandbox"));
     }
-    if security.run_as_group.is_some() && security.run_as_user.is_none() && security.run_as_username.is_empty() {
+    if security.run_as_group.is_some()
+        && security.run_as_user.is_none()
+        && security.run_as_username.is_empty()
+    {
         return Err(Error::invalid("run_as_group is set without run_as_user or run_as_username"));
     }
     if security.run_as_user.is_some() && !security.run_as_username.is_empty() {
@@ -55,22 +61,31 @@ fn check_mount(mount: &v1::Mount) -> Result<()> {
         return Err(Error::invalid(format!("mount {path}: host_path {:?} is not absolute", mount.host_path)));
     }
     // CRI-MNT-08.
-    if mount.recursive_read_only && (!mount.readonly || mount.propagation() != v1::MountPropagation::PropagationPrivate) {
-        return Err(Error::invalid(format!("mount {path}: recursive_read_only needs readonly and private propagation")));
+    if mount.recursive_read_only
+        && (!mount.readonly || mount.propagation() != v1::MountPropagation::PropagationPrivate)
+    {
+        return Err(Error::invalid(format!(
+            "mount {path}: recursive_read_only needs readonly and private propagation"
+        )));
     }
     if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-        return Err(Error::state(format!("mount {path}: id mappings need a pod user namespace, not supported yet")));
+        return Err(Error::state(format!(
+            "mount {path}: id mappings need a pod user namespace, not supported yet"
+        )));
     }
     // CRI-MNT-14.
     let unknown = mount.mount_options.iter().find(|o| !matches!(o.as_str(), "noexec" | "nodev" | "nosuid"));
     if let Some(option) = unknown {
-        return Err(Error::invalid(format!("mount {path}: mount option {option:?} is not noexec, nodev or nosuid")));
+        return Err(Error::invalid(format!(
+            "mount {path}: mount option {option:?} is not noexec, nodev or nosuid"
+        )));
     }
     // CRI-MNT-03: the contract says error; a directory made silently would hide a typing error.
     match std::fs::symlink_metadata(&mount.host_path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            Err(Error::invalid(format!("mount {path}: host_path {} does not exist: create it first", mount.host_path)))
-        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(Error::invalid(format!(
+            "mount {path}: host_path {} does not exist: create it first",
+            mount.host_path
+        ))),
         Err(e) => Err(Error::io("look at mount source", Path::new(&mount.host_path), &e)),
         Ok(_) => Ok(()),
     }
@@ -83,7 +98,9 @@ pub(super) fn log_path(directory: &str, path: &str) -> Result<String> {
     }
     let inside = Path::new(path).components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir));
     if !inside {
-        return Err(Error::invalid(format!("log_path {path:?} leads out of the pod's log directory {directory}")));
+        return Err(Error::invalid(format!(
+            "log_path {path:?} leads out of the pod's log directory {directory}"
+        )));
     }
     Ok(Path::new(directory).join(path).display().to_string())
 }

@@ -67,7 +67,10 @@ impl Rates {
 
 impl Daemon {
     /// Statistics of one container; a stopped one has its writable layer only (CRI-SS-13).
-    pub(crate) async fn container_stats(self: &Arc<Self>, container: &Container) -> Result<v1::ContainerStats> {
+    pub(crate) async fn container_stats(
+        self: &Arc<Self>,
+        container: &Container,
+    ) -> Result<v1::ContainerStats> {
         let (daemon, record) = (Arc::clone(self), container.record());
         blocking(move || Ok::<_, crate::error::Error>(daemon.read_stats(&record))).await
     }
@@ -104,7 +107,8 @@ impl Daemon {
     }
 
     fn writable_layer_usage(&self, id: &str) -> Option<v1::FilesystemUsage> {
-        let cached = self.rates.lock().get(id).and_then(|k| k.layer).filter(|(at, ..)| at.elapsed() < WALK_EVERY);
+        let cached =
+            self.rates.lock().get(id).and_then(|k| k.layer).filter(|(at, ..)| at.elapsed() < WALK_EVERY);
         let (_, at, bytes, inodes) = match cached {
             Some(known) => known,
             None => {

@@ -25,14 +25,20 @@ impl Daemon {
         let merged = merge(linux.resources.clone().unwrap_or_default(), asked);
         let encoded = serde_json::to_vec(&resources::build(&merged)?)
             .map_err(|e| Error::internal(format!("encode resources: {e}")))?;
-        self.keeper.update(&record.id, encoded).await.map_err(|e| e.of(format_args!("update container {label}")))?;
+        self.keeper
+            .update(&record.id, encoded)
+            .await
+            .map_err(|e| e.of(format_args!("update container {label}")))?;
         linux.resources = Some(merged);
         container.set(&self.records, changed)
     }
 }
 
 /// What is set in `asked` replaces what is in force.
-fn merge(mut in_force: v1::LinuxContainerResources, asked: &v1::LinuxContainerResources) -> v1::LinuxContainerResources {
+fn merge(
+    mut in_force: v1::LinuxContainerResources,
+    asked: &v1::LinuxContainerResources,
+) -> v1::LinuxContainerResources {
     let number = |old: &mut i64, new: i64| {
         if new != 0 {
             *old = new;
@@ -65,8 +71,10 @@ mod tests {
     /// CRI-UPD-03, CRI-KUB-06.
     #[test]
     fn zero_leaves_as_is() {
-        let before = v1::LinuxContainerResources { memory_limit_in_bytes: 5, cpu_shares: 7, ..Default::default() };
-        let asked = v1::LinuxContainerResources { cpuset_cpus: "0".into(), cpu_shares: 9, ..Default::default() };
+        let before =
+            v1::LinuxContainerResources { memory_limit_in_bytes: 5, cpu_shares: 7, ..Default::default() };
+        let asked =
+            v1::LinuxContainerResources { cpuset_cpus: "0".into(), cpu_shares: 9, ..Default::default() };
         let after = merge(before, &asked);
         assert_eq!((after.memory_limit_in_bytes, after.cpu_shares, after.cpuset_cpus.as_str()), (5, 9, "0"));
     }

@@ -72,7 +72,8 @@ impl v1::image_service_server::ImageService for ImageApi {
 
 impl ImageApi {
     fn list(&self, filter: Option<&v1::ImageFilter>) -> Vec<v1::Image> {
-        let wanted = filter.and_then(|f| f.image.as_ref()).map(|i| i.image.as_str()).filter(|i| !i.is_empty());
+        let wanted =
+            filter.and_then(|f| f.image.as_ref()).map(|i| i.image.as_str()).filter(|i| !i.is_empty());
         match wanted {
             Some(wanted) => self.0.images.find(wanted).iter().map(|i| to_cri(i)).collect(),
             None => self.0.images.list().iter().map(|i| to_cri(i)).collect(),
@@ -85,7 +86,10 @@ impl ImageApi {
         let mut info = HashMap::new();
         if let (true, Some(image)) = (verbose, &found) {
             let spec: serde_json::Value = serde_json::from_str(&image.raw_config).unwrap_or_default();
-            info.insert("info".to_owned(), json!({"chainID": image.layers.last(), "imageSpec": spec}).to_string());
+            info.insert(
+                "info".to_owned(),
+                json!({"chainID": image.layers.last(), "imageSpec": spec}).to_string(),
+            );
         }
         v1::ImageStatusResponse { image: found.as_deref().map(to_cri), info }
     }
@@ -101,7 +105,10 @@ impl ImageApi {
         let image = match deadline {
             None => pull.await?,
             Some(limit) => tokio::time::timeout(limit, pull).await.map_err(|_| {
-                Error::new(tonic::Code::DeadlineExceeded, format!("pull {reference}: the client's deadline passed"))
+                Error::new(
+                    tonic::Code::DeadlineExceeded,
+                    format!("pull {reference}: the client's deadline passed"),
+                )
             })??,
         };
         tracing::info!(reference, id = image.id, "image is here");
@@ -118,7 +125,10 @@ impl ImageApi {
             used_bytes: Some(v1::UInt64Value { value: info.used_bytes }),
             inodes_used: Some(v1::UInt64Value { value: info.inodes_used }),
         };
-        Ok(v1::ImageFsInfoResponse { image_filesystems: vec![usage.clone()], container_filesystems: vec![usage] })
+        Ok(v1::ImageFsInfoResponse {
+            image_filesystems: vec![usage.clone()],
+            container_filesystems: vec![usage],
+        })
     }
 }
 

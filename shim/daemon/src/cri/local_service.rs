@@ -29,7 +29,10 @@ impl local::local_server::Local for LocalApi {
         }
         let imported = self.0.images.import(Path::new(&request.path), name).await;
         let images = imported.map_err(Error::from).map(|images| {
-            let one = |i: &Arc<slipway_images::Image>| local::ImportedImage { id: i.id.clone(), names: i.repo_tags.clone() };
+            let one = |i: &Arc<slipway_images::Image>| local::ImportedImage {
+                id: i.id.clone(),
+                names: i.repo_tags.clone(),
+            };
             local::ImportResponse { images: images.iter().map(one).collect() }
         });
         answer("Import", images)
@@ -75,7 +78,12 @@ impl Board {
             Progress::Resolved { bytes, .. } => self.total = bytes,
             Progress::Layer { digest, done, total } => {
                 let state = local::LayerState::LayerPulling.into();
-                let layer = local::LayerProgress { digest: digest.clone(), state, bytes_done: done, bytes_total: total };
+                let layer = local::LayerProgress {
+                    digest: digest.clone(),
+                    state,
+                    bytes_done: done,
+                    bytes_total: total,
+                };
                 self.layers.insert(digest, layer);
             }
             Progress::LayerReady { digest, cached } => {
@@ -83,7 +91,8 @@ impl Board {
                 layer.digest = digest;
                 layer.bytes_done = layer.bytes_total;
                 layer.state =
-                    if cached { local::LayerState::LayerPresent } else { local::LayerState::LayerDone }.into();
+                    if cached { local::LayerState::LayerPresent } else { local::LayerState::LayerDone }
+                        .into();
             }
         }
     }

@@ -50,7 +50,10 @@ impl v1::runtime_service_server::RuntimeService for RuntimeApi {
         answer("Version", Ok(status::version()))
     }
 
-    async fn status(&self, request: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
+    async fn status(
+        &self,
+        request: Request<v1::StatusRequest>,
+    ) -> Result<Response<v1::StatusResponse>, Status> {
         answer("Status", Ok(status::status(&self.0, request.get_ref().verbose).await))
     }
 
@@ -107,7 +110,12 @@ impl v1::runtime_service_server::RuntimeService for RuntimeApi {
             v1::PodSandboxStatusResponse {
                 status: Some(record.status()),
                 info: if request.verbose { pod_info(&record) } else { HashMap::new() },
-                containers_statuses: self.0.containers_of(&pod.id).iter().map(|c| c.record().status()).collect(),
+                containers_statuses: self
+                    .0
+                    .containers_of(&pod.id)
+                    .iter()
+                    .map(|c| c.record().status())
+                    .collect(),
                 timestamp: crate::clock::now(),
             }
         });
@@ -301,7 +309,9 @@ impl v1::runtime_service_server::RuntimeService for RuntimeApi {
         request: Request<v1::StreamContainerStatsRequest>,
     ) -> Result<Response<Self::StreamContainerStatsStream>, Status> {
         let items = self.stats(request.get_ref().filter.as_ref()).await;
-        Ok(Response::new(stream(items, |container_stats| v1::StreamContainerStatsResponse { container_stats })))
+        Ok(Response::new(stream(items, |container_stats| v1::StreamContainerStatsResponse {
+            container_stats,
+        })))
     }
 
     async fn pod_sandbox_stats(

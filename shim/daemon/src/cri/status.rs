@@ -30,10 +30,12 @@ pub(super) async fn status(daemon: &Daemon, verbose: bool) -> v1::StatusResponse
         Ok(_) => condition("RuntimeReady", true, "", String::new()),
         Err(error) => condition("RuntimeReady", false, "KeeperUnavailable", error.to_string()),
     };
-    let mut conditions = vec![runtime, condition("NetworkReady", network.ready, &network.reason, network.message)];
+    let mut conditions =
+        vec![runtime, condition("NetworkReady", network.ready, &network.reason, network.message)];
     // Not one of the kubelet's own: it ignores what it does not know (CRI-STA-05).
     if keeper.as_ref().is_ok_and(|info| info.guardian_pid == 0) {
-        let message = "the guardian is gone: if the keeper dies too, exit codes are lost; drain this node".into();
+        let message =
+            "the guardian is gone: if the keeper dies too, exit codes are lost; drain this node".into();
         conditions.push(condition("SlipwayGuardian", false, "GuardianGone", message));
     }
     let mut info = HashMap::new();

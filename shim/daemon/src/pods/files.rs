@@ -45,7 +45,9 @@ impl PodDir {
     fn mount_shm(&self) -> Result<()> {
         let path = self.file("shm");
         match fs::create_dir(&path) {
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(Error::io("make shm directory", &path, &e)),
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(Error::io("make shm directory", &path, &e));
+            }
             _ => {}
         }
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
@@ -67,7 +69,9 @@ impl PodDir {
     pub(crate) fn remove(&self) -> Result<()> {
         self.release()?;
         match fs::remove_dir_all(&self.0) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("remove pod directory", &self.0, &e)),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                Err(Error::io("remove pod directory", &self.0, &e))
+            }
             _ => Ok(()),
         }
     }

@@ -18,7 +18,9 @@ pub(crate) enum PodPhase {
     Creating,
     Ready,
     /// Stopped, or found dead. `released`: namespaces, network and mounts are given back (else a stop tries again).
-    NotReady { released: bool },
+    NotReady {
+        released: bool,
+    },
 }
 
 /// All that must survive the daemon.

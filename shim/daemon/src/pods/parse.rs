@@ -7,16 +7,23 @@ use cri_proto::v1;
 /// InvalidArgument that names the field (CRI-RUN-01, CRI-NS-01).
 pub(crate) fn check(config: &v1::PodSandboxConfig) -> Result<()> {
     let metadata = config.metadata.as_ref().ok_or_else(|| Error::invalid("config.metadata is missing"))?;
-    for (field, value) in [("name", &metadata.name), ("namespace", &metadata.namespace), ("uid", &metadata.uid)] {
+    for (field, value) in
+        [("name", &metadata.name), ("namespace", &metadata.namespace), ("uid", &metadata.uid)]
+    {
         if value.is_empty() {
-            return Err(Error::invalid(format!("config.metadata.{field} is empty: it identifies the sandbox")));
+            return Err(Error::invalid(format!(
+                "config.metadata.{field} is empty: it identifies the sandbox"
+            )));
         }
         if value.contains(['/', '\0']) {
             return Err(Error::invalid(format!("config.metadata.{field} = {value:?} holds a '/' or NUL")));
         }
     }
     if !config.log_directory.is_empty() && !config.log_directory.starts_with('/') {
-        return Err(Error::invalid(format!("log_directory {:?} is not an absolute path", config.log_directory)));
+        return Err(Error::invalid(format!(
+            "log_directory {:?} is not an absolute path",
+            config.log_directory
+        )));
     }
     config.port_mappings.iter().try_for_each(check_port)?;
     if config.hostname.len() > 64 {
@@ -53,12 +60,17 @@ fn check_namespaces(options: &v1::NamespaceOption) -> Result<()> {
     ] {
         if !allowed.contains(&mode) {
             let mode = mode.as_str_name();
-            return Err(Error::invalid(format!("namespace_options.{name} = {mode} is not possible for a sandbox")));
+            return Err(Error::invalid(format!(
+                "namespace_options.{name} = {mode} is not possible for a sandbox"
+            )));
         }
     }
     if options.userns_options.as_ref().is_some_and(|u| u.mode() != Node) {
-        return Err(Error::new(tonic::Code::FailedPrecondition, "user namespaces for pods are not supported yet: \
-            the handler's features say so; run the pod with hostUsers: true"));
+        return Err(Error::new(
+            tonic::Code::FailedPrecondition,
+            "user namespaces for pods are not supported yet: \
+            the handler's features say so; run the pod with hostUsers: true",
+        ));
     }
     Ok(())
 }
@@ -81,7 +93,11 @@ mod tests {
         bad.metadata.get_or_insert_default().uid.clear();
         assert!(check(&bad).is_err_and(|e| e.to_string().contains("uid")));
         let mut bad = good();
-        bad.port_mappings.push(v1::PortMapping { host_port: 70000, container_port: 80, ..Default::default() });
+        bad.port_mappings.push(v1::PortMapping {
+            host_port: 70000,
+            container_port: 80,
+            ..Default::default()
+        });
         assert!(check(&bad).is_err_and(|e| e.to_string().contains("70000")));
     }
 }

@@ -11,11 +11,17 @@ use std::sync::Arc;
 
 impl Daemon {
     /// Makes a pod and answers its id; the same request in flight is joined (CRI-RUN-09).
-    pub(crate) async fn run_pod(self: &Arc<Self>, config: v1::PodSandboxConfig, handler: String) -> Result<String> {
+    pub(crate) async fn run_pod(
+        self: &Arc<Self>,
+        config: v1::PodSandboxConfig,
+        handler: String,
+    ) -> Result<String> {
         super::parse::check(&config)?;
         if !crate::handlers::known(&handler) {
             let known = crate::handlers::NAMES.join(", ");
-            return Err(Error::invalid(format!("runtime_handler {handler:?} is unknown; there is {known} (or empty)")));
+            return Err(Error::invalid(format!(
+                "runtime_handler {handler:?} is unknown; there is {known} (or empty)"
+            )));
         }
         let id = crate::ids::new()?;
         let asked = config.linux.as_ref().map(|l| l.cgroup_parent.clone()).unwrap_or_default();
@@ -52,7 +58,10 @@ impl Daemon {
 
     /// What could not be given back stays visible as NOTREADY, so that stop and remove try again (CRI-RUN-11).
     fn keep_for_cleanup(&self, mut record: PodRecord, failed: &[&str]) {
-        tracing::error!(pod = record.label(), "clean-up failed at {failed:?}; the pod stays listed as NOTREADY");
+        tracing::error!(
+            pod = record.label(),
+            "clean-up failed at {failed:?}; the pod stays listed as NOTREADY"
+        );
         record.phase = PodPhase::NotReady { released: false };
         record.netns = self.netns_path(&record);
         self.pod_names.take(&record.name(), &record.id);
@@ -71,7 +80,8 @@ impl Daemon {
         self.records.save(&record)?;
         if let Some(netns) = record.netns.clone() {
             let path = netns.clone();
-            rollback.push("network namespace", blocking(move || slipway_runtime::sandbox::unpin_netns(&path)));
+            rollback
+                .push("network namespace", blocking(move || slipway_runtime::sandbox::unpin_netns(&path)));
             let path = netns.clone();
             blocking(move || slipway_runtime::sandbox::pin_netns(&path)).await?;
             let (daemon, network) = (Arc::clone(self), record.network(netns));
@@ -90,7 +100,8 @@ impl Daemon {
         let mut config = record.config.clone();
         config.hostname = files::hostname(&record);
         let dir = PodDir::new(&self.config.state, &id);
-        record.sandbox_pid = self.keeper.run_sandbox(&id, dir.path(), &config, record.netns.as_deref()).await?;
+        record.sandbox_pid =
+            self.keeper.run_sandbox(&id, dir.path(), &config, record.netns.as_deref()).await?;
         record.phase = PodPhase::Ready;
         self.records.save(&record)?;
         Ok(record)

@@ -112,5 +112,6 @@ impl Daemon {
 
 /// The outcome of work that goes on when its caller leaves.
 pub(crate) async fn finish(work: tokio::task::JoinHandle<Result<()>>) -> Result<()> {
-    work.await.unwrap_or_else(|e| Err(crate::error::Error::internal(format!("the request failed inside: {e}"))))
+    work.await
+        .unwrap_or_else(|e| Err(crate::error::Error::internal(format!("the request failed inside: {e}"))))
 }

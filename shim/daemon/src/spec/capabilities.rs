@@ -79,7 +79,9 @@ pub(super) fn build(security: &v1::LinuxContainerSecurityContext) -> Result<Valu
 }
 
 /// The final sets: (bounding = effective = permitted, ambient).
-pub(super) fn sets(security: &v1::LinuxContainerSecurityContext) -> Result<(BTreeSet<String>, BTreeSet<String>)> {
+pub(super) fn sets(
+    security: &v1::LinuxContainerSecurityContext,
+) -> Result<(BTreeSet<String>, BTreeSet<String>)> {
     if security.privileged {
         return Ok((all(), BTreeSet::new()));
     }
@@ -126,7 +128,11 @@ fn canonical(name: &str) -> Result<String> {
 mod tests {
     use super::*;
 
-    fn sets_of(add: &[&str], drop: &[&str], ambient: &[&str]) -> Result<(BTreeSet<String>, BTreeSet<String>)> {
+    fn sets_of(
+        add: &[&str],
+        drop: &[&str],
+        ambient: &[&str],
+    ) -> Result<(BTreeSet<String>, BTreeSet<String>)> {
         let list = |names: &[&str]| names.iter().map(|&n| n.to_owned()).collect();
         sets(&v1::LinuxContainerSecurityContext {
             capabilities: Some(v1::Capability {

@@ -35,9 +35,16 @@ fn default_rules() -> Vec<Value> {
         json!({"allow": true, "type": "c", "access": "m"}),
         json!({"allow": true, "type": "b", "access": "m"}),
     ];
-    for (major, minor) in
-        [(1, Some(3)), (1, Some(5)), (1, Some(7)), (1, Some(8)), (1, Some(9)), (5, Some(0)), (5, Some(1)), (5, Some(2))]
-    {
+    for (major, minor) in [
+        (1, Some(3)),
+        (1, Some(5)),
+        (1, Some(7)),
+        (1, Some(8)),
+        (1, Some(9)),
+        (5, Some(0)),
+        (5, Some(1)),
+        (5, Some(2)),
+    ] {
         rules.push(json!({"allow": true, "type": "c", "major": major, "minor": minor, "access": "rwm"}));
     }
     rules.push(json!({"allow": true, "type": "c", "major": 136, "access": "rwm"}));
@@ -48,7 +55,10 @@ fn default_rules() -> Vec<Value> {
 fn requested(device: &v1::Device, nodes: &mut Vec<Value>, rules: &mut Vec<Value>) -> Result<()> {
     let access = if device.permissions.is_empty() { "rwm" } else { &device.permissions };
     if !access.chars().all(|c| "rwm".contains(c)) {
-        return Err(Error::invalid(format!("device {}: permissions {access:?} are not of r, w, m", device.host_path)));
+        return Err(Error::invalid(format!(
+            "device {}: permissions {access:?} are not of r, w, m",
+            device.host_path
+        )));
     }
     let host = std::fs::canonicalize(&device.host_path)
         .map_err(|e| Error::invalid(format!("device {}: {e}", device.host_path)))?;
@@ -65,7 +75,11 @@ fn requested(device: &v1::Device, nodes: &mut Vec<Value>, rules: &mut Vec<Value>
             found = true;
         }
     }
-    if found { Ok(()) } else { Err(Error::invalid(format!("device {} is not a device node", device.host_path))) }
+    if found {
+        Ok(())
+    } else {
+        Err(Error::invalid(format!("device {} is not a device node", device.host_path)))
+    }
 }
 
 /// None: the path is no device.

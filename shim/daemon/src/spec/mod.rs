@@ -71,7 +71,8 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Spec> {
         "linux": linux,
         "annotations": annotations(inputs),
     });
-    serde_json::from_value(spec).map_err(|e| Error::invalid(format!("the request makes no valid OCI spec: {e}")))
+    serde_json::from_value(spec)
+        .map_err(|e| Error::invalid(format!("the request makes no valid OCI spec: {e}")))
 }
 
 /// As containerd names them: other tools look for these (CRI-CC-17).
@@ -126,9 +127,14 @@ pub(crate) mod tests {
     use crate::containers::Phase;
 
     pub(crate) fn pod() -> PodRecord {
-        let mut pod = PodRecord::intent("p".repeat(64), Default::default(), String::new(), "/slipway/p".into(), true);
-        pod.config.metadata =
-            Some(v1::PodSandboxMetadata { name: "web".into(), uid: "u".into(), namespace: "ns".into(), attempt: 0 });
+        let mut pod =
+            PodRecord::intent("p".repeat(64), Default::default(), String::new(), "/slipway/p".into(), true);
+        pod.config.metadata = Some(v1::PodSandboxMetadata {
+            name: "web".into(),
+            uid: "u".into(),
+            namespace: "ns".into(),
+            attempt: 0,
+        });
         pod.config.hostname = "web".into();
         pod.netns = Some("/run/netns/p".into());
         pod.sandbox_pid = 42;
@@ -157,7 +163,9 @@ pub(crate) mod tests {
         }
     }
 
-    pub(crate) fn spec_of(change: impl FnOnce(&mut v1::ContainerConfig, &mut v1::LinuxContainerSecurityContext)) -> Result<Value> {
+    pub(crate) fn spec_of(
+        change: impl FnOnce(&mut v1::ContainerConfig, &mut v1::LinuxContainerSecurityContext),
+    ) -> Result<Value> {
         let (pod, mut container) = (pod(), container());
         let mut security = v1::LinuxContainerSecurityContext {
             namespace_options: Some(v1::NamespaceOption {
@@ -201,7 +209,10 @@ pub(crate) mod tests {
         let target = spec_of(|_, s| {
             s.namespace_options.get_or_insert_default().pid = v1::NamespaceMode::Target.into();
         });
-        assert_eq!(namespace(&target.expect("spec"), "pid").map(|n| n["path"].clone()), Some("/proc/77/ns/pid".into()));
+        assert_eq!(
+            namespace(&target.expect("spec"), "pid").map(|n| n["path"].clone()),
+            Some("/proc/77/ns/pid".into())
+        );
         let node = spec_of(|_, s| {
             s.namespace_options = Some(v1::NamespaceOption {
                 network: v1::NamespaceMode::Node.into(),

@@ -9,7 +9,8 @@ use std::path::{Component, Path, PathBuf};
 pub(super) fn build(inputs: &Inputs<'_>) -> Result<Vec<Value>> {
     let mut mounts = defaults(inputs);
     let asked = inputs.container.config.mounts.iter().map(requested).collect::<Result<Vec<_>>>()?;
-    let targets: Vec<_> = asked.iter().map(|m| clean(m["destination"].as_str().unwrap_or_default())).collect();
+    let targets: Vec<_> =
+        asked.iter().map(|m| clean(m["destination"].as_str().unwrap_or_default())).collect();
     // A mount of the request replaces a default one on the same path, and one on /dev all below it (CRI-MNT-02).
     mounts.retain(|m| {
         let own = clean(m["destination"].as_str().unwrap_or_default());
@@ -37,7 +38,9 @@ fn defaults(inputs: &Inputs<'_>) -> Vec<Value> {
                "options": ["nosuid", "noexec", "nodev", "relatime", rw]}),
     ];
     let file_rw = if security.readonly_rootfs { "ro" } else { "rw" };
-    for (name, target) in [("hostname", "/etc/hostname"), ("hosts", "/etc/hosts"), ("resolv.conf", "/etc/resolv.conf")] {
+    for (name, target) in
+        [("hostname", "/etc/hostname"), ("hosts", "/etc/hosts"), ("resolv.conf", "/etc/resolv.conf")]
+    {
         let source = inputs.pod_dir.join(name);
         mounts.push(json!({"destination": target, "type": "bind", "source": source, "options": ["rbind", "rprivate", file_rw]}));
     }
@@ -50,8 +53,9 @@ fn defaults(inputs: &Inputs<'_>) -> Vec<Value> {
 
 fn requested(mount: &v1::Mount) -> Result<Value> {
     // Symlinks of the source are the host's and resolved before the bind (CRI-MNT-04).
-    let source = std::fs::canonicalize(&mount.host_path)
-        .map_err(|e| Error::invalid(format!("mount {}: source {}: {e}", mount.container_path, mount.host_path)))?;
+    let source = std::fs::canonicalize(&mount.host_path).map_err(|e| {
+        Error::invalid(format!("mount {}: source {}: {e}", mount.container_path, mount.host_path))
+    })?;
     let propagation = match mount.propagation() {
         v1::MountPropagation::PropagationPrivate => "rprivate",
         v1::MountPropagation::PropagationHostToContainer => "rslave",
@@ -65,7 +69,9 @@ fn requested(mount: &v1::Mount) -> Result<Value> {
         _ => "rw",
     });
     options.extend(mount.mount_options.iter().map(String::as_str));
-    Ok(json!({"destination": clean(&mount.container_path), "type": "bind", "source": source, "options": options}))
+    Ok(
+        json!({"destination": clean(&mount.container_path), "type": "bind", "source": source, "options": options}),
+    )
 }
 
 /// A shared mount inside needs a root that lets it out (CRI-MNT-06).
@@ -109,11 +115,14 @@ mod tests {
     /// CRI-MNT-01, CRI-MNT-02, CRI-NET-07.
     #[test]
     fn requests_replace_defaults_and_parents_come_first() {
-        let spec = spec_of(|c, _| c.mounts = vec![mount("/etc/hosts", "/etc/hosts"), mount("/tmp", "/a/b"), mount("/tmp", "/a")]);
+        let spec = spec_of(|c, _| {
+            c.mounts = vec![mount("/etc/hosts", "/etc/hosts"), mount("/tmp", "/a/b"), mount("/tmp", "/a")]
+        });
         let spec = spec.expect("spec");
         assert_eq!(find(&spec, "/etc/hosts").len(), 1);
         assert_eq!(find(&spec, "/etc/hosts")[0]["source"], "/etc/hosts");
-        let order: Vec<_> = spec["mounts"].as_array().expect("list").iter().map(|m| m["destination"].clone()).collect();
+        let order: Vec<_> =
+            spec["mounts"].as_array().expect("list").iter().map(|m| m["destination"].clone()).collect();
         let at = |t: &str| order.iter().position(|d| d == t);
         assert!(at("/a") < at("/a/b") && at("/dev") < at("/dev/pts"));
         let dev = spec_of(|c, _| c.mounts = vec![mount("/dev", "/dev/")]).expect("spec");

@@ -58,7 +58,8 @@ fn args(inputs: &Inputs<'_>) -> Result<Vec<String>> {
 
 /// HOSTNAME and PATH, then the image's, then the request's; later ones replace earlier ones (CRI-CC-08, CRI-XS-09).
 fn env(inputs: &Inputs<'_>) -> Result<Vec<String>> {
-    let mut env = vec![DEFAULT_PATH.to_owned(), format!("HOSTNAME={}", crate::pods::files::hostname(inputs.pod))];
+    let mut env =
+        vec![DEFAULT_PATH.to_owned(), format!("HOSTNAME={}", crate::pods::files::hostname(inputs.pod))];
     if inputs.container.config.tty {
         env.push("TERM=xterm".into());
     }
@@ -76,9 +77,13 @@ fn env(inputs: &Inputs<'_>) -> Result<Vec<String>> {
 /// CRI carries bytes, config.json is UTF-8 text (OCI config.md): what does not fit is refused, not changed.
 fn variable(pair: &v1::KeyValue) -> Result<String> {
     let value = std::str::from_utf8(&pair.value);
-    let value = value.map_err(|e| Error::invalid(format!("envs: the value of {} is not UTF-8: {e}", pair.key)))?;
+    let value =
+        value.map_err(|e| Error::invalid(format!("envs: the value of {} is not UTF-8: {e}", pair.key)))?;
     if pair.key.is_empty() || pair.key.contains(['=', '\0']) || value.contains('\0') {
-        return Err(Error::invalid(format!("envs: {:?} is not a variable: '=' or NUL in it, or empty", pair.key)));
+        return Err(Error::invalid(format!(
+            "envs: {:?} is not a variable: '=' or NUL in it, or empty",
+            pair.key
+        )));
     }
     Ok(format!("{}={value}", pair.key))
 }

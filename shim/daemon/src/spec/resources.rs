@@ -59,7 +59,9 @@ fn check(asked: &v1::LinuxContainerResources) -> Result<()> {
         ("memory_swap_limit_in_bytes", asked.memory_swap_limit_in_bytes, -1),
     ] {
         if value < least {
-            return Err(Error::invalid(format!("resources.{name} = {value}: the least possible value is {least}")));
+            return Err(Error::invalid(format!(
+                "resources.{name} = {value}: the least possible value is {least}"
+            )));
         }
     }
     let (limit, swap) = (asked.memory_limit_in_bytes, asked.memory_swap_limit_in_bytes);
@@ -79,7 +81,8 @@ mod tests {
     #[test]
     fn zero_is_absent_and_swap_equals_memory() {
         assert_eq!(build(&Default::default()), Ok(json!({"cpu": {}})));
-        let asked = v1::LinuxContainerResources { memory_limit_in_bytes: 5, cpu_quota: -1, ..Default::default() };
+        let asked =
+            v1::LinuxContainerResources { memory_limit_in_bytes: 5, cpu_quota: -1, ..Default::default() };
         assert_eq!(build(&asked), Ok(json!({"cpu": {"quota": -1}, "memory": {"limit": 5, "swap": 5}})));
         let bad = v1::LinuxContainerResources {
             memory_limit_in_bytes: 5,

@@ -16,7 +16,8 @@ pub(super) fn apply(linux: &mut Value, inputs: &Inputs<'_>) -> Result<()> {
         return Ok(());
     }
     if let Some(profile) = seccomp(&security)? {
-        linux["seccomp"] = serde_json::to_value(profile).map_err(|e| Error::internal(format!("seccomp: {e}")))?;
+        linux["seccomp"] =
+            serde_json::to_value(profile).map_err(|e| Error::internal(format!("seccomp: {e}")))?;
     }
     // Exactly as given; the kubelet sends the default lists itself (CRI-SEC-12).
     linux["maskedPaths"] = json!(security.masked_paths);
@@ -38,8 +39,9 @@ fn seccomp(security: &v1::LinuxContainerSecurityContext) -> Result<Option<LinuxS
         ProfileType::Localhost => {
             let path = profile.localhost_ref.trim_start_matches("localhost/");
             let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
-            let text = std::fs::read(&path)
-                .map_err(|e| Error::invalid(format!("seccomp profile {path}: {e}: put the file on the node")))?;
+            let text = std::fs::read(&path).map_err(|e| {
+                Error::invalid(format!("seccomp profile {path}: {e}: put the file on the node"))
+            })?;
             let parsed = serde_json::from_slice(&text);
             parsed.map(Some).map_err(|e| Error::invalid(format!("seccomp profile {path} is not valid: {e}")))
         }
