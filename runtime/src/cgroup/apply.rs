@@ -22,7 +22,7 @@ impl Change {
     /// Plans `r` for this host; refuses it before anything is touched. `now` is given for a live group.
     pub(super) fn plan(layout: &Layout, r: &LinuxResources, now: Option<&Now>) -> Result<Self> {
         check(r)?;
-        let limits = match layout {
+        let mut limits = match layout {
             Layout::V2(_) => v2::limits(r, now)?,
             Layout::V1 { .. } => {
                 let mut limits = v1::limits(r, now)?;
@@ -30,6 +30,10 @@ impl Change {
                 limits
             }
         };
+        if !offers_hugetlb(layout) {
+            // "No huge pages" is true where no controller hands any out (CRI-RES-13: kubelet says it of each size).
+            limits.retain(|l| l.controller != "hugetlb" || l.value != "0");
+        }
         let devices =
             r.devices().as_ref().filter(|d| !d.is_empty()).map(|d| devices::rules(d)).transpose()?;
         Ok(Self { limits, devices })
@@ -48,6 +52,10 @@ impl Change {
         names.retain(|c| c != "cgroup");
         names
     }
+}
+
+fn offers_hugetlb(layout: &Layout) -> bool {
+    layout.all().any(|h| h.has("hugetlb"))
 }
 
 /// Version 1 files where version 1 has the controller; else those of the version 2 mount beside it.
@@ -207,7 +215,41 @@ pub(super) fn check_usage(layout: &Layout, path: &str, r: &LinuxResources) -> Re
 
 #[cfg(test)]
 mod tests {
-    use super::former_value;
+    use super::super::layout::Hierarchy;
+    use super::*;
+
+    /// CRI-RES-13, for a host that has huge pages (in sysfs) and lacks the controller.
+    #[test]
+    fn no_huge_pages_needs_no_controller() {
+        let Some(size) = std::fs::read_dir("/sys/kernel/mm/hugepages").into_iter().flatten().flatten().next()
+        else {
+            return;
+        };
+        let kib = size
+            .file_name()
+            .to_string_lossy()
+            .trim_matches(|c: char| !c.is_ascii_digit())
+            .parse::<u64>()
+            .unwrap();
+        let size = if kib >= 1 << 20 { format!("{}GB", kib >> 20) } else { format!("{}MB", kib >> 10) };
+        let plan = |limit: i64, controllers: &[&str]| {
+            let limit = oci_spec::runtime::LinuxHugepageLimitBuilder::default()
+                .page_size(&*size)
+                .limit(limit)
+                .build()
+                .unwrap();
+            let r = oci_spec::runtime::LinuxResourcesBuilder::default()
+                .hugepage_limits(vec![limit])
+                .build()
+                .unwrap();
+            let controllers = controllers.iter().map(|c| (*c).to_owned()).collect();
+            let layout = Layout::V2(Hierarchy { mount: "/sys/fs/cgroup".into(), controllers });
+            Change::plan(&layout, &r, None).unwrap().limits.len()
+        };
+        assert_eq!(plan(0, &["memory"]), 0);
+        assert_eq!(plan(0, &["memory", "hugetlb"]), 2, "usage and reservations");
+        assert_eq!(plan(2 << 30, &["memory"]), 2, "a real limit is not passed over");
+    }
 
     #[test]
     fn former_values_are_found_by_device() {
