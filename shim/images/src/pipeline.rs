@@ -9,7 +9,7 @@ use crate::manifest::Descriptor;
 use crate::registry::Registry;
 use crate::registry::blob::Sink;
 use crate::store::Inner;
-use crate::store::layers::Unpacked;
+use crate::store::layers::{Tidy, Unpacked};
 use crate::store::layout::Temporary;
 use crate::unpack::decode::{decode, decode_unbuffered};
 use crate::unpack::{Limits, unpack};
@@ -124,14 +124,10 @@ pub(crate) async fn run(
 }
 
 fn unpacked(inner: &Arc<Inner>, pieces: Pieces, diff_id: Digest) -> Result<Unpacked> {
-    let result = Temporary::directory(inner.layout()).and_then(|directory| {
-        let tree = unpack(pieces, directory.path(), Limits::default())?;
-        Ok(Unpacked { directory, tree, diff_id })
-    });
-    if result.is_err() {
-        inner.tidy();
-    }
-    result
+    let tidy = Tidy(inner.clone());
+    let directory = Temporary::directory(inner.layout())?;
+    let tree = unpack(pieces, directory.path(), Limits::default())?;
+    Ok(Unpacked { directory, tree, diff_id, tidy })
 }
 
 /// Why the decompressor stopped.

@@ -1,5 +1,7 @@
 //! Credentials and mirrors against a gate before a real registry.
 
+#![allow(clippy::unwrap_used, reason = "tests and their helpers")]
+
 mod support;
 
 use slipway_images::{Auth, Kind};

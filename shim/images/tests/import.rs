@@ -1,5 +1,7 @@
 //! Archives: docker save in both forms, OCI layout as tar and directory, compressed, with and without names.
 
+#![allow(clippy::unwrap_used, reason = "tests and their helpers")]
+
 mod support;
 
 use slipway_images::Kind;

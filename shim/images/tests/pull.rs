@@ -1,5 +1,7 @@
 //! Pulling from Debian's docker-registry on loopback: names, digests, indexes, damage, cut connections, sharing.
 
+#![allow(clippy::unwrap_used, reason = "tests and their helpers")]
+
 mod support;
 
 use slipway_images::{Image, Kind, Progress, Store};
@@ -139,6 +141,31 @@ async fn the_mounted_image_is_what_tar_extracts() {
     assert_eq!(support::mounted_listing(&view, &mount, ":"), wanted);
     let (bytes, inodes) = store.usage("box").unwrap();
     assert!(bytes >= 4096 && inodes == 3, "{bytes} {inodes}");
+}
+
+/// A layer with implicit parents is one thing at the bottom and another over a base: never taken for each other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_depends_on_its_base_is_not_shared() {
+    let registry = Registry::start();
+    let loose = (Tar::new().file("etc/app/conf", "x").end(), Packing::Gzip);
+    let bases: Vec<_> = [0o750, 0o1711]
+        .map(|mode| (Tar::new().dir("./", 0o755, 0).dir("etc/", mode, 9).end(), Packing::Gzip))
+        .into();
+    let (dir, store) = store();
+    let mount = dir.path().join("mount");
+    std::fs::create_dir(&mount).unwrap();
+    for (index, base) in [None].into_iter().chain(bases.iter().map(Some)).enumerate() {
+        let layers: Vec<_> = base.into_iter().chain([&loose]).cloned().collect();
+        let built = build(&layers, &format!("{{\"Labels\":{{\"n\":\"{index}\"}}}}"));
+        registry.push("a", &built, &index.to_string()).await;
+        let image = store.pull(&registry.name(&format!("a:{index}")), None, None).await.unwrap();
+        let reference = dir.path().join(index.to_string());
+        std::fs::create_dir(&reference).unwrap();
+        support::extract_by_tar(&built.tars, &reference);
+        let seen = support::mounted_listing(&store.view(&image).unwrap(), &mount, ":");
+        assert_eq!(seen, support::listing(&reference), "{index}");
+    }
+    assert_layers(&dir, 5);
 }
 
 // CRI-IMG-06, -08; IMG-REF-03

@@ -2,7 +2,7 @@
 
 use super::Inner;
 use super::layout::Temporary;
-use super::record::{LayerRecord, VERSION, layer_key, to_json};
+use super::record::{LayerRecord, VERSION, settled_key, shared_key, to_json};
 use crate::digest::Digest;
 use crate::unpack::settle::{Stack, settle};
 use crate::unpack::tree::{RootAttributes, Tree};
@@ -42,13 +42,25 @@ pub(crate) struct Unpacked {
     pub(crate) directory: Temporary,
     pub(crate) tree: Tree,
     pub(crate) diff_id: Digest,
+    /// Last, so that it is dropped after the directory went to the trash.
+    pub(crate) tidy: Tidy,
+}
+
+/// Has the trash emptied when dropped: beside a [`Temporary`], however that ends.
+pub(crate) struct Tidy(pub(crate) Arc<Inner>);
+
+impl Drop for Tidy {
+    fn drop(&mut self) {
+        self.0.tidy();
+    }
 }
 
 impl Inner {
     /// The layer of `diff_id` whose chain id is `chain`, if it is here: shared by diff id or its own by chain id.
     pub(crate) fn find_layer(self: &Arc<Self>, diff_id: &Digest, chain: &Digest) -> Option<Pinned> {
         let mut ledger = self.shared.ledger();
-        let key = [diff_id, chain].map(layer_key).into_iter().find(|key| ledger.layer(key).is_some())?;
+        let keys = [shared_key(diff_id), settled_key(chain)];
+        let key = keys.into_iter().find(|key| ledger.layer(key).is_some())?;
         ledger.pin(&key);
         Some(Pinned(Arc::new(Pin { inner: self.clone(), key })))
     }
@@ -60,8 +72,8 @@ impl Inner {
         chain: &Digest,
         below: &[Pinned],
     ) -> Result<Pinned> {
-        let Unpacked { directory, mut tree, diff_id } = unpacked;
-        let key = layer_key(if tree.pending.is_empty() { &diff_id } else { chain });
+        let Unpacked { directory, mut tree, diff_id, tidy: _tidy } = unpacked;
+        let key = if tree.pending.is_empty() { shared_key(&diff_id) } else { settled_key(chain) };
         let opened = self.open_stack(below)?;
         settle(&mut tree, &Stack { layers: opened.iter().map(AsFd::as_fd).collect() })?;
         let record = LayerRecord {

@@ -140,7 +140,7 @@ impl Inner {
             config: new.config,
             layers: layers.collect(),
         };
-        self.put(Stored::new(record)?, &mut self.shared.ledger())
+        self.put(&Stored::new(record)?, &mut self.shared.ledger())
     }
 
     /// Gives the stored image `id` more tags; None if it has been removed meanwhile.
@@ -149,11 +149,11 @@ impl Inner {
         let catalog = self.catalog();
         let Some(stored) = catalog.get(id) else { return Ok(None) };
         let named = stored.renamed(tags.to_vec(), Vec::new(), 0);
-        self.put(named, &mut ledger).map(Some)
+        self.put(&named, &mut ledger).map(Some)
     }
 
     /// Writes `new`, with the names it has already, and moves its tags. The ledger is the writers' lock.
-    fn put(&self, new: Stored, _ledger: &mut ledger::Ledger) -> Result<Arc<Image>> {
+    fn put(&self, new: &Stored, _ledger: &mut ledger::Ledger) -> Result<Arc<Image>> {
         let mut catalog = Catalog::clone(&self.catalog());
         let generation = 1 + catalog.images().map(|stored| stored.record.generation).max().unwrap_or(0);
         let moved = new.record.tags.clone();

@@ -92,9 +92,15 @@ pub(crate) fn hex_of(id: &str) -> &str {
     id.split_once(':').map_or(id, |(_, hex)| hex)
 }
 
-/// Name of a layer in layers/: hex for sha256, as paths of overlay mounts should be short.
-pub(crate) fn layer_key(digest: &Digest) -> String {
-    digest.hex().to_owned()
+/// Name in layers/ of a layer that depends on nothing below it. Short, as paths of overlay mounts should be.
+pub(crate) fn shared_key(diff_id: &Digest) -> String {
+    diff_id.hex().to_owned()
+}
+
+/// Name in layers/ of a layer that was settled over those below. Never equal to a shared one: the lowest layer's chain
+/// id is its diff id, but settled over nothing it is of no use higher up.
+pub(crate) fn settled_key(chain_id: &Digest) -> String {
+    format!("c{}", chain_id.hex())
 }
 
 /// Parses a record and refuses versions from the future.

@@ -15,9 +15,12 @@ pub(crate) fn decode<'a>(source: impl BufRead + Send + 'a) -> io::Result<Box<dyn
     })
 }
 
+/// A source whose first bytes were looked at.
+type Peeked<R> = io::Chain<io::Cursor<Vec<u8>>, R>;
+
 /// The first four bytes (zeros where there are fewer) and a reader that still begins with them. The source may give
 /// its first bytes one at a time.
-fn peek<R: BufRead>(mut source: R) -> io::Result<([u8; 4], io::Chain<io::Cursor<Vec<u8>>, R>)> {
+fn peek<R: BufRead>(mut source: R) -> io::Result<([u8; 4], Peeked<R>)> {
     let mut head = Vec::new();
     while head.len() < 4 {
         let available = source.fill_buf()?;

@@ -1,6 +1,7 @@
 //! What the tests of this crate share: images built by code, a real registry on loopback, a proxy that cuts, mounts.
 
 #![allow(dead_code, reason = "each test binary uses a part")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 #![allow(unreachable_pub, reason = "shared by several test binaries")]
 
 pub mod gate;
