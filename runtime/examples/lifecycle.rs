@@ -32,8 +32,27 @@ impl Series {
 fn main() {
     let rounds: usize = std::env::args().nth(1).map_or(100, |n| n.parse().unwrap());
     let rig = Rig::new();
+    let before = cpu();
     lives(&rig, rounds);
+    let after = cpu();
+    println!(
+        "{:<28} {:>11} us",
+        "CPU of a life, with children",
+        (after - before).as_micros() / rounds as u128
+    );
     sessions(&rig, rounds);
+    println!("{:<28} {:>11} us", "CPU of a session", (cpu() - after).as_micros() / rounds as u128);
+}
+
+/// Processor time of this process and of the children it has reaped.
+fn cpu() -> Duration {
+    use nix::sys::resource::{UsageWho, getrusage};
+    let micros = [UsageWho::RUSAGE_SELF, UsageWho::RUSAGE_CHILDREN].map(|who| {
+        let usage = getrusage(who).unwrap();
+        let (user, system) = (usage.user_time(), usage.system_time());
+        (user.tv_sec() + system.tv_sec()) * 1_000_000 + user.tv_usec() + system.tv_usec()
+    });
+    Duration::from_micros(micros.iter().sum::<i64>().unsigned_abs())
 }
 
 fn subject(args: &[&str]) -> Value {

@@ -52,7 +52,8 @@ impl Host {
             cgroups,
             hierarchies,
             capabilities: capability_line(&status, "CapPrm:") & capability_line(&status, "CapBnd:"),
-            apparmor: fs::read("/sys/module/apparmor/parameters/enabled").is_ok_and(|v| v.starts_with(b"Y")),
+            apparmor: fs::read("/sys/module/apparmor/parameters/enabled").is_ok_and(|v| v.starts_with(b"Y"))
+                && fs::metadata("/proc/self/attr/apparmor/exec").is_ok(),
             selinux: fs::metadata("/sys/fs/selinux/enforce").is_ok(),
         }
     }

@@ -168,10 +168,10 @@ fn groups(options: &Options, facts: &Facts<'_>, cgroup_path: &str, namespaces: &
             propagation: None,
         });
     }
-    // The host's cgroup namespace: the usual tree as the host sees it, so that paths in /proc/self/cgroup are right.
+    // In the host's cgroup namespace a mount of cgroup2 would show every group of the node: its own is enough.
     Delivery::Bind(BindPlan {
-        source: PathBuf::from("/sys/fs/cgroup"),
-        recursive: true,
+        source: Path::new("/sys/fs/cgroup").join(cgroup_path.trim_start_matches('/')),
+        recursive: false,
         attributes,
         recursive_attributes: MountAttr::default(),
         propagation: None,

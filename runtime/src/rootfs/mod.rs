@@ -1,5 +1,6 @@
 //! Root filesystems and mounts as values: everything is made detached, as descriptors, and only placed by the child.
 
+mod legacy;
 mod overlay;
 
 pub use overlay::mount_overlay;

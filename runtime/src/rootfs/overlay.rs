@@ -1,6 +1,6 @@
 //! One overlay mount by the new mount API: a layer per call, no page-size limit, nothing visible on the host.
 
-use super::{Overlay, clone_directory};
+use super::{Overlay, clone_directory, legacy};
 use crate::error::Kind;
 use crate::sys::mount;
 use crate::{Error, Result};
@@ -25,6 +25,15 @@ pub fn mount_overlay(overlay: &Overlay) -> Result<OwnedFd> {
     if let ([], Some(upper)) = (overlay.lower.as_slice(), &overlay.upper) {
         return clone_directory(upper, false);
     }
+    if overlay.volatile {
+        forget_volatile_mark(overlay);
+    }
+    let mounted = if legacy::takes_layers_one_by_one() { mount(overlay)? } else { legacy::mount(overlay) };
+    mounted.map_err(|e| explain(overlay, e))
+}
+
+/// The outer error is of a layer, the inner of the mount.
+fn mount(overlay: &Overlay) -> Result<io::Result<OwnedFd>> {
     let mut long = Vec::new();
     let mut options = Vec::new();
     for lower in &overlay.lower {
@@ -36,10 +45,9 @@ pub fn mount_overlay(overlay: &Overlay) -> Result<OwnedFd> {
     }
     let mut options: Vec<_> = options.iter().map(|(key, value)| (*key, Some(value.as_str()))).collect();
     if overlay.volatile && overlay.upper.is_some() {
-        forget_volatile_mark(overlay);
         options.push(("volatile", None));
     }
-    mount::fresh("overlay", &options, 0).map_err(|e| explain(overlay, e))
+    Ok(mount::fresh("overlay", &options, 0))
 }
 
 fn check(overlay: &Overlay) -> Result<()> {

@@ -26,6 +26,12 @@ pub fn set_attributes(mount: impl AsFd, recursive: bool, attr: &MountAttr) -> io
     raw::mount_setattr(fd, c"", recursive, attr).map(drop).map_err(io::Error::from_raw_os_error)
 }
 
+/// Makes all mounts of this thread's namespace private. For a namespace of its own.
+pub fn make_tree_private() -> io::Result<()> {
+    let attr = MountAttr { propagation: libc::MS_PRIVATE, ..MountAttr::default() };
+    raw::mount_setattr(libc::AT_FDCWD, c"/", true, &attr).map(drop).map_err(io::Error::from_raw_os_error)
+}
+
 /// A new file system instance, detached. Options with a value are strings, others flags.
 pub fn fresh(fstype: &str, options: &[(&str, Option<&str>)], attributes: u64) -> io::Result<OwnedFd> {
     let context = fsopen(fstype, FsOpenFlags::FSOPEN_CLOEXEC)?;
