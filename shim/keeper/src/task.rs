@@ -144,10 +144,9 @@ impl Task {
         let fail = |e: std::io::Error| Error::io("connect the streams of", &self.facts.id, &e);
         if let Target::Log { max_line, .. } = Target::parse(&self.facts.streams.stdout)? {
             let log = {
-                let kept = self.kept();
-                let file =
-                    kept.get(key::LOG).map(|fd| fd.try_clone()).transpose().map_err(fail)?.map(File::from);
-                let streams = stdio::log_inputs(&kept).map_err(fail)?;
+                let mut kept = self.kept();
+                let file = kept.remove(key::LOG).map(File::from);
+                let streams = stdio::take_log_inputs(&mut kept).map_err(fail)?;
                 Log { id: self.facts.id.clone(), file, max_line, dropped: self.dropped(), streams }
             };
             keeper.engine.add(log).await.map_err(fail)?;
@@ -167,8 +166,9 @@ impl Task {
             };
             task.go_to(&keeper, Lifecycle::Starting { process: process.clone(), start: Arc::clone(&start) })?;
             let pid = process.pid;
-            blocking(move || Ok(start.start()?)).await?;
+            // Taken before, as the process may end before we hear that it began.
             let started_at = now();
+            blocking(move || Ok(start.start()?)).await?;
             task.go_to(&keeper, Lifecycle::Running { process, started_at, paused: false })?;
             keeper.guardian.forget(&format!("{}start", task.prefix()));
             let event = TaskStart {
@@ -461,13 +461,11 @@ impl Task {
             };
             let file = blocking(move || stdio::open_log(&path)).await?;
             let fail = |e: std::io::Error| Error::io("reopen the log of", &task.facts.id, &e);
-            let copy = file.try_clone().map_err(fail)?;
             keeper
                 .guardian
                 .keep(&[(&format!("{}{}", task.prefix(), key::LOG), file.as_fd())])
                 .map_err(fail)?;
-            task.kept().insert(key::LOG, file.into());
-            if !keeper.engine.reopen(&task.facts.id, copy).await.map_err(fail)? {
+            if !keeper.engine.reopen(&task.facts.id, file).await.map_err(fail)? {
                 return Err(task.wrong("reopen the log of", "its output is over"));
             }
             Ok(())
