@@ -29,6 +29,8 @@ fn cri() -> Result<(), Box<dyn Error>> {
         .build_client(services)
         // Its Debug is written by hand in lib.rs: prost would print the secrets.
         .skip_debug([".runtime.v1.AuthConfig"])
+        // The daemon's records and verbose answers are JSON; unknown and missing fields are fine in both directions.
+        .message_attribute(".runtime.v1", "#[derive(serde::Serialize, serde::Deserialize)] #[serde(default)]")
         .compile_fds(compiler.file_descriptor_set())?;
 
     let mut bare = protox::Compiler::new(["proto"])?;

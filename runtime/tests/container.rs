@@ -1,5 +1,7 @@
 //! A container of an ordinary Kubernetes spec, asked from inside what it sees.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
+
 mod common;
 
 use common::{Rig, add_mount, finish, kill, piped, spec};
@@ -352,4 +354,121 @@ fn missing_and_unusable_commands_are_told_at_start() {
         .unwrap();
     let error = rig.run(&spec(&["/notes"])).unwrap_err();
     assert_eq!((error.kind(), error.errno()), (Kind::Invalid, Some(libc::ENOEXEC)), "{error}");
+}
+
+fn with_default_seccomp(spec: &mut Value) {
+    let capabilities = serde_json::from_value(json!(common::USUAL)).unwrap();
+    let profile = slipway_runtime::seccomp::default_profile(&capabilities);
+    spec["linux"]["seccomp"] = serde_json::to_value(profile).unwrap();
+}
+
+/// CRI-SEC-05: the default profile holds with and without no_new_privs, for root and for others.
+#[test]
+fn the_default_seccomp_profile_holds_for_every_user() {
+    let rig = Rig::new();
+    for name in ["grep", "unshare"] {
+        symlink("busybox", rig.path("lower/bin").join(name)).unwrap();
+    }
+    for (uid, no_new_privileges) in [(0, true), (0, false), (33, true), (33, false)] {
+        let change = |spec: &mut Value| {
+            spec["process"]["user"] = json!({"uid": uid, "gid": uid});
+            spec["process"]["noNewPrivileges"] = json!(no_new_privileges);
+            with_default_seccomp(spec);
+        };
+        let outcome =
+            rig.sh(change, "grep -E '^(Seccomp|NoNewPrivs|CapEff)' /proc/self/status; unshare -n true 2>&1");
+        let effective = if uid == 0 { "00000000a80425fb" } else { "0000000000000000" };
+        let expected = format!(
+            "CapEff:\t{effective}\nNoNewPrivs:\t{}\nSeccomp:\t2\nSeccomp_filters:\t1\n",
+            i32::from(no_new_privileges)
+        );
+        assert!(outcome.out.starts_with(&expected), "{uid} {no_new_privileges}: {}", outcome.out);
+        assert!(outcome.out.contains("Operation not permitted"), "{}", outcome.out);
+    }
+}
+
+#[test]
+fn a_filter_that_allows_execve_only_is_enough_to_start() {
+    let rig = Rig::new();
+    for no_new_privileges in [true, false] {
+        let mut spec = spec(&["true"]);
+        spec["process"]["noNewPrivileges"] = json!(no_new_privileges);
+        spec["linux"]["seccomp"] = json!({
+            "defaultAction": "SCMP_ACT_KILL_PROCESS",
+            "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_AARCH64"],
+            "syscalls": [{"names": ["execve"], "action": "SCMP_ACT_ALLOW"}]
+        });
+        // execve succeeds, and the first call of the program itself ends it.
+        assert_eq!(rig.run(&spec).unwrap().status, -libc::SIGSYS);
+    }
+}
+
+#[test]
+fn exec_takes_filter_and_rights_from_the_container() {
+    let rig = Rig::new();
+    symlink("busybox", rig.path("lower/bin/grep")).unwrap();
+    let mut value = spec(&["sleep", "1000"]);
+    with_default_seccomp(&mut value);
+    let created = rig.create(&value, Stdio::default()).unwrap();
+    created.start.start().unwrap();
+    let spec: oci_spec::runtime::Spec = serde_json::from_value(value).unwrap();
+    let process = json!({"user": {"uid": 0, "gid": 0}, "cwd": "/", "terminal": true,
+        "args": ["sh", "-c", "tty; grep -E '^(Seccomp|NoNewPrivs|CapEff):' /proc/self/status"]});
+    let process = serde_json::from_value(process).unwrap();
+    let request = ExecRequest {
+        exec_id: "t",
+        pid: created.pid,
+        pidfd: &created.pidfd,
+        spec: &spec,
+        process: &process,
+        cgroup: &created.cgroup,
+        stdio: Stdio::default(),
+    };
+    let exec = container::exec(request).unwrap();
+    let mut out = Vec::new();
+    let _ = fs::File::from(exec.pty.unwrap()).read_to_end(&mut out);
+    assert_eq!(process::reap(&exec.pidfd).unwrap(), 0);
+    exec.cgroup.remove(std::time::Duration::from_secs(5)).unwrap();
+    let missing =
+        serde_json::from_value(json!({"user": {"uid": 0, "gid": 0}, "cwd": "/", "args": ["/nothere"]}))
+            .unwrap();
+    let request = ExecRequest {
+        exec_id: "m",
+        pid: created.pid,
+        pidfd: &created.pidfd,
+        spec: &spec,
+        process: &missing,
+        cgroup: &created.cgroup,
+        stdio: Stdio::default(),
+    };
+    let error = container::exec(request).unwrap_err();
+    assert_eq!(error.kind(), Kind::NotFound, "{error}");
+    let (pid, pidfd) = (created.pid, created.pidfd.try_clone().unwrap());
+    let group = slipway_runtime::cgroup::Cgroup::create(&common::unique_group(), None).unwrap();
+    kill(created);
+    let process =
+        serde_json::from_value(json!({"user": {"uid": 0, "gid": 0}, "cwd": "/", "args": ["true"]})).unwrap();
+    let request = ExecRequest {
+        exec_id: "late",
+        pid,
+        pidfd: &pidfd,
+        spec: &spec,
+        process: &process,
+        cgroup: &group,
+        stdio: Stdio::default(),
+    };
+    let error = container::exec(request).unwrap_err();
+    assert_eq!(error.kind(), Kind::State, "{error}");
+    group.remove(std::time::Duration::from_secs(5)).unwrap();
+    let out = String::from_utf8_lossy(&out).replace("\r\n", "\n");
+    assert_eq!(out, "/dev/pts/0\nCapEff:\t00000000a80425fb\nNoNewPrivs:\t1\nSeccomp:\t2\n");
+}
+
+#[test]
+fn a_second_start_is_refused() {
+    let rig = Rig::new();
+    let created = rig.create(&spec(&["true"]), Stdio::default()).unwrap();
+    created.start.start().unwrap();
+    assert_eq!(created.start.start().unwrap_err().kind(), Kind::State);
+    finish(created);
 }

@@ -6,17 +6,21 @@
 //! Version 2 runs the rules as they are, as a program; version 1 knows only a default and exceptions from it, so there
 //! a list is first reduced to those, and refused if it cannot be (a forbidden device inside an allowed range).
 //!
-//! Written by cgroups-rs on version 1 (`DevicesController`, which does what is right there); the reduction is ours
-//! because `devices.allow` reads `a` as "all access to all devices", whatever numbers and letters follow it.
+//! On version 1 the present list is read by cgroups-rs (`DevicesController::allowed_devices`). Writing is ours, because
+//! it opens the file for each rule (a dozen per container), and so is the reduction: `devices.allow` reads `a` as "all
+//! access to all devices", whatever numbers and letters follow it.
 
 use super::check::invalid;
 use super::files;
 use crate::error::Kind;
 use crate::sys::bpf;
 use crate::{Error, Result};
+use cgroups_rs::fs::DeviceResource;
 use cgroups_rs::fs::devices::{DevicePermissions, DeviceType, DevicesController};
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
 use rustix::fs::{Mode, OFlags};
+use std::fs::OpenOptions;
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 
@@ -163,29 +167,19 @@ impl Exception {
         let meet = |a: Option<u32>, b: Option<u32>| a.is_none() || b.is_none() || a == b;
         self.node == other.node && meet(self.major, other.major) && meet(self.minor, other.minor)
     }
-
-    fn letters(&self) -> Vec<DevicePermissions> {
-        [
-            (READ, DevicePermissions::Read),
-            (WRITE, DevicePermissions::Write),
-            (MKNOD, DevicePermissions::MkNod),
-        ]
-        .into_iter()
-        .filter(|(bit, _)| self.access & bit != 0)
-        .map(|(_, letter)| letter)
-        .collect()
-    }
-
-    fn node_type(&self) -> DeviceType {
-        if self.node == Node::Char { DeviceType::Char } else { DeviceType::Block }
-    }
 }
 
+/// As version 1 writes it: `c 1:3 rw`.
 impl std::fmt::Display for Exception {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let number = |n: Option<u32>| n.map_or("*".to_owned(), |n| n.to_string());
-        let letters: String = self.letters().iter().map(DevicePermissions::to_char).collect();
-        write!(f, "{} {}:{} {letters}", self.node_type().to_char(), number(self.major), number(self.minor))
+        let node = if self.node == Node::Char { 'c' } else { 'b' };
+        let letters: String = [(READ, 'r'), (WRITE, 'w'), (MKNOD, 'm')]
+            .iter()
+            .filter(|(bit, _)| self.access & bit != 0)
+            .map(|(_, l)| l)
+            .collect();
+        write!(f, "{node} {}:{} {letters}", number(self.major), number(self.minor))
     }
 }
 
@@ -193,34 +187,40 @@ impl std::fmt::Display for Exception {
 /// changed by the difference, so that its processes never see a moment of "nothing is allowed".
 pub(super) fn apply_v1(dir: &str, rules: &[Rule]) -> Result<()> {
     let policy = Policy::of(rules)?;
-    let controller = DevicesController::new(PathBuf::from(dir), PathBuf::new());
     let present = present_v1(dir)?;
     let (gone, new) = match (&present, policy.allow) {
         (Some(old), false) => (beyond(old, &policy.exceptions), beyond(&policy.exceptions, old)),
         _ => (Vec::new(), policy.exceptions.clone()),
     };
-    let failed = |what: String, error: &cgroups_rs::fs::error::Error| refused(dir, &what, error);
-    let everything = DevicePermissions::all();
-    if policy.allow {
-        let written = controller.allow_device(DeviceType::All, -1, -1, &everything);
-        written.map_err(|e| failed("allow a".to_owned(), &e))?;
-    } else if present.is_none() {
-        let written = controller.deny_device(DeviceType::All, -1, -1, &everything);
-        written.map_err(|e| failed("deny a".to_owned(), &e))?;
+    let with = if policy.allow { "devices.allow" } else { "devices.deny" };
+    let against = if policy.allow { "devices.deny" } else { "devices.allow" };
+    if policy.allow || present.is_none() {
+        write_v1(dir, with, ["a".to_owned()])?;
     }
-    let number = |n: Option<u32>| n.map_or(-1, i64::from);
-    for (exception, allow) in
-        new.iter().map(|e| (e, !policy.allow)).chain(gone.iter().map(|e| (e, policy.allow)))
-    {
-        let (node, letters) = (exception.node_type(), exception.letters());
-        let (major, minor) = (number(exception.major), number(exception.minor));
-        let written = if allow {
-            controller.allow_device(node, major, minor, &letters)
-        } else {
-            controller.deny_device(node, major, minor, &letters)
+    write_v1(dir, against, new.iter().map(ToString::to_string))?;
+    write_v1(dir, with, gone.iter().map(ToString::to_string))
+}
+
+/// Writes line after line into one file, opened once: a list has a dozen, and each container gets one.
+fn write_v1(dir: &str, file: &str, lines: impl IntoIterator<Item = String>) -> Result<()> {
+    let path = format!("{dir}/{file}");
+    let mut opened = None;
+    for line in lines {
+        let mut write = || -> io::Result<()> {
+            let target = match &mut opened {
+                Some(target) => target,
+                None => opened.insert(OpenOptions::new().write(true).open(&path)?),
+            };
+            target.write_all(line.as_bytes())
         };
-        let verb = if allow { "allow" } else { "deny" };
-        written.map_err(|e| failed(format!("{verb} {exception}"), &e))?;
+        write().map_err(|e| {
+            let hint = match e.raw_os_error() {
+                Some(libc::EPERM) => "the parent group does not allow these devices itself",
+                Some(libc::EINVAL) => "groups below this one keep it from changing its default",
+                _ => "see devices.list of this group and of its parent",
+            };
+            Error::sys(format!("set devices limit {line:?}"), &*path, e).hint(hint)
+        })?;
     }
     Ok(())
 }
@@ -236,35 +236,23 @@ fn beyond(these: &[Exception], those: &[Exception]) -> Vec<Exception> {
 
 /// The exceptions of a group whose default is "deny"; None if its default is "allow" (its exceptions are not shown).
 fn present_v1(dir: &str) -> Result<Option<Vec<Exception>>> {
-    let list = files::must_read(&format!("{dir}/devices.list"))?;
-    Ok(parse_list(&list))
-}
-
-fn parse_list(list: &str) -> Option<Vec<Exception>> {
-    let number = |n: &str| n.parse().ok();
-    let line = |line: &str| {
-        let (node, rest) = line.split_once(' ')?;
-        let ((major, minor), letters) =
-            rest.split_once(' ').map(|(n, l)| Some((n.split_once(':')?, l)))??;
-        let node = match node {
-            "b" => Node::Block,
-            "c" => Node::Char,
-            _ => return None,
-        };
-        let bit = |(letter, bit): (char, u8)| if letters.contains(letter) { bit } else { 0 };
-        let access = [('r', READ), ('w', WRITE), ('m', MKNOD)].map(bit).iter().sum();
-        Some(Exception { node, major: number(major), minor: number(minor), access })
+    let controller = DevicesController::new(PathBuf::from(dir), PathBuf::new());
+    let listed = controller.allowed_devices().map_err(|e| files::from_crate("read device rules", dir, &e))?;
+    let bit = |letter: &DevicePermissions| match letter {
+        DevicePermissions::Read => READ,
+        DevicePermissions::Write => WRITE,
+        DevicePermissions::MkNod => MKNOD,
     };
-    list.lines().map(line).collect()
-}
-
-fn refused(dir: &str, what: &str, error: &cgroups_rs::fs::error::Error) -> Error {
-    let error = files::from_crate(format!("set devices limit {what:?}"), dir, error);
-    match error.errno() {
-        Some(libc::EPERM) => error.hint("the parent group does not allow these devices itself"),
-        Some(libc::EINVAL) => error.hint("groups below this one keep it from changing its default"),
-        _ => error,
-    }
+    let exception = |device: &DeviceResource| {
+        let node = match device.devtype {
+            DeviceType::All => return None,
+            DeviceType::Char => Node::Char,
+            DeviceType::Block => Node::Block,
+        };
+        let (major, minor) = (u32::try_from(device.major).ok(), u32::try_from(device.minor).ok());
+        Some(Exception { node, major, minor, access: device.access.iter().map(bit).sum() })
+    };
+    Ok(listed.iter().map(exception).collect())
 }
 
 /// Attaches the program for `rules` to the version 2 group `dir`, in place of what an earlier call attached.
@@ -412,14 +400,6 @@ mod tests {
         assert_eq!(error.kind(), Kind::Unsupported);
         assert!(error.to_string().contains("c 1:3 w") && error.to_string().contains("c *:* rw"), "{error}");
         assert!(policy(&["deny a *:* rwm", "allow c *:* m", "deny c 1:3 w"]).is_ok(), "nothing to take away");
-    }
-
-    #[test]
-    fn the_kernels_list_is_read_back() {
-        assert_eq!(parse_list("a *:* rwm\n"), None);
-        let listed = parse_list("c 1:3 rw\nb *:* m\n").unwrap();
-        assert_eq!(listed.iter().map(ToString::to_string).collect::<Vec<_>>(), ["c 1:3 rw", "b *:* m"]);
-        assert_eq!(parse_list(""), Some(vec![]));
     }
 
     #[test]

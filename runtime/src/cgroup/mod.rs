@@ -8,7 +8,7 @@
 //!                   (refuse)    (pure)                                          freeze, stats: live groups
 //! ```
 //!
-//! Of cgroups-rs 0.5.1 we use, on version 1, `DevicesController`, `FreezerController` and `PidController`. The rest is
+//! Of cgroups-rs 0.5.1 we use, on version 1, `FreezerController`, `PidController` and the reader of device lists. The rest is
 //! ours, because there: limits written by `Cgroup::apply` cannot be undone as a whole and are read back after each
 //! write; a group is made in all hierarchies or none with cpusets filled for every group on the way each time; nothing
 //! removes what was made when a step fails; version 2 has no device rules and drops `unified`; a read that fails counts

@@ -180,45 +180,45 @@ fn clone_child(program: &Program, prepared: &prepare::Prepared<'_>, socket: &Own
         keep: &keep,
         filter: prepared.filter(),
         filter_flags: prepared.filter_flags(),
+        own_binary: process::own_binary()
+            .map_err(|e| Error::sys("look at our own program", "/proc/self/exe", e))?,
     };
     let cgroup = prepared.cgroup();
-    let joined = match program.pid_namespace {
-        PidNamespace::Inherited => spawn(&script, program.new_namespaces, cgroup),
-        PidNamespace::Joined(handle) | PidNamespace::OfProcess(handle) => {
-            let from = prepared.get(handle)?;
-            let by_process = matches!(program.pid_namespace, PidNamespace::OfProcess(_));
-            namespace::on_own_thread("launch", || {
-                if by_process {
-                    namespace::join_pid_of(from)?;
-                } else {
-                    namespace::join(from, libc::CLONE_NEWPID as u32)?;
-                }
-                spawn(&script, program.new_namespaces, cgroup)
-            })
-            .and_then(|born| born)
-        }
+    let clone = || spawn(&script, program.new_namespaces, cgroup).map_err(clone_error);
+    let (handle, by_process) = match program.pid_namespace {
+        PidNamespace::Inherited => return clone(),
+        PidNamespace::Joined(handle) => (handle, false),
+        PidNamespace::OfProcess(handle) => (handle, true),
     };
-    joined.map_err(clone_error)
+    let from = prepared.get(handle)?;
+    let born = namespace::on_own_thread("launch", || {
+        let pid = libc::CLONE_NEWPID as u32;
+        let joined = if by_process { namespace::join_pid_of(from) } else { namespace::join(from, pid) };
+        joined.map_err(join_error)?;
+        clone()
+    });
+    born.map_err(|e| Error::sys("clone the process", "thread", e))?
+}
+
+fn join_error(source: io::Error) -> Error {
+    let errno = source.raw_os_error();
+    let error = Error::sys("join the pid namespace", "setns", source);
+    match errno {
+        Some(libc::ESRCH) => error.with_kind(Kind::State).hint("the container is not running"),
+        Some(libc::EINVAL | libc::EBADF) => error.with_kind(Kind::Invalid).hint("it is not a pid namespace"),
+        _ => error,
+    }
 }
 
 fn clone_error(source: io::Error) -> Error {
     let hint = match source.raw_os_error() {
-        Some(libc::ESRCH) => Some("the container is not running"),
-        Some(libc::EAGAIN) => {
-            Some("a limit on processes is reached: pids cgroup, RLIMIT_NPROC or kernel.pid_max")
-        }
-        Some(libc::ENOSPC) => Some("a limit on namespaces is reached: see /proc/sys/user"),
-        _ => None,
+        Some(libc::EAGAIN) => "a limit on processes is reached: pids cgroup, RLIMIT_NPROC or kernel.pid_max",
+        Some(libc::ENOSPC) => "a limit on namespaces is reached: see /proc/sys/user",
+        Some(libc::ENOMEM) => "the pid namespace has lost its first process, or memory is short",
+        Some(libc::EBUSY) => "the control group is frozen, or holds only groups",
+        _ => return Error::sys("clone the process", "clone3", source),
     };
-    let state = source.raw_os_error() == Some(libc::ESRCH);
-    let mut error = Error::sys("clone the process", "clone3", source);
-    if state {
-        error = error.with_kind(Kind::State);
-    }
-    match hint {
-        Some(hint) => error.hint(hint),
-        None => error,
-    }
+    Error::sys("clone the process", "clone3", source).hint(hint)
 }
 
 /// Sends the byte to a parked child and waits for execve's fate.

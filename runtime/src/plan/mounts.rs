@@ -78,9 +78,9 @@ fn one(
         return Err(super::unsupported("mounts.uidMappings", "this runtime does not do idmapped mounts yet"));
     }
     let delivery = if options.bind || fstype == "bind" {
-        Delivery::Bind(bind(mount, options, facts.bundle)?)
+        Delivery::Bind(bind(mount, &options, facts.bundle)?)
     } else if fstype == "cgroup" || fstype == "cgroup2" {
-        groups(options, facts, cgroup_path, namespaces)
+        groups(&options, facts, cgroup_path, namespaces)
     } else {
         Delivery::Fresh(fresh(mount, fstype, options)?)
     };
@@ -115,7 +115,7 @@ fn refuse_destination(destination: &Path) -> Result<()> {
     }
 }
 
-fn bind(mount: &Mount, options: Options, bundle: &Path) -> Result<BindPlan> {
+fn bind(mount: &Mount, options: &Options, bundle: &Path) -> Result<BindPlan> {
     let source = mount.source().as_ref().filter(|path| !path.as_os_str().is_empty());
     let shown = mount.destination().display().to_string();
     let source = source.ok_or_else(|| invalid("mounts.source", format!("the bind on {shown} names none")))?;
@@ -150,7 +150,7 @@ fn fresh(mount: &Mount, fstype: &str, options: Options) -> Result<FreshPlan> {
     })
 }
 
-fn groups(options: Options, facts: &Facts<'_>, cgroup_path: &str, namespaces: &[NamespacePlan]) -> Delivery {
+fn groups(options: &Options, facts: &Facts<'_>, cgroup_path: &str, namespaces: &[NamespacePlan]) -> Delivery {
     if facts.host.cgroups == CgroupLayout::V1 {
         let below = cgroup_path.trim_start_matches('/');
         let own = |h: &crate::host::Hierarchy| (h.name.clone(), h.path.join(below));

@@ -212,7 +212,9 @@ impl Builder {
             self.push(Step::OpenTerminal);
             self.push(Step::BindConsole);
         }
-        self.push(Step::MakeDirectory(relative(&plan.process.cwd)?));
+        if plan.process.cwd != Path::new("/") {
+            self.push(Step::MakeDirectory(relative(&plan.process.cwd)?));
+        }
         if let Some((propagation, recursive)) = plan.root_propagation {
             let attr = MountAttr { propagation, ..MountAttr::default() };
             self.push(Step::SetAttributes { path: text("."), recursive, attr });

@@ -86,7 +86,9 @@ pub struct SandboxRequest {
 #[derive(Debug)]
 pub struct Sandbox {
     pub namespaces: Vec<(NamespaceKind, OwnedFd)>,
-    /// Pid and pidfd of the reaper, only for a shared PID namespace.
+    /// Pid and pidfd of the reaper, only for a shared PID namespace. It leaves on SIGTERM, and the whole namespace with
+    /// it; the kernel lets it go only when every other process of the namespace has been reaped by its parent, so wait
+    /// for the containers first.
     pub reaper: Option<(i32, OwnedFd)>,
 }
 

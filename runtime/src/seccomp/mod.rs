@@ -20,6 +20,8 @@
 //! - On 32-bit architectures and x32 only the low half of an argument is looked at.
 //! - 32-bit x86, s390x and ppc64le: a rule for `socket` or `semop` also rules `socketcall` and `ipc`, as far as the kernel can
 //!   see there, which is the name but not the arguments.
+//! - Docker's own additions to profile files (archMap, includes, excludes, minKernel) are ignored, as containerd does
+//!   (SEC-14): a rule that Docker would leave out for lack of a capability is in force here.
 //! - TSYNC is ignored: the filter is installed by a single thread just before execve.
 //!
 //! Stricter than runc, as OCI demands: an errno beside an action that has none is refused.

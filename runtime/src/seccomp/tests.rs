@@ -554,3 +554,14 @@ fn compiled_profiles_are_found_again() {
     let two = compile(&parse(profile)).unwrap();
     assert!(std::ptr::eq(one.instructions.as_ptr(), two.instructions.as_ptr()));
 }
+
+#[test]
+fn additions_of_docker_are_ignored() {
+    // SEC-14
+    let profile = parse(json!({"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 1,
+        "archMap": [{"architecture": "SCMP_ARCH_X86_64", "subArchitectures": ["SCMP_ARCH_X86"]}],
+        "syscalls": [{"names": ["mount"], "action": "SCMP_ACT_ALLOW", "args": null, "comment": "",
+                      "includes": {"caps": ["CAP_SYS_ADMIN"], "minKernel": "4.8"}, "excludes": {}}]}));
+    assert_eq!(answer(Abi::X86_64, &profile, call(Abi::X86_64, "mount", [0; 6])), ALLOW);
+    assert_eq!(answer(Abi::X86_64, &profile, call(Abi::X86, "mount", [0; 6])), KILL_THREAD);
+}

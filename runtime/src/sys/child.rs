@@ -47,6 +47,8 @@ pub struct Script<'a> {
     pub keep: &'a [i32],
     pub filter: &'a [libc::sock_filter],
     pub filter_flags: u32,
+    /// Device and inode of our own program, which no container may run (CVE-2019-5736).
+    pub own_binary: (u64, u64),
 }
 
 /// What the child learns on its way.
@@ -187,7 +189,7 @@ pub(super) fn write_all(fd: i32, bytes: &[u8]) -> Raw<()> {
 }
 
 /// Success for one errno besides success.
-pub(super) fn forgive<T>(result: Raw<T>, errno: Errno) -> Raw<()> {
+pub(super) fn forgive<T: Copy>(result: Raw<T>, errno: Errno) -> Raw<()> {
     match result {
         Err(e) if e != errno => Err(e),
         _ => Ok(()),

@@ -101,7 +101,7 @@ impl Child<'_> {
     fn find_command(&mut self, candidates: &[CString]) -> Raw<()> {
         let mut answer = libc::ENOENT;
         for path in candidates {
-            match may_execute(path) {
+            match may_execute(path, self.script.own_binary) {
                 Ok(()) => {
                     self.command = ptr(path);
                     return Ok(());
@@ -251,12 +251,12 @@ fn set_capabilities(masks: &CapabilityMasks, extra: u64) -> Raw<()> {
     prctl(libc::PR_SET_KEEPCAPS, 0, 0).map(drop)
 }
 
-fn may_execute(path: &CStr) -> Raw<()> {
+fn may_execute(path: &CStr, own_binary: (u64, u64)) -> Raw<()> {
     let at = word(libc::AT_FDCWD);
     // SAFETY: all-zero is a valid stat.
     let mut stat: libc::stat = unsafe { core::mem::zeroed() };
     call(libc::SYS_newfstatat, [at, ptr(path), &raw mut stat as usize, 0, 0, 0])?;
-    if stat.st_mode & libc::S_IFMT != libc::S_IFREG {
+    if stat.st_mode & libc::S_IFMT != libc::S_IFREG || (stat.st_dev, stat.st_ino) == own_binary {
         return Err(libc::EACCES);
     }
     let (mode, flags) = (libc::X_OK as usize, libc::AT_EACCESS as usize);

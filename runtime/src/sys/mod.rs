@@ -7,12 +7,14 @@
 //! | `step` | the vocabulary of the child: pure data, no calls |
 //! | `child`, `child_mount`, `child_process` | the interpreter that runs in the child between clone3 and execve |
 //! | `clone` | clone3 itself: signals, stack, pidfd |
+//! | `exe` | our own program, out of reach for containers |
 //! | `mount` | detached mounts made by the parent |
 //! | `namespace` | joining and making namespaces on throw-away threads |
 //! | `network` | loopback of a new network namespace |
 //! | `shared_page` | a page of memory that outlives its writer |
 //! | `signal` | any signal to a process held by descriptor |
 //! | `socket` | the one socket between launcher and child |
+//! | `seccomp` | a filter on the calling thread |
 //! | `process` | pidfds, terminals, own attributes |
 
 pub(crate) mod bpf;
@@ -20,6 +22,7 @@ pub mod child;
 mod child_mount;
 mod child_process;
 pub mod clone;
+pub mod exe;
 pub mod mount;
 pub mod namespace;
 pub mod network;

@@ -2,18 +2,12 @@
 
 use rustix::process::{PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// Kills and reaps a child that failed before anybody else knew of it.
 pub fn end(pidfd: impl AsFd) {
     let _ = pidfd_send_signal(&pidfd, Signal::KILL);
     let _ = reap(pidfd);
-}
-
-/// pidfd_send_signal(2).
-pub fn kill(pidfd: impl AsFd, signal: i32) -> io::Result<()> {
-    let signal = Signal::from_named_raw(signal).ok_or(io::ErrorKind::InvalidInput)?;
-    Ok(pidfd_send_signal(pidfd, signal)?)
 }
 
 /// Waits for a child's end. The status word is as waitid(2) tells: the exit code, or the signal, negative.
@@ -74,11 +68,9 @@ pub fn sealed_program(name: &str, content: &[u8]) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// Takes ownership of a descriptor number received from elsewhere (an environment variable, a table).
-///
-/// # Safety
-/// Nobody else may own the number.
-pub unsafe fn adopt(number: i32) -> OwnedFd {
-    // SAFETY: the caller vouches for sole ownership.
-    unsafe { OwnedFd::from_raw_fd(number) }
+/// Device and inode of the program this process runs.
+pub fn own_binary() -> io::Result<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    let meta = std::fs::metadata("/proc/self/exe")?;
+    Ok((meta.dev(), meta.ino()))
 }

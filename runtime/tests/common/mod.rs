@@ -1,6 +1,7 @@
 //! What the tests of this crate share: a root filesystem with busybox, a Kubernetes-like spec, one way to run it.
 
-#![allow(dead_code, unreachable_pub, missing_debug_implementations)]
+#![allow(dead_code, unreachable_pub, missing_debug_implementations, reason = "each test uses its part")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
 use serde_json::{Value, json};
 use slipway_runtime::Result;
@@ -8,10 +9,10 @@ use slipway_runtime::cgroup::Cgroup;
 use slipway_runtime::container::{self, CreateRequest, Created, Stdio};
 use slipway_runtime::rootfs::{Overlay, Rootfs};
 use slipway_runtime::sandbox::NamespaceKind;
-use slipway_runtime::sys::process;
+use slipway_runtime::sys::{process, signal};
 use std::fs;
 use std::io::Read;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -130,7 +131,7 @@ pub fn finish(created: Created) -> i32 {
 
 /// Ends a container that would not end by itself.
 pub fn kill(created: Created) {
-    process::kill(&created.pidfd, libc::SIGKILL).unwrap();
+    signal::send(created.pidfd.as_fd(), libc::SIGKILL).unwrap();
     finish(created);
 }
 

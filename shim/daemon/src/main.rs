@@ -1,36 +1,77 @@
-//! `slipway`: the command line. Owns nothing but the way in; `serve` is the daemon, everything else its client.
+//! `slipway`: the daemon (`slipway serve`) and the commands for people, which are clients of its socket.
+
 #![forbid(unsafe_code)]
 
-pub mod cli;
-pub mod restarter;
+mod cli;
+mod clock;
+mod config;
+mod containers;
+mod cri;
+mod daemon;
+mod error;
+mod events;
+mod handlers;
+mod ids;
+mod keeper;
+mod names;
+mod object;
+mod pods;
+mod records;
+mod recovery;
+mod restarter;
+mod rollback;
+mod serve;
+mod signals;
+mod spec;
+mod user;
 
+use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
-
-/// A Kubernetes container runtime.
+/// A container runtime for Kubernetes
 #[derive(Debug, Parser)]
 #[command(name = "slipway", version)]
 struct Args {
     /// The daemon's socket
     #[arg(long, global = true, default_value = "/run/slipway/slipway.sock")]
     address: PathBuf,
-    /// Form of what is printed
+    /// How answers are printed
     #[arg(long, global = true, value_enum, default_value_t)]
     output: cli::Output,
     #[command(subcommand)]
-    command: cli::Cli,
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the daemon
+    Serve(config::ServeArgs),
+    #[command(flatten)]
+    Client(cli::Cli),
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let done = runtime
-        .map_err(anyhow::Error::from)
-        .and_then(|runtime| runtime.block_on(cli::run(args.command, &args.address, args.output)));
-    done.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
+    let outcome = match args.command {
+        Command::Serve(serve) => run_daemon(&serve, &args.address),
+        Command::Client(command) => run_client(command, args.address, args.output),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("slipway: {error:#}");
         ExitCode::FAILURE
     })
+}
+
+fn run_daemon(args: &config::ServeArgs, address: &std::path::Path) -> anyhow::Result<ExitCode> {
+    let filter = tracing_subscriber::EnvFilter::try_new(&args.log_level)?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(serve::serve(args, address))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_client(command: cli::Cli, address: PathBuf, output: cli::Output) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(cli::run(command, &address, output))
 }

@@ -1,4 +1,5 @@
-//! Keeps the containers of `slipway run` pods running, by the pod's restart policy.
+//! Keeps the containers of `slipway run` pods running, by the pod's restart policy, and removes the directories of
+//! such pods when another client than `slipway rm` has removed the pod.
 //!
 //! Runs inside the daemon, but as an ordinary CRI client on its own socket: a container that it makes again comes up
 //! the same way as any other. Pods of a kubelet carry no such annotation and are never touched.
@@ -20,7 +21,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::cli::client::{Client, attempt, container_name, is_ready, pod_uid, said};
 use crate::cli::pod_dir;
-use crate::cli::translate::{RESTART_POLICY, log_path};
+use crate::cli::translate::{GRACE_PERIOD, RESTART_POLICY, log_path};
 
 const FIRST_DELAY: Duration = Duration::from_secs(1);
 const LONGEST_DELAY: Duration = Duration::from_secs(300);
@@ -90,6 +91,9 @@ impl Restarter {
     /// Compares the lists with what is watched: newly ended containers become due, pods that went are forgotten.
     async fn look(&mut self) -> Result<()> {
         let mut pods = self.client.sandboxes().await?;
+        if let Err(error) = self.remove_orphans(&pods).await {
+            tracing::warn!("cannot clean up after removed pods: {error:#}");
+        }
         pods.retain(|pod| is_ready(pod) && pod.annotations.contains_key(RESTART_POLICY));
         self.watched.retain(|key, _| pods.iter().any(|pod| pod.id == key.sandbox));
         for pod in &pods {
@@ -100,6 +104,22 @@ impl Restarter {
                     tracing::warn!(container = container.id, "not restarted: {error:#}");
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Directories of pods that went without `slipway rm`.
+    async fn remove_orphans(&mut self, pods: &[cri::PodSandbox]) -> Result<()> {
+        let is_known = |pods: &[cri::PodSandbox], uid: &str| pods.iter().any(|pod| pod_uid(pod) == Some(uid));
+        let orphans = pod_dir::orphans(&self.root, |uid| is_known(pods, uid))?;
+        if orphans.is_empty() {
+            return Ok(());
+        }
+        let pods = self.client.sandboxes().await?;
+        for (uid, _claim) in orphans.iter().filter(|(uid, _)| !is_known(&pods, uid)) {
+            let dir = pod_dir::of(&self.root, uid);
+            tracing::info!("removing {}: its pod is gone", dir.display());
+            pod_dir::remove(&dir)?;
         }
         Ok(())
     }
@@ -209,12 +229,13 @@ async fn until(at: Option<Instant>) {
     }
 }
 
-/// Only the end of something in a pod with our annotation is worth a look.
+/// Only the end of something in a pod of `slipway run` is worth a look.
 fn concerns_us(event: &cri::ContainerEventResponse) -> bool {
     use cri::ContainerEventType::{ContainerDeletedEvent, ContainerStoppedEvent};
     let ends =
         [ContainerStoppedEvent, ContainerDeletedEvent].map(i32::from).contains(&event.container_event_type);
-    let ours = |pod: &cri::PodSandboxStatus| pod.annotations.contains_key(RESTART_POLICY);
+    // Every pod of `slipway run` says its grace period, whatever its policy.
+    let ours = |pod: &cri::PodSandboxStatus| pod.annotations.contains_key(GRACE_PERIOD);
     ends && event.pod_sandbox_status.as_ref().is_none_or(ours)
 }
 
@@ -288,6 +309,10 @@ fn remove_old_logs(logs: &Path, name: &str, attempt: u32) {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "restarter_tests.rs"]
+mod socket_tests;
 
 #[cfg(test)]
 mod tests {

@@ -61,11 +61,13 @@ pub(crate) fn parse(text: &str) -> Result<Manifest> {
     let documents: Vec<Value> = serde_saphyr::from_multiple_with_options(text, options)
         .map_err(|e| anyhow!("not valid YAML: {e}"))?;
     let mut manifest = Manifest { pods: Vec::new(), warnings: Vec::new() };
-    for (index, mut document) in documents.into_iter().filter(|d| !d.is_null()).enumerate() {
+    let documents: Vec<Value> = documents.into_iter().filter(|document| !document.is_null()).collect();
+    let several = documents.len() > 1;
+    for (index, mut document) in documents.into_iter().enumerate() {
         drop_nulls(&mut document);
-        let pod = document_pod(document, &mut manifest.warnings)
-            .with_context(|| format!("document {}", index + 1))?;
-        manifest.pods.push(pod);
+        let pod = document_pod(document, &mut manifest.warnings);
+        let pod = if several { pod.with_context(|| format!("document {}", index + 1)) } else { pod };
+        manifest.pods.push(pod?);
     }
     ensure!(!manifest.pods.is_empty(), "holds no Pod");
     Ok(manifest)

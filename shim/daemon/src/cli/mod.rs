@@ -22,6 +22,7 @@ pub(crate) mod pod_dir;
 mod pull;
 mod quantity;
 mod remove;
+mod resources;
 mod run;
 mod security;
 mod show;
@@ -29,6 +30,7 @@ mod store;
 pub(crate) mod translate;
 #[cfg(test)]
 mod translate_tests;
+mod volumes;
 
 use std::path::Path;
 use std::process::ExitCode;

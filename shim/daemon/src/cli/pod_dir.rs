@@ -9,21 +9,27 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use cri_proto::v1 as cri;
+use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use prost::Message as _;
 
 use super::manifest::{HostPath, HostPathType};
-use super::translate::VolumePlan;
+use super::volumes::VolumePlan;
 
 pub(crate) fn of(root: &Path, uid: &str) -> PathBuf {
     root.join("pods").join(uid)
 }
 
-/// Makes the pod's directory and its log directory. Fails if it exists: a uid is used once.
-pub(crate) fn create(dir: &Path) -> Result<()> {
+/// Held while a pod is brought up: until its sandbox is listed, nothing else shows that its directory is in use.
+pub(crate) type Claim = Flock<fs::File>;
+
+/// Makes the pod's directory and those in it. Fails if it exists: a uid is used once.
+pub(crate) fn create(dir: &Path) -> Result<Claim> {
     let parent = dir.parent().context("a pod's directory has a parent")?;
     private().recursive(true).create(parent).with_context(|| format!("create {}", parent.display()))?;
     private().create(dir).with_context(|| format!("create {}", dir.display()))?;
+    let claim =
+        claim(dir)?.with_context(|| format!("{} was taken for an orphan: try again", dir.display()))?;
     for below in ["volumes", "logs", "containers"] {
         let path = dir.join(below);
         fs::DirBuilder::new()
@@ -31,7 +37,45 @@ pub(crate) fn create(dir: &Path) -> Result<()> {
             .create(&path)
             .with_context(|| format!("create {}", path.display()))?;
     }
-    Ok(())
+    Ok(claim)
+}
+
+/// None: somebody else holds it, or it is gone.
+fn claim(dir: &Path) -> Result<Option<Claim>> {
+    let file = match fs::File::open(dir) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(|| format!("open {}", dir.display())),
+    };
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(claim) => Ok(Some(claim)),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
+        Err((_, errno)) => Err(errno).with_context(|| format!("lock {}", dir.display())),
+    }
+}
+
+/// Directories whose pod seems to be no more (removed by another client than `slipway rm`, or never finished by a `run`
+/// that was killed), each claimed. `is_known`: whether a sandbox with this uid exists. The caller asks again with the
+/// claims in hand: a pod may have come up between its question and the claim.
+pub(crate) fn orphans(root: &Path, is_known: impl Fn(&str) -> bool) -> Result<Vec<(String, Claim)>> {
+    let entries = match fs::read_dir(root.join("pods")) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).with_context(|| format!("read {}", root.join("pods").display())),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry.context("read the directory of pods")?;
+        let Ok(uid) = entry.file_name().into_string() else { continue };
+        // What `create` has not finished, or others have put there, is left alone.
+        if is_known(&uid) || !entry.path().join("containers").is_dir() {
+            continue;
+        }
+        if let Some(claim) = claim(&entry.path())? {
+            found.push((uid, claim));
+        }
+    }
+    Ok(found)
 }
 
 fn private() -> fs::DirBuilder {
@@ -204,7 +248,7 @@ mod tests {
     fn a_pods_directory_comes_and_goes_with_its_mounts() {
         let root = tempfile::tempdir().unwrap();
         let dir = of(root.path(), "u-1");
-        create(&dir).unwrap();
+        let _claim = create(&dir).unwrap();
         assert!(create(&dir).is_err(), "a uid is used once");
         let (disk, memory) = (dir.join("volumes/disk"), dir.join("volumes/memory"));
         prepare("disk", &empty(&disk, false, None, Some(4321))).unwrap();
@@ -258,6 +302,26 @@ mod tests {
         let error = format!("{:#}", prepare_sub_path(&volume, "link/x").unwrap_err());
         assert!(error.contains("leads out"), "{error}");
         assert!(!outside.join("x").exists(), "nothing was made outside");
+    }
+
+    #[test]
+    fn an_orphan_is_what_nobody_knows_and_nobody_holds() {
+        let root = tempfile::tempdir().unwrap();
+        let uids = |found: Vec<(String, Claim)>| found.into_iter().map(|(uid, _)| uid).collect::<Vec<_>>();
+        assert!(orphans(root.path(), |_| false).unwrap().is_empty());
+        let [known, held, gone] = ["known", "held", "gone"].map(|uid| of(root.path(), uid));
+        drop(create(&known).unwrap());
+        let claim = create(&held).unwrap();
+        drop(create(&gone).unwrap());
+        fs::create_dir(of(root.path(), "not-ours")).unwrap();
+        let is_known = |uid: &str| uid == "known";
+        let first = orphans(root.path(), is_known).unwrap();
+        assert!(orphans(root.path(), is_known).unwrap().is_empty(), "claimed by the first");
+        assert_eq!(uids(first), ["gone"]);
+        drop(claim);
+        let mut both = uids(orphans(root.path(), is_known).unwrap());
+        both.sort();
+        assert_eq!(both, ["gone", "held"]);
     }
 
     #[test]

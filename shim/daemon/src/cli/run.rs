@@ -18,7 +18,7 @@ use super::logs::{Log, follow};
 use super::manifest::{Container, Pod, RestartPolicy};
 use super::output::{Output, Progress, eprintln_quietly, json, print};
 use super::translate::{self, ContainerPlan, Facts, ImageFacts};
-use super::{facts, manifest, pod_dir, pull, remove};
+use super::{facts, manifest, pod_dir, pull, remove, volumes};
 
 /// How often the end of an init container is looked for.
 const INIT_POLL: Duration = Duration::from_millis(50);
@@ -56,7 +56,7 @@ struct RunningContainer {
 }
 
 pub(crate) async fn run(client: &mut Client, args: &Args, output: Output) -> Result<ExitCode> {
-    let parsed = manifest::parse(&read(&args.file)?).with_context(|| args.file.display().to_string())?;
+    let parsed = manifest::parse(&read(&args.file)?).with_context(|| described(&args.file))?;
     parsed.warnings.iter().for_each(|warning| eprintln_quietly(&format!("warning: {warning}")));
     let interrupt = Interrupt::listen()?;
     let host = facts::gather(client, &args.file).await?;
@@ -93,6 +93,10 @@ pub(crate) async fn run(client: &mut Client, args: &Args, output: Output) -> Res
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+fn described(file: &Path) -> String {
+    if file == Path::new("-") { "standard input".into() } else { file.display().to_string() }
 }
 
 fn read(file: &Path) -> Result<String> {
@@ -216,8 +220,8 @@ impl Bringup<'_> {
             let found = pull::ensure(client, &container.image, container.image_pull_policy, self.progress);
             images.push(self.interrupt.or(found).await?);
         }
-        pod_dir::create(&self.facts.pod_dir)?;
-        for (name, volume) in translate::volumes(pod, &self.facts)? {
+        let _claim = pod_dir::create(&self.facts.pod_dir)?;
+        for (name, volume) in volumes::volumes(pod, &self.facts)? {
             pod_dir::prepare(&name, &volume)?;
         }
         self.interrupt.check()?;

@@ -196,7 +196,8 @@ pub(crate) async fn stats(client: &mut Client, args: &StatsArgs, output: Output)
         let wait = if args.watch { Duration::from_secs(1) } else { Duration::from_millis(500) };
         tokio::time::sleep(wait).await;
         let now = sample(client).await?;
-        let rows: Vec<StatsRow> = now.iter().map(|stats| stats_row(stats, &before)).collect();
+        let rows: Vec<StatsRow> =
+            now.iter().filter(|stats| runs(stats)).map(|stats| stats_row(stats, &before)).collect();
         if !args.watch {
             return show_stats(&rows, output);
         }
@@ -211,6 +212,11 @@ pub(crate) async fn stats(client: &mut Client, args: &StatsArgs, output: Output)
         }
         before = now;
     }
+}
+
+/// CRI-SS-13: of an ended container there is at most the writable layer.
+fn runs(stats: &cri::ContainerStats) -> bool {
+    stats.cpu.is_some() || stats.memory.is_some()
 }
 
 async fn sample(client: &mut Client) -> Result<Vec<cri::ContainerStats>> {

@@ -3,7 +3,7 @@
 //!
 //! Owns the meaning of the manifest's fields. `check` refuses everything that can be refused before anything is made.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -11,10 +11,11 @@ use cri_proto::v1 as cri;
 
 use super::expand::expand;
 use super::manifest::{
-    Container, DnsConfig, DnsPolicy, EmptyDir, EnvVar, GroupsPolicy, HostPath, Medium, Pod, PortProtocol,
-    Propagation, Recursive, RestartPolicy, VolumeMount,
+    Container, DnsConfig, DnsPolicy, EnvVar, GroupsPolicy, Pod, PortProtocol, RestartPolicy,
 };
+use super::resources::resources;
 use super::security;
+use super::volumes::{mounts, volumes};
 
 /// On the sandbox: `Always` or `OnFailure`. Containers whose request lies in the pod's directory are kept running.
 pub(crate) const RESTART_POLICY: &str = "io.slipway.restart-policy";
@@ -26,8 +27,6 @@ pub(crate) const LABEL_POD_UID: &str = "io.kubernetes.pod.uid";
 pub(crate) const LABEL_CONTAINER_NAME: &str = "io.kubernetes.container.name";
 
 const DEFAULT_GRACE_PERIOD: i64 = 30;
-/// Microseconds; the kubelet's default.
-const CPU_PERIOD: i64 = 100_000;
 
 /// What must be known of the host and of this run of the pod.
 #[derive(Debug, Clone)]
@@ -57,26 +56,6 @@ pub(crate) struct ImageFacts {
     pub(crate) uid: Option<i64>,
     pub(crate) username: String,
 }
-
-/// A directory or file that must be there before a container is made.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum VolumePlan {
-    /// A new directory at `path`: on disk, or a tmpfs of `size` bytes (`None`: the kernel's default).
-    EmptyDir {
-        path: PathBuf,
-        memory: bool,
-        size: Option<i64>,
-        group: Option<i64>,
-    },
-    HostPath(HostPath),
-}
-
-impl PartialEq for HostPath {
-    fn eq(&self, other: &Self) -> bool {
-        self.path == other.path && self.r#type == other.r#type
-    }
-}
-impl Eq for HostPath {}
 
 /// A container's configuration and the directories of volumes (volume root, path below it) it wants to exist.
 #[derive(Debug, Clone)]
@@ -118,52 +97,16 @@ pub(crate) fn check(pod: &Pod, facts: &Facts) -> Result<()> {
     Ok(())
 }
 
-const NAME_RULE: &str =
+pub(crate) const NAME_RULE: &str =
     "must be lower-case letters, digits and '-', begin and end with a letter or digit, and be short";
 
 /// RFC 1123 label, or (with `dots`) subdomain. Such names are also safe as file names.
-fn is_name(name: &str, longest: usize, dots: bool) -> bool {
+pub(crate) fn is_name(name: &str, longest: usize, dots: bool) -> bool {
     let label = |label: &str| {
         let good = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
         !label.is_empty() && label.bytes().all(good) && !label.starts_with('-') && !label.ends_with('-')
     };
     name.len() <= longest && if dots { name.split('.').all(label) } else { label(name) }
-}
-
-/// The volumes by name. Each is of exactly one kind.
-pub(crate) fn volumes(pod: &Pod, facts: &Facts) -> Result<BTreeMap<String, VolumePlan>> {
-    let mut plans = BTreeMap::new();
-    for volume in &pod.spec.volumes {
-        let name = &volume.name;
-        ensure!(is_name(name, 63, false), "volume name {name:?}: {NAME_RULE}");
-        let plan = match (&volume.empty_dir, &volume.host_path) {
-            (Some(empty), None) => empty_dir(pod, name, empty, facts),
-            (None, Some(host)) => {
-                let path = Path::new(&host.path);
-                let climbs = path.components().any(|c| c == std::path::Component::ParentDir);
-                ensure!(
-                    path.is_absolute() && !climbs,
-                    "volume {name}: hostPath.path {:?} must be absolute, without '..'",
-                    host.path
-                );
-                VolumePlan::HostPath(host.clone())
-            }
-            _ => bail!(
-                "volume {name}: needs exactly one of emptyDir and hostPath (other kinds need a cluster)"
-            ),
-        };
-        ensure!(plans.insert(name.clone(), plan).is_none(), "two volumes are named {name:?}");
-    }
-    Ok(plans)
-}
-
-fn empty_dir(pod: &Pod, name: &str, empty: &EmptyDir, facts: &Facts) -> VolumePlan {
-    VolumePlan::EmptyDir {
-        path: facts.pod_dir.join("volumes").join(name),
-        memory: empty.medium == Medium::Memory,
-        size: empty.size_limit.map(super::quantity::Quantity::units).filter(|&size| size > 0),
-        group: pod.spec.security_context.fs_group,
-    }
 }
 
 /// Where the logs of a pod's containers go.
@@ -391,139 +334,8 @@ fn field_value(pod: &Pod, path: &str, facts: &Facts) -> Result<String> {
     })
 }
 
-type SubPaths = Vec<(PathBuf, String)>;
-
-fn mounts(pod: &Pod, container: &Container, facts: &Facts) -> Result<(Vec<cri::Mount>, SubPaths)> {
-    let volumes = volumes(pod, facts)?;
-    let mut mounts = Vec::new();
-    let mut sub_paths = Vec::new();
-    let mut targets = HashSet::new();
-    for mount in &container.volume_mounts {
-        let target = &mount.mount_path;
-        ensure!(
-            target.starts_with('/') && !target.contains(':'),
-            "mountPath {target:?} must be absolute, without ':'"
-        );
-        ensure!(
-            targets.insert(target.trim_end_matches('/')),
-            "two volumeMounts have the mountPath {target:?}"
-        );
-        let volume = volumes
-            .get(&mount.name)
-            .with_context(|| format!("volumeMounts names no volume: {:?}", mount.name))?;
-        let root = match volume {
-            VolumePlan::EmptyDir { path, .. } => path.clone(),
-            VolumePlan::HostPath(host) => PathBuf::from(&host.path),
-        };
-        if !mount.sub_path.is_empty() {
-            let plain = |c: std::path::Component<'_>| matches!(c, std::path::Component::Normal(_));
-            let sub_path_is_good = Path::new(&mount.sub_path).components().all(plain);
-            ensure!(
-                sub_path_is_good,
-                "subPath {:?} must be relative and must not contain '..'",
-                mount.sub_path
-            );
-            sub_paths.push((root.clone(), mount.sub_path.clone()));
-        }
-        mounts.push(bind(container, mount, &root, facts)?);
-    }
-    Ok((mounts, sub_paths))
-}
-
-fn bind(container: &Container, mount: &VolumeMount, root: &Path, facts: &Facts) -> Result<cri::Mount> {
-    let target = &mount.mount_path;
-    let propagation = match mount.mount_propagation {
-        Propagation::None => cri::MountPropagation::PropagationPrivate,
-        Propagation::HostToContainer => cri::MountPropagation::PropagationHostToContainer,
-        Propagation::Bidirectional => {
-            ensure!(
-                container.security_context.privileged,
-                "mount {target}: mountPropagation Bidirectional needs a privileged container"
-            );
-            cri::MountPropagation::PropagationBidirectional
-        }
-    };
-    if mount.recursive_read_only != Recursive::Disabled {
-        ensure!(mount.read_only, "mount {target}: recursiveReadOnly needs readOnly: true");
-        let private = propagation == cri::MountPropagation::PropagationPrivate;
-        ensure!(private, "mount {target}: recursiveReadOnly needs mountPropagation None");
-    }
-    let recursive_read_only = match mount.recursive_read_only {
-        Recursive::Disabled => false,
-        Recursive::IfPossible => facts.recursive_read_only,
-        Recursive::Enabled => {
-            ensure!(
-                facts.recursive_read_only,
-                "mount {target}: the runtime cannot do recursiveReadOnly here"
-            );
-            true
-        }
-    };
-    let source = if mount.sub_path.is_empty() { root.to_owned() } else { root.join(&mount.sub_path) };
-    Ok(cri::Mount {
-        container_path: target.clone(),
-        host_path: path_text(&source)?,
-        readonly: mount.read_only,
-        propagation: propagation.into(),
-        recursive_read_only,
-        ..Default::default()
-    })
-}
-
-/// What a kubelet sends: shares from the request (or the limit), quota and memory from the limit, no swap.
-fn resources(container: &Container, facts: &Facts) -> Result<cri::LinuxContainerResources> {
-    let (requests, limits) = (&container.resources.requests, &container.resources.limits);
-    let cpu_request = requests.cpu.or(limits.cpu).unwrap_or_default();
-    let memory_request = requests.memory.or(limits.memory).unwrap_or_default();
-    if let Some(limit) = limits.cpu {
-        ensure!(cpu_request <= limit, "resources: the cpu request is above the limit");
-    }
-    if let Some(limit) = limits.memory {
-        ensure!(memory_request <= limit, "resources: the memory request is above the limit");
-    }
-    let memory_limit = limits.memory.map_or(0, super::quantity::Quantity::units);
-    let huge = [("2MB", limits.hugepages_2mi), ("1GB", limits.hugepages_1gi)];
-    let hugepage = |(size, limit): (&str, Option<super::quantity::Quantity>)| {
-        let limit = u64::try_from(limit?.units()).ok()?;
-        Some(cri::HugepageLimit { page_size: size.to_owned(), limit })
-    };
-    Ok(cri::LinuxContainerResources {
-        // CRI-RES-01: never below 2.
-        cpu_shares: (cpu_request.milli().saturating_mul(1024) / 1000).clamp(2, 262_144),
-        cpu_period: CPU_PERIOD,
-        cpu_quota: limits.cpu.map_or(0, |cpu| match cpu.milli() {
-            0 => 0,
-            // The kernel refuses less than a millisecond.
-            milli => (milli.saturating_mul(CPU_PERIOD) / 1000).max(1000),
-        }),
-        memory_limit_in_bytes: memory_limit,
-        memory_swap_limit_in_bytes: memory_limit,
-        hugepage_limits: huge.into_iter().filter_map(hugepage).collect(),
-        oom_score_adj: oom_score_adj(container, memory_request.units(), facts.memory_capacity),
-        ..Default::default()
-    })
-}
-
-/// The kubelet's rule: the surer a container's memory, the later the kernel kills it.
-fn oom_score_adj(container: &Container, memory_request: i64, capacity: i64) -> i64 {
-    let (requests, limits) = (&container.resources.requests, &container.resources.limits);
-    let guaranteed = limits.cpu.is_some()
-        && limits.memory.is_some()
-        && requests.cpu.is_none_or(|cpu| Some(cpu) == limits.cpu)
-        && requests.memory.is_none_or(|memory| Some(memory) == limits.memory);
-    let anything = [requests.cpu, requests.memory, limits.cpu, limits.memory].iter().any(Option::is_some);
-    match (guaranteed, anything) {
-        (true, _) => -997,
-        (false, false) => 1000,
-        (false, true) => {
-            let share = i128::from(memory_request) * 1000 / i128::from(capacity.max(1));
-            i64::try_from(1000 - share).unwrap_or(3).clamp(3, 999)
-        }
-    }
-}
-
 /// CRI carries paths as text.
-fn path_text(path: &Path) -> Result<String> {
+pub(crate) fn path_text(path: &Path) -> Result<String> {
     path.to_str().map(str::to_owned).with_context(|| format!("path {} is not UTF-8", path.display()))
 }
 

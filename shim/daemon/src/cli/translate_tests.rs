@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use cri_proto::v1 as cri;
 
 use super::manifest::{HostPath, HostPathType, Pod, parse};
-use super::translate::{Facts, ImageFacts, VolumePlan, check, container_config, sandbox_config, volumes};
+use super::translate::{Facts, ImageFacts, check, container_config, sandbox_config};
+use super::volumes::{VolumePlan, volumes};
 
 fn facts() -> Facts {
     Facts {

@@ -1,0 +1,192 @@
+//! CreateContainer: image, user, spec, writable layer, bundle, and the keeper's parked process.
+
+use super::{ContainerRecord, Phase, parse};
+use crate::daemon::{Container, Daemon, Pod, blocking};
+use crate::error::{Error, Result};
+use crate::keeper::NewTask;
+use crate::pods::PodPhase;
+use crate::rollback::Rollback;
+use crate::{signals, spec, user};
+use cri_proto::v1::{self, ContainerEventType};
+use slipway_images::Image;
+use slipway_runtime::rootfs::Overlay;
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::sync::Arc;
+
+impl Daemon {
+    /// Makes a container in a READY pod and answers its id.
+    pub(crate) async fn create_container(
+        self: &Arc<Self>,
+        pod: &str,
+        config: Option<v1::ContainerConfig>,
+    ) -> Result<String> {
+        let pod = self.pods.get(pod)?;
+        let config = config.ok_or_else(|| Error::invalid("config is missing"))?;
+        let record = pod.record();
+        parse::check(&config, &record)?;
+        let metadata = config.metadata.clone().unwrap_or_default();
+        let name = format!("{}/{}/{}", pod.id, metadata.name, metadata.attempt);
+        let daemon = Arc::clone(self);
+        let made = self.container_names.once(&name, async move { daemon.make_container(&pod, config).await }).await;
+        made.map_err(|e| e.of(format_args!("create container {} in pod {}", metadata.name, record.label())))
+    }
+
+    async fn make_container(self: Arc<Self>, pod: &Arc<Pod>, config: v1::ContainerConfig) -> Result<String> {
+        let mut rollback = Rollback::default();
+        match self.build(pod, config, &mut rollback).await {
+            Ok(record) => {
+                rollback.commit();
+                let id = record.id.clone();
+                self.containers.insert(Arc::new(Container::new(record)));
+                // A pod stopped meanwhile has not seen this container: it must not stay behind.
+                if pod.record().phase != PodPhase::Ready {
+                    let container = self.containers.get(&id)?;
+                    self.remove_container(&container).await?;
+                    return Err(Error::state("the pod was stopped meanwhile"));
+                }
+                self.announce(&id, pod, ContainerEventType::ContainerCreatedEvent);
+                Ok(id)
+            }
+            Err(error) => {
+                rollback.undo().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn build(
+        self: &Arc<Self>,
+        pod: &Arc<Pod>,
+        config: v1::ContainerConfig,
+        rollback: &mut Rollback,
+    ) -> Result<ContainerRecord> {
+        let sandbox = pod.record();
+        if sandbox.phase != PodPhase::Ready {
+            return Err(Error::state("the pod is not ready: it was stopped, or its namespaces are gone"));
+        }
+        let wanted = config.image.as_ref().map(|i| i.image.clone()).unwrap_or_default();
+        let image = self.images.find(&wanted);
+        let image = image.ok_or_else(|| Error::not_found(format!("image {wanted:?} is not in the store: pull it first")))?;
+        let id = crate::ids::new()?;
+        let mut record = self.intent(&id, &sandbox, config, &image)?;
+
+        let daemon = Arc::clone(self);
+        let (view, security) = (Arc::clone(&image), record.config.linux.clone().unwrap_or_default().security_context);
+        let identity =
+            blocking(move || user::resolve(&daemon.images, &view, &security.unwrap_or_default())).await?;
+        record.user = identity.to_cri();
+        let target = self.target_pid(&record, pod)?;
+        let built = spec::build(&spec::Inputs {
+            pod: &sandbox,
+            container: &record,
+            image: &image.config,
+            identity: &identity,
+            pod_dir: &self.config.state.join("pods").join(&sandbox.id),
+            target_pid: target,
+        })?;
+
+        let owner = id.clone();
+        let daemon = Arc::clone(self);
+        rollback.push("record", blocking(move || daemon.records.delete::<ContainerRecord>(&owner)));
+        self.records.save(&record)?;
+        let overlay = self.writable_layer(&image, &id, rollback).await?;
+        let dir = record.bundle.clone();
+        rollback.push("bundle", blocking(move || remove_tree(&dir)));
+        let (dir, text) = (record.bundle.clone(), serde_json::to_vec(&built));
+        let text = text.map_err(|e| Error::internal(format!("encode the spec: {e}")))?;
+        blocking(move || write_bundle(&dir, &text)).await?;
+        let (daemon, task) = (Arc::clone(self), id.clone());
+        rollback.push("task", async move { daemon.discard_task(&task).await });
+        let log = self.log_uri(&record);
+        let terminal = record.config.tty;
+        let task = NewTask { id: &id, bundle: &record.bundle, rootfs: &overlay, terminal, log };
+        self.keeper.create_task(&task).await?;
+        record.phase = Phase::Created;
+        self.records.save(&record)?;
+        Ok(record)
+    }
+
+    fn intent(
+        &self,
+        id: &str,
+        pod: &crate::pods::PodRecord,
+        config: v1::ContainerConfig,
+        image: &Image,
+    ) -> Result<ContainerRecord> {
+        let (stop_signal, stop_signal_name) = signals::effective(config.stop_signal, &image.config.stop_signal)?;
+        let named = config.image.as_ref().map(|i| i.image.clone()).unwrap_or_default();
+        let image_name = image.repo_tags.first().cloned().unwrap_or(named);
+        let image_ref = image.repo_digests.first().cloned().unwrap_or_else(|| image.id.clone());
+        Ok(ContainerRecord {
+            id: id.into(),
+            pod_id: pod.id.clone(),
+            created_at: crate::clock::now(),
+            image_id: image.id.clone(),
+            image_name,
+            image_ref,
+            log_path: parse::log_path(&pod.config.log_directory, &config.log_path)?,
+            user: v1::LinuxContainerUser::default(),
+            stop_signal,
+            stop_signal_name,
+            cgroup: format!("{}/{id}", pod.cgroup_parent.trim_end_matches('/')),
+            bundle: self.config.state.join("containers").join(id),
+            phase: Phase::Creating,
+            config,
+        })
+    }
+
+    async fn writable_layer(self: &Arc<Self>, image: &Arc<Image>, id: &str, undo: &mut Rollback) -> Result<Overlay> {
+        let (daemon, owner) = (Arc::clone(self), id.to_owned());
+        undo.push("writable layer", blocking(move || daemon.images.release(&owner)));
+        let (daemon, image, owner) = (Arc::clone(self), Arc::clone(image), id.to_owned());
+        blocking(move || daemon.images.prepare(&image, &owner)).await
+    }
+
+    /// pid=TARGET joins the namespace of a running container of the same pod (CRI-NS-05).
+    fn target_pid(&self, record: &ContainerRecord, pod: &Pod) -> Result<Option<u32>> {
+        let options = record.config.linux.as_ref().and_then(|l| l.security_context.as_ref()?.namespace_options.clone());
+        let Some(options) = options.filter(|o| o.pid() == v1::NamespaceMode::Target) else { return Ok(None) };
+        let target = self.containers.get(&options.target_id)?.record();
+        match target.phase {
+            Phase::Running { pid, .. } if target.pod_id == pod.id => Ok(Some(pid)),
+            _ => Err(Error::invalid(format!(
+                "namespace_options.target_id {:?} is not a running container of this pod",
+                options.target_id
+            ))),
+        }
+    }
+
+    fn log_uri(&self, record: &ContainerRecord) -> String {
+        if record.log_path.is_empty() {
+            return "cri-log:".into();
+        }
+        let stdin = if record.config.stdin { "&stdin=1" } else { "" };
+        format!("cri-log://{}?max_line={}{stdin}", record.log_path, self.config.max_log_line)
+    }
+
+    /// Kills and forgets a task in any state; unknown is success.
+    pub(crate) async fn discard_task(&self, id: &str) -> Result<()> {
+        self.keeper.kill_all(id, "").await?;
+        if self.keeper.task(id).await?.is_some() {
+            self.keeper.wait_task(id).await?;
+        }
+        self.keeper.delete(id, "").await
+    }
+}
+
+fn write_bundle(dir: &Path, config: &[u8]) -> Result<()> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.map_err(|e| Error::io("make bundle", dir, &e))?;
+    let file = dir.join("config.json");
+    fs::write(&file, config).map_err(|e| Error::io("write bundle", &file, &e))
+}
+
+/// Missing is success.
+pub(crate) fn remove_tree(dir: &Path) -> Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", dir, &e)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,185 @@
+//! ExecSync: one process in a running container, its output byte for byte (CRI-XS-*).
+
+use super::{ContainerRecord, Phase};
+use crate::daemon::{Container, Daemon, blocking};
+use crate::error::{Error, Result};
+use nix::sys::stat::Mode;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+use tonic::Code;
+
+/// Bytes kept of each stream; the rest is read and thrown away (CRI-XS-05).
+const KEEP: usize = 16 << 20;
+/// How long a child that holds the streams may keep the answer waiting after the process itself ended (CRI-XS-06).
+const DRAIN: Duration = Duration::from_secs(1);
+
+/// What an ended session left.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Output {
+    pub(crate) exit_code: i32,
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: Vec<u8>,
+}
+
+/// The two fifos of a session; removed with it.
+#[derive(Debug)]
+struct Fifos {
+    dir: PathBuf,
+}
+
+impl Drop for Fifos {
+    fn drop(&mut self) {
+        // The directory lies below the state directory, which recovery clears of left-overs.
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+impl Fifos {
+    fn make(dir: PathBuf) -> Result<Self> {
+        std::fs::create_dir_all(&dir).map_err(|e| Error::io("make exec directory", &dir, &e))?;
+        let fifos = Self { dir };
+        for path in fifos.paths() {
+            nix::unistd::mkfifo(&path, Mode::from_bits_truncate(0o600))
+                .map_err(|e| Error::io("make fifo", &path, &e.into()))?;
+        }
+        Ok(fifos)
+    }
+
+    fn paths(&self) -> [PathBuf; 2] {
+        [self.dir.join("out"), self.dir.join("err")]
+    }
+
+    /// Both read ends, before anybody can write.
+    fn open(&self) -> Result<[pipe::Receiver; 2]> {
+        let open = |path: &Path| {
+            pipe::OpenOptions::new().open_receiver(path).map_err(|e| Error::io("open fifo", path, &e))
+        };
+        let [out, err] = self.paths();
+        Ok([open(&out)?, open(&err)?])
+    }
+}
+
+impl Daemon {
+    /// Runs `command` in a running container. `timeout` none: as long as it takes.
+    ///
+    /// # Errors
+    /// DeadlineExceeded after the timeout, with the whole session dead (CRI-XS-03, CRI-XS-04, CRI-XS-07).
+    pub(crate) async fn exec_sync(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        command: Vec<String>,
+        timeout: Option<Duration>,
+    ) -> Result<Output> {
+        let record = container.record();
+        if command.is_empty() {
+            return Err(Error::invalid("cmd is empty: name a command"));
+        }
+        if !matches!(record.phase, Phase::Running { .. }) {
+            let state = record.state().as_str_name();
+            return Err(Error::state(format!("exec in container {}: it is {state}, not running", record.label())));
+        }
+        let exec_id = crate::ids::new()?[..16].to_owned();
+        let session = Session { daemon: Arc::clone(self), id: record.id.clone(), exec_id };
+        let outcome = session.run(&record, command, timeout).await;
+        // Also when our caller goes away in the middle, by Drop.
+        drop(session);
+        outcome.map_err(|e| e.of(format_args!("exec in container {}", record.label())))
+    }
+}
+
+/// A session known to the keeper; dropping it kills what is left of it and forgets it.
+struct Session {
+    daemon: Arc<Daemon>,
+    id: String,
+    exec_id: String,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let (daemon, id, exec_id) = (Arc::clone(&self.daemon), self.id.clone(), self.exec_id.clone());
+        tokio::spawn(async move {
+            let ended = match daemon.keeper.kill_all(&id, &exec_id).await {
+                Ok(()) => daemon.keeper.delete(&id, &exec_id).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = ended {
+                tracing::debug!("forget exec session {exec_id}: {error}");
+            }
+        });
+    }
+}
+
+impl Session {
+    async fn run(&self, record: &ContainerRecord, command: Vec<String>, limit: Option<Duration>) -> Result<Output> {
+        let dir = self.daemon.config.state.join("exec").join(&self.exec_id);
+        let fifos = Fifos::make(dir)?;
+        let mut ends = fifos.open()?;
+        let bundle = record.bundle.clone();
+        let process = blocking(move || process(&bundle, &command)).await?;
+        let [out, err] = fifos.paths();
+        self.daemon.keeper.exec(&self.id, &self.exec_id, process, [&out, &err]).await?;
+        self.daemon.keeper.start(&self.id, &self.exec_id).await?;
+        let mut output = Output::default();
+        let collected = self.collect(&mut ends, &mut output);
+        match limit {
+            None => collected.await?,
+            Some(limit) => tokio::time::timeout(limit, collected).await.unwrap_or_else(|_| {
+                Err(Error::new(Code::DeadlineExceeded, format!("command timed out after {} s", limit.as_secs())))
+            })?,
+        }
+        Ok(output)
+    }
+
+    /// Reads both streams and waits for the exit; a child that keeps the streams open holds us up for [`DRAIN`] only.
+    async fn collect(&self, ends: &mut [pipe::Receiver; 2], output: &mut Output) -> Result<()> {
+        let [out, err] = ends;
+        let Output { exit_code, stdout, stderr } = output;
+        let mut read = std::pin::pin!(async { tokio::try_join!(drain(out, stdout), drain(err, stderr)) });
+        let mut wait = std::pin::pin!(self.daemon.keeper.wait_exec(&self.id, &self.exec_id));
+        let status = tokio::select! {
+            read = &mut read => {
+                read.map_err(|e| Error::internal(format!("read the command's output: {e}")))?;
+                wait.await?
+            }
+            status = &mut wait => {
+                let status = status?;
+                // Time-out here is no error: what was written so far is the answer.
+                let _ = tokio::time::timeout(DRAIN, read).await;
+                status
+            }
+        };
+        *exit_code = i32::try_from(status).unwrap_or(255);
+        Ok(())
+    }
+}
+
+async fn drain(from: &mut pipe::Receiver, into: &mut Vec<u8>) -> std::io::Result<()> {
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let n = from.read(&mut buffer).await?;
+        if n == 0 {
+            return Ok(());
+        }
+        let room = KEEP.saturating_sub(into.len()).min(n);
+        into.extend_from_slice(&buffer[..room]);
+    }
+}
+
+/// The container's own process with another command: same environment, user, capabilities, seccomp (CRI-XS-08).
+fn process(bundle: &Path, command: &[String]) -> Result<Vec<u8>> {
+    let file = bundle.join("config.json");
+    let text = std::fs::read(&file).map_err(|e| Error::io("read bundle", &file, &e))?;
+    let spec: serde_json::Value = serde_json::from_slice(&text)
+        .map_err(|e| Error::internal(format!("decode {}: {e}", file.display())))?;
+    let mut process = spec["process"].clone();
+    process["args"] = serde_json::json!(command);
+    process["terminal"] = false.into();
+    if let Some(fields) = process.as_object_mut() {
+        // It belongs to the container's init; a session inherits what its cgroup's processes have.
+        fields.remove("consoleSize");
+    }
+    serde_json::to_vec(&process).map_err(|e| Error::internal(format!("encode process: {e}")))
+}

@@ -1,0 +1,232 @@
+//! Start, stop, end, remove: the transitions of a container.
+
+use super::create::remove_tree;
+use super::{ContainerRecord, Phase};
+use crate::daemon::{Container, Daemon, blocking};
+use crate::error::{Error, Result};
+use crate::pods::PodPhase;
+use cri_proto::keeper::TaskInfo;
+use cri_proto::v1::ContainerEventType;
+use std::sync::Arc;
+use std::time::Duration;
+use tonic::Code;
+
+/// How a container is asked to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// SIGKILL to the whole control group.
+    Now,
+    /// The stop signal, then this long, then SIGKILL.
+    After(Duration),
+}
+
+/// How long a killed container may take to be gone before the call answers with an error: uninterruptible calls exist.
+const KILL_PATIENCE: Duration = Duration::from_secs(30);
+
+impl Daemon {
+    /// Lets the parked process go (CRI-CST-*). Returns after execve.
+    pub(crate) async fn start_container(self: &Arc<Self>, container: &Arc<Container>) -> Result<()> {
+        let (daemon, container) = (Arc::clone(self), Arc::clone(container));
+        crate::pods::stop::finish(tokio::spawn(async move { daemon.start_known(&container).await })).await
+    }
+
+    async fn start_known(self: &Arc<Self>, container: &Arc<Container>) -> Result<()> {
+        let _gate = container.gate.lock().await;
+        let record = container.record();
+        let label = record.label();
+        if record.phase != Phase::Created {
+            let state = record.state().as_str_name();
+            return Err(Error::state(format!("start container {label}: it is {state}, only a created one can be started")));
+        }
+        let pod = self.pods.get(&record.pod_id)?;
+        if pod.record().phase != PodPhase::Ready {
+            return Err(Error::state(format!("start container {label}: its pod is not ready")));
+        }
+        let started_at = crate::clock::now();
+        match self.keeper.start(&record.id, "").await {
+            Ok(pid) => {
+                let mut running = ContainerRecord::clone(&record);
+                running.phase = Phase::Running { started_at, pid };
+                container.set(&self.records, running)?;
+                self.announce(&record.id, &pod, ContainerEventType::ContainerStartedEvent);
+                self.watch(Arc::clone(container));
+                tracing::info!(pod = pod.record().label(), container = label, pid, "container runs");
+                Ok(())
+            }
+            Err(error) => {
+                self.start_failed(container, &record, started_at, &error).await?;
+                Err(error.of(format_args!("start container {label} of pod {}", pod.record().label())))
+            }
+        }
+    }
+
+    /// EXITED, 128, StartError (CRI-CST-03).
+    async fn start_failed(&self, container: &Container, record: &ContainerRecord, at: i64, why: &Error) -> Result<()> {
+        let mut failed = record.clone();
+        failed.phase = Phase::Exited {
+            started_at: at,
+            finished_at: crate::clock::now(),
+            exit_code: 128,
+            reason: "StartError".into(),
+            message: why.to_string(),
+        };
+        container.set(&self.records, failed)?;
+        if let Err(error) = self.discard_task(&record.id).await {
+            tracing::error!(container = record.label(), "discard after a failed start: {error}");
+        }
+        if let Ok(pod) = self.pods.get(&record.pod_id) {
+            self.announce(&record.id, &pod, ContainerEventType::ContainerStoppedEvent);
+        }
+        Ok(())
+    }
+
+    /// Follows a running container to its end.
+    pub(crate) fn watch(self: &Arc<Self>, container: Arc<Container>) {
+        let daemon = Arc::clone(self);
+        tokio::spawn(async move {
+            let id = container.id.clone();
+            let ended = loop {
+                match daemon.keeper.wait_task(&id).await {
+                    Ok(info) => break Some(info),
+                    // The keeper does not know it: its status is lost (CRI-REC-02).
+                    Err(error) if error.code() == Code::NotFound => break None,
+                    Err(error) => {
+                        tracing::warn!(container = container.record().label(), "wait: {error}; trying again");
+                        tokio::time::sleep(Duration::from_millis(500)).await;
+                    }
+                }
+            };
+            daemon.ended(&container, ended.as_ref()).await;
+        });
+    }
+
+    /// Records the end; then the keeper may forget the task.
+    pub(crate) async fn ended(&self, container: &Container, info: Option<&TaskInfo>) {
+        let record = container.record();
+        let Phase::Running { started_at, .. } = record.phase else { return };
+        let mut ended = ContainerRecord::clone(&record);
+        ended.phase = exited(started_at, info);
+        if let Err(error) = container.set(&self.records, ended) {
+            tracing::error!(container = record.label(), "record the end: {error}");
+            return;
+        }
+        if let Ok(pod) = self.pods.get(&record.pod_id) {
+            self.announce(&record.id, &pod, ContainerEventType::ContainerStoppedEvent);
+        }
+        if let Err(error) = self.keeper.delete(&record.id, "").await {
+            // Tried again when the container is removed.
+            tracing::warn!(container = record.label(), "keeper: delete ended task: {error}");
+        }
+        tracing::info!(container = record.label(), phase = ?container.record().phase, "container ended");
+    }
+
+    /// StopContainer (CRI-STOP-01 to 08). Cancelled by its caller it escalates nothing.
+    pub(crate) async fn stop_container(self: &Arc<Self>, container: &Arc<Container>, how: Stop) -> Result<()> {
+        let record = container.record();
+        if !record.is_running() {
+            return Ok(());
+        }
+        if let Stop::After(patience) = how {
+            if container.first_stop() {
+                self.keeper.kill(&record.id, record.stop_signal).await?;
+            }
+            if tokio::time::timeout(patience, container.wait_until(|r| r.has_ended())).await.is_ok() {
+                return Ok(());
+            }
+        }
+        self.keeper.kill_all(&record.id, "").await?;
+        match tokio::time::timeout(KILL_PATIENCE, container.wait_until(|r| r.has_ended())).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(Error::new(
+                Code::DeadlineExceeded,
+                format!(
+                    "container {} was sent SIGKILL and has not ended for {KILL_PATIENCE:?}: a process of it is probably in an \
+                     uninterruptible call (see /proc/<pid>/stack of the pids in cgroup {})",
+                    record.label(),
+                    record.cgroup
+                ),
+            )),
+        }
+    }
+
+    /// RemoveContainer (CRI-REM-*): kills if need be; each step can be repeated.
+    pub(crate) async fn remove_container(self: &Arc<Self>, container: &Arc<Container>) -> Result<()> {
+        let (daemon, container) = (Arc::clone(self), Arc::clone(container));
+        crate::pods::stop::finish(tokio::spawn(async move { daemon.remove_container_known(&container).await })).await
+    }
+
+    async fn remove_container_known(self: &Arc<Self>, container: &Arc<Container>) -> Result<()> {
+        let _gate = container.gate.lock().await;
+        if self.containers.get(&container.id).is_err() {
+            return Ok(());
+        }
+        self.stop_container(container, Stop::Now).await?;
+        let record = container.record();
+        self.discard_task(&record.id).await?;
+        self.erase_container(&record).await?;
+        self.containers.remove(&container.id);
+        self.rates.forget(&container.id);
+        if let Ok(pod) = self.pods.get(&record.pod_id) {
+            self.announce(&record.id, &pod, ContainerEventType::ContainerDeletedEvent);
+        }
+        self.container_names.free(&record.name(), &record.id);
+        Ok(())
+    }
+
+    /// Writable layer, bundle, record. The log is the kubelet's (CRI-REM-03).
+    pub(crate) async fn erase_container(self: &Arc<Self>, record: &ContainerRecord) -> Result<()> {
+        let (daemon, record) = (Arc::clone(self), record.clone());
+        blocking(move || {
+            daemon.images.release(&record.id)?;
+            remove_tree(&record.bundle)?;
+            daemon.records.delete::<ContainerRecord>(&record.id)
+        })
+        .await
+    }
+}
+
+/// CRI-EXIT-01, CRI-EXIT-02, CRI-CSTAT-12, CRI-CSTAT-13, CRI-REC-02.
+pub(crate) fn exited(started_at: i64, info: Option<&TaskInfo>) -> Phase {
+    let Some(info) = info.filter(|i| i.status_known) else {
+        return Phase::Exited {
+            started_at,
+            finished_at: crate::clock::now(),
+            exit_code: 255,
+            reason: "Unknown".into(),
+            message: "the container ended while nobody could see its status".into(),
+        };
+    };
+    let exit_code = i32::try_from(info.exit_status).unwrap_or(255);
+    let reason = match (info.oom_killed, exit_code) {
+        (true, code) if code != 0 => "OOMKilled",
+        (_, 0) => "Completed",
+        _ => "Error",
+    };
+    let finished_at = info.exited_at.max(started_at);
+    Phase::Exited { started_at, finished_at, exit_code, reason: reason.into(), message: String::new() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info(status: u32, oom: bool, known: bool) -> TaskInfo {
+        let mut info = TaskInfo::new();
+        (info.exit_status, info.oom_killed, info.status_known, info.exited_at) = (status, oom, known, 9);
+        info
+    }
+
+    /// CRI-CSTAT-12, CRI-CSTAT-13, CRI-EXIT-02.
+    #[test]
+    fn reasons() {
+        let reason = |info: Option<TaskInfo>| match exited(5, info.as_ref()) {
+            Phase::Exited { exit_code, reason, .. } => (exit_code, reason),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(reason(Some(info(0, false, true))), (0, "Completed".into()));
+        assert_eq!(reason(Some(info(137, false, true))), (137, "Error".into()));
+        assert_eq!(reason(Some(info(137, true, true))), (137, "OOMKilled".into()));
+        assert_eq!(reason(Some(info(3, false, false))), (255, "Unknown".into()));
+        assert_eq!(reason(None), (255, "Unknown".into()));
+    }
+}

@@ -1,0 +1,47 @@
+//! The gRPC services. Handlers decode, call, encode; they hold no rules. Each failure is logged once, here.
+
+mod filters;
+mod image_service;
+mod local_service;
+mod runtime_service;
+mod status;
+
+pub(crate) use image_service::ImageApi;
+pub(crate) use local_service::LocalApi;
+pub(crate) use runtime_service::RuntimeApi;
+
+use crate::error::Error;
+use std::pin::Pin;
+use tonic::codegen::tokio_stream::{self, Stream};
+use tonic::{Code, Response, Status};
+
+/// A server stream.
+type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// Encodes an outcome; what is the runtime's own fault is logged as an error, a client's mistake as debug.
+fn answer<T>(rpc: &'static str, outcome: Result<T, Error>) -> Result<Response<T>, Status> {
+    outcome.map(Response::new).map_err(|error| {
+        match error.code() {
+            Code::Internal | Code::Unknown | Code::DataLoss | Code::ResourceExhausted => {
+                tracing::error!(rpc, code = ?error.code(), "{error}");
+            }
+            _ => tracing::debug!(rpc, code = ?error.code(), "{error}"),
+        }
+        error.into()
+    })
+}
+
+/// A call that comes with a later step: the code that kubelet and critest branch on (CRI-GEN-06).
+fn not_yet<T>(what: &str) -> Result<Response<T>, Status> {
+    Err(Status::unimplemented(format!("slipway does not serve {what} yet")))
+}
+
+/// A list as a stream of messages of at most `CHUNK` items; empty lists send no message (CRI-LSTR-01 to 06).
+fn stream<I, T: Send + 'static>(items: Vec<I>, wrap: fn(Vec<I>) -> T) -> Streamed<T>
+where
+    I: Clone + Send + 'static,
+{
+    const CHUNK: usize = 1000;
+    let messages: Vec<_> = items.chunks(CHUNK).map(|chunk| Ok(wrap(chunk.to_vec()))).collect();
+    Box::pin(tokio_stream::iter(messages))
+}

@@ -1,0 +1,72 @@
+//! Status, Version, RuntimeConfig: what the daemon says of itself.
+
+use crate::daemon::Daemon;
+use crate::handlers;
+use cri_proto::v1;
+use serde_json::json;
+use std::collections::HashMap;
+
+/// CRI-VER-01, CRI-VER-02.
+pub(super) fn version() -> v1::VersionResponse {
+    v1::VersionResponse {
+        version: "0.1.0".into(),
+        runtime_name: "slipway".into(),
+        runtime_version: env!("CARGO_PKG_VERSION").into(),
+        runtime_api_version: "v1".into(),
+    }
+}
+
+/// CRI-STA-01 to CRI-STA-12.
+pub(super) async fn status(daemon: &Daemon, verbose: bool) -> v1::StatusResponse {
+    let keeper = daemon.keeper.info().await;
+    let network = daemon.network.readiness().await;
+    let condition = |kind: &str, status: bool, reason: &str, message: String| v1::RuntimeCondition {
+        r#type: kind.into(),
+        status,
+        reason: if status { String::new() } else { reason.into() },
+        message: if status { String::new() } else { message },
+    };
+    let runtime = match &keeper {
+        Ok(_) => condition("RuntimeReady", true, "", String::new()),
+        Err(error) => condition("RuntimeReady", false, "KeeperUnavailable", error.to_string()),
+    };
+    let mut conditions = vec![runtime, condition("NetworkReady", network.ready, &network.reason, network.message)];
+    // Not one of the kubelet's own: it ignores what it does not know (CRI-STA-05).
+    if keeper.as_ref().is_ok_and(|info| info.guardian_pid == 0) {
+        let message = "the guardian is gone: if the keeper dies too, exit codes are lost; drain this node".into();
+        conditions.push(condition("SlipwayGuardian", false, "GuardianGone", message));
+    }
+    let mut info = HashMap::new();
+    if verbose {
+        info.insert("config".to_owned(), config(daemon));
+        if let Ok(k) = keeper {
+            let counters = json!({
+                "keeperPid": k.keeper_pid, "guardianPid": k.guardian_pid, "generation": k.generation,
+                "version": k.version, "logBytes": k.log_bytes, "logLines": k.log_lines, "logDropped": k.log_dropped,
+            });
+            info.insert("keeper".to_owned(), counters.to_string());
+        }
+    }
+    v1::StatusResponse {
+        status: Some(v1::RuntimeStatus { conditions }),
+        info,
+        runtime_handlers: handlers::list(),
+        features: Some(v1::RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() }),
+    }
+}
+
+fn config(daemon: &Daemon) -> String {
+    let config = &daemon.config;
+    json!({
+        "rootDir": config.root, "stateDir": config.state, "address": config.address,
+        "cgroupRoot": config.cgroup_root, "keeper": config.keeper, "cniConfDir": config.network.conf_dir,
+    })
+    .to_string()
+}
+
+/// CRI-RCF-01: an unset field would say systemd.
+pub(super) fn runtime_config() -> v1::RuntimeConfigResponse {
+    v1::RuntimeConfigResponse {
+        linux: Some(v1::LinuxRuntimeConfiguration { cgroup_driver: v1::CgroupDriver::Cgroupfs.into() }),
+    }
+}

@@ -1,0 +1,80 @@
+//! Everything the services work on, in one place; the services themselves hold no rules.
+
+use crate::config::Config;
+use crate::containers::ContainerRecord;
+use crate::containers::stats::Rates;
+use crate::error::{Error, Result};
+use crate::events::Events;
+use crate::keeper::Keeper;
+use crate::names::Names;
+use crate::object::{Object, Table};
+use crate::pods::PodRecord;
+use crate::records::Records;
+use slipway_images::Store;
+use slipway_network::Network;
+use std::sync::Arc;
+
+pub(crate) type Pod = Object<PodRecord>;
+pub(crate) type Container = Object<ContainerRecord>;
+
+/// The daemon's parts. Cheap to share; no lock over all pods anywhere.
+#[derive(Debug)]
+pub(crate) struct Daemon {
+    pub(crate) config: Config,
+    pub(crate) keeper: Keeper,
+    pub(crate) images: Store,
+    pub(crate) network: Network,
+    pub(crate) records: Records,
+    pub(crate) pods: Table<PodRecord>,
+    pub(crate) containers: Table<ContainerRecord>,
+    pub(crate) pod_names: Names,
+    pub(crate) container_names: Names,
+    pub(crate) events: Events,
+    pub(crate) rates: Rates,
+}
+
+impl Daemon {
+    /// Opens stores and directories; starts nothing.
+    pub(crate) fn open(config: Config) -> anyhow::Result<Arc<Self>> {
+        Ok(Arc::new(Self {
+            keeper: Keeper::new(&config),
+            images: Store::open(config.images.clone())?,
+            network: Network::open(config.network.clone())?,
+            records: Records::open(&config.state)?,
+            pods: Table::default(),
+            containers: Table::default(),
+            pod_names: Names::default(),
+            container_names: Names::default(),
+            events: Events::default(),
+            rates: Rates::default(),
+            config,
+        }))
+    }
+
+    /// The containers of one pod.
+    pub(crate) fn containers_of(&self, pod: &str) -> Vec<Arc<Container>> {
+        self.containers.list().into_iter().filter(|c| c.record().pod_id == pod).collect()
+    }
+
+    /// Tells all listeners what became of a container (or of a pod: then `id` is the pod's).
+    pub(crate) fn announce(&self, id: &str, pod: &Pod, kind: cri_proto::v1::ContainerEventType) {
+        let statuses = self.containers_of(&pod.id).iter().map(|c| c.record().status()).collect();
+        self.events.publish(cri_proto::v1::ContainerEventResponse {
+            container_id: id.into(),
+            container_event_type: kind.into(),
+            created_at: 0,
+            pod_sandbox_status: Some(pod.record().status()),
+            containers_statuses: statuses,
+        });
+    }
+}
+
+/// Runs a synchronous call that may block for milliseconds where it holds nobody up.
+pub(crate) async fn blocking<T, E>(call: impl FnOnce() -> Result<T, E> + Send + 'static) -> Result<T>
+where
+    T: Send + 'static,
+    E: Into<Error> + Send + 'static,
+{
+    let done = tokio::task::spawn_blocking(move || call().map_err(Into::into)).await;
+    done.unwrap_or_else(|e| Err(Error::internal(format!("a worker thread failed: {e}"))))
+}

@@ -1,0 +1,17 @@
+//! Runtime handlers: one, under its name and as the default under the empty name (CRI-STA-07).
+
+use cri_proto::v1;
+
+/// Handler names besides the empty one.
+pub(crate) const NAMES: [&str; 1] = ["slipway"];
+
+pub(crate) fn known(handler: &str) -> bool {
+    handler.is_empty() || NAMES.contains(&handler)
+}
+
+/// For Status; sorted, stable between calls.
+pub(crate) fn list() -> Vec<v1::RuntimeHandler> {
+    let features = v1::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false };
+    let names = std::iter::once("").chain(NAMES);
+    names.map(|name| v1::RuntimeHandler { name: name.into(), features: Some(features.clone()) }).collect()
+}

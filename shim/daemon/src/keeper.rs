@@ -1,0 +1,401 @@
+//! The keeper's client: starts it, talks to it, finds it again when it was replaced.
+//!
+//! The daemon reaches containers only through here, with the same messages that containerd sends.
+
+use crate::config::Config;
+use crate::error::{Error, Result};
+use containerd_shim_protos::api;
+use containerd_shim_protos::sandbox_api as sandbox;
+use containerd_shim_protos::sandbox_async::SandboxClient;
+use containerd_shim_protos::shim_async::TaskClient;
+use cri_proto::keeper as ext;
+use cri_proto::keeper::keeper_ttrpc::KeeperClient;
+use cri_proto::v1;
+use prost::Message;
+use protobuf::well_known_types::any::Any;
+use slipway_runtime::rootfs::Overlay;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+use tonic::Code;
+use ttrpc::context::{Context, with_duration};
+
+/// A call that the keeper should answer quickly.
+const QUICK: Duration = Duration::from_secs(30);
+/// WaitTask has no end of its own.
+const ENDLESS: Duration = Duration::from_secs(365 * 24 * 3600);
+/// A keeper that died is started again by its guardian within moments.
+const RECONNECT: Duration = Duration::from_secs(15);
+
+/// One connection with its three services.
+#[derive(Clone)]
+struct Clients {
+    task: TaskClient,
+    sandbox: SandboxClient,
+    ext: KeeperClient,
+}
+
+/// See the module.
+pub(crate) struct Keeper {
+    binary: PathBuf,
+    state: PathBuf,
+    client_address: PathBuf,
+    clients: tokio::sync::Mutex<Option<Clients>>,
+}
+
+impl std::fmt::Debug for Keeper {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Keeper").field("binary", &self.binary).field("state", &self.state).finish_non_exhaustive()
+    }
+}
+
+/// Whether a call may be sent again after the connection broke in the middle of it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Retry {
+    /// Doing it twice is the same as once.
+    Safe,
+    /// The caller looks at what became of it.
+    Never,
+}
+
+impl Keeper {
+    pub(crate) fn new(config: &Config) -> Self {
+        Self {
+            binary: config.keeper.clone(),
+            state: config.state.join("keeper"),
+            client_address: config.address.clone(),
+            clients: tokio::sync::Mutex::new(None),
+        }
+    }
+
+    /// Runs the `start` action (idempotent) and connects.
+    async fn connect(&self) -> Result<Clients> {
+        std::fs::create_dir_all(&self.state).map_err(|e| Error::io("make keeper directory", &self.state, &e))?;
+        let output = tokio::process::Command::new(&self.binary)
+            .args(["-namespace", "slipway", "-id", "node", "-address"])
+            .arg(&self.client_address)
+            .arg("start")
+            .env("SLIPWAY_KEEPER_STATE", &self.state)
+            .current_dir(&self.state)
+            .stdin(Stdio::null())
+            .output()
+            .await
+            .map_err(|e| Error::io("start keeper", &self.binary, &e))?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            return Err(Error::internal(format!("start keeper: {}: {text}{said}", output.status)));
+        }
+        let answer: serde_json::Value = serde_json::from_str(text.trim())
+            .map_err(|e| Error::internal(format!("start keeper: it answered {text:?}: {e}")))?;
+        let address = answer["address"].as_str().unwrap_or_default();
+        let client = ttrpc::asynchronous::Client::connect(address).await.map_err(Error::from)?;
+        Ok(Clients {
+            task: TaskClient::new(client.clone()),
+            sandbox: SandboxClient::new(client.clone()),
+            ext: KeeperClient::new(client),
+        })
+    }
+
+    async fn clients(&self) -> Result<Clients> {
+        let mut slot = self.clients.lock().await;
+        if let Some(clients) = &*slot {
+            return Ok(clients.clone());
+        }
+        let clients = self.connect().await?;
+        *slot = Some(clients.clone());
+        Ok(clients)
+    }
+
+    /// Calls; when the connection is gone, connects again, and repeats what is safe to repeat.
+    async fn call<T, F>(&self, retry: Retry, call: impl Fn(Clients) -> F) -> Result<T>
+    where
+        F: Future<Output = ttrpc::Result<T>>,
+    {
+        let deadline = tokio::time::Instant::now() + RECONNECT;
+        loop {
+            let error = match self.clients().await {
+                Ok(clients) => match call(clients).await {
+                    Ok(answer) => return Ok(answer),
+                    Err(error @ ttrpc::Error::RpcStatus(_)) => return Err(error.into()),
+                    Err(error) => {
+                        *self.clients.lock().await = None;
+                        if retry == Retry::Never {
+                            return Err(error.into());
+                        }
+                        Error::from(error)
+                    }
+                },
+                Err(error) => error,
+            };
+            if tokio::time::Instant::now() > deadline {
+                return Err(error);
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    pub(crate) async fn info(&self) -> Result<ext::InfoResponse> {
+        self.call(Retry::Safe, |c| async move { c.ext.info(quick(), &ext::InfoRequest::new()).await }).await
+    }
+
+    /// Every task and sandbox the keeper knows.
+    pub(crate) async fn list(&self) -> Result<ext::ListResponse> {
+        self.call(Retry::Safe, |c| async move { c.ext.list(quick(), &ext::ListRequest::new()).await }).await
+    }
+
+    /// Makes the pod's namespaces; answers the pid that namespace paths of its containers name.
+    pub(crate) async fn run_sandbox(
+        &self,
+        id: &str,
+        bundle: &Path,
+        config: &v1::PodSandboxConfig,
+        netns: Option<&Path>,
+    ) -> Result<i32> {
+        let mut options = Any::new();
+        options.type_url = "runtime.v1.PodSandboxConfig".into();
+        options.value = config.encode_to_vec();
+        let mut request = sandbox::CreateSandboxRequest::new();
+        request.sandbox_id = id.into();
+        request.bundle_path = bundle.display().to_string();
+        request.netns_path = netns.map(|p| p.display().to_string()).unwrap_or_default();
+        request.options = Some(options).into();
+        let created = self.call(Retry::Never, |c| {
+            let request = request.clone();
+            async move { c.sandbox.create_sandbox(quick(), &request).await }
+        });
+        // The keeper may have died after making it: then its successor knows it.
+        match created.await {
+            Err(error) if error.code() == Code::Unavailable && self.knows_sandbox(id).await? => {}
+            Err(error) => return Err(error),
+            Ok(_) => {}
+        }
+        let mut request = sandbox::StartSandboxRequest::new();
+        request.sandbox_id = id.into();
+        let started = self.call(Retry::Safe, |c| {
+            let request = request.clone();
+            async move { c.sandbox.start_sandbox(quick(), &request).await }
+        });
+        i32::try_from(started.await?.pid).map_err(|e| Error::internal(format!("keeper answered a strange pid: {e}")))
+    }
+
+    async fn knows_sandbox(&self, id: &str) -> Result<bool> {
+        Ok(self.list().await?.sandboxes.iter().any(|s| s.id == id))
+    }
+
+    /// Unknown is success.
+    pub(crate) async fn remove_sandbox(&self, id: &str) -> Result<()> {
+        let mut stop = sandbox::StopSandboxRequest::new();
+        stop.sandbox_id = id.into();
+        let stopped = self.call(Retry::Safe, |c| {
+            let stop = stop.clone();
+            async move { c.sandbox.stop_sandbox(quick(), &stop).await }
+        });
+        unless_unknown(stopped.await)?;
+        let mut shutdown = sandbox::ShutdownSandboxRequest::new();
+        shutdown.sandbox_id = id.into();
+        let gone = self.call(Retry::Safe, |c| {
+            let shutdown = shutdown.clone();
+            async move { c.sandbox.shutdown_sandbox(quick(), &shutdown).await }
+        });
+        unless_unknown(gone.await)
+    }
+
+    /// Creates a container up to its parked init process.
+    pub(crate) async fn create_task(&self, task: &NewTask<'_>) -> Result<()> {
+        let mut request = api::CreateTaskRequest::new();
+        request.id = task.id.into();
+        request.bundle = task.bundle.display().to_string();
+        request.rootfs = vec![overlay_mount(task.rootfs)];
+        request.terminal = task.terminal;
+        request.stdout = task.log.clone();
+        let created = self.call(Retry::Never, |c| {
+            let request = request.clone();
+            async move { c.task.create(quick(), &request).await }
+        });
+        match created.await {
+            Err(error) if error.code() == Code::Unavailable => match self.task(task.id).await? {
+                Some(_) => Ok(()),
+                None => Err(error),
+            },
+            other => other.map(drop),
+        }
+    }
+
+    /// What the keeper knows of one task.
+    pub(crate) async fn task(&self, id: &str) -> Result<Option<ext::TaskInfo>> {
+        Ok(self.list().await?.tasks.into_iter().find(|t| t.id == id))
+    }
+
+    /// Lets the parked process go; returns after execve. `exec_id` empty: the container's init.
+    pub(crate) async fn start(&self, id: &str, exec_id: &str) -> Result<u32> {
+        let mut request = api::StartRequest::new();
+        request.id = id.into();
+        request.exec_id = exec_id.into();
+        let started = self.call(Retry::Never, |c| {
+            let request = request.clone();
+            async move { c.task.start(quick(), &request).await }
+        });
+        match started.await {
+            Ok(answer) => Ok(answer.pid),
+            // The byte may have been sent before the keeper died.
+            Err(error) if error.code() == Code::Unavailable && exec_id.is_empty() => match self.task(id).await? {
+                Some(task) if task.state.enum_value() != Ok(ext::TaskState::CREATED) => Ok(task.pid.unsigned_abs()),
+                Some(_) => Box::pin(self.start(id, exec_id)).await,
+                None => Err(error),
+            },
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Blocks until the task has ended and its log is complete; survives the keeper's restart.
+    pub(crate) async fn wait_task(&self, id: &str) -> Result<ext::TaskInfo> {
+        let mut request = ext::WaitTaskRequest::new();
+        request.id = id.into();
+        self.call(Retry::Safe, |c| {
+            let request = request.clone();
+            async move { c.ext.wait_task(with_duration(ENDLESS), &request).await }
+        })
+        .await
+    }
+
+    /// One signal to one process.
+    pub(crate) async fn kill(&self, id: &str, signal: u32) -> Result<()> {
+        let mut request = api::KillRequest::new();
+        request.id = id.into();
+        request.signal = signal;
+        let killed = self.call(Retry::Never, |c| {
+            let request = request.clone();
+            async move { c.task.kill(quick(), &request).await }
+        });
+        unless_unknown(killed.await)
+    }
+
+    /// SIGKILL to the whole control group of a task or an exec session.
+    pub(crate) async fn kill_all(&self, id: &str, exec_id: &str) -> Result<()> {
+        let mut request = ext::KillAllRequest::new();
+        request.id = id.into();
+        request.exec_id = exec_id.into();
+        let killed = self.call(Retry::Safe, |c| {
+            let request = request.clone();
+            async move { c.ext.kill_all(quick(), &request).await }
+        });
+        unless_unknown(killed.await)
+    }
+
+    /// Forgets an ended task (or exec) and removes its control group. Unknown is success.
+    pub(crate) async fn delete(&self, id: &str, exec_id: &str) -> Result<()> {
+        let mut request = api::DeleteRequest::new();
+        request.id = id.into();
+        request.exec_id = exec_id.into();
+        let deleted = self.call(Retry::Safe, |c| {
+            let request = request.clone();
+            async move { c.task.delete(quick(), &request).await }
+        });
+        unless_unknown(deleted.await)
+    }
+
+    /// Prepares a process in a running container; its streams are fifos that the caller made and holds open.
+    pub(crate) async fn exec(&self, id: &str, exec_id: &str, process: Vec<u8>, fifos: [&Path; 2]) -> Result<()> {
+        let mut spec = Any::new();
+        spec.type_url = "types.containerd.io/opencontainers/runtime-spec/1/Process".into();
+        spec.value = process;
+        let mut request = api::ExecProcessRequest::new();
+        request.id = id.into();
+        request.exec_id = exec_id.into();
+        request.spec = Some(spec).into();
+        request.stdout = fifos[0].display().to_string();
+        request.stderr = fifos[1].display().to_string();
+        let made = self.call(Retry::Never, |c| {
+            let request = request.clone();
+            async move { c.task.exec(quick(), &request).await }
+        });
+        made.await.map(drop)
+    }
+
+    /// Exit code of an exec session.
+    pub(crate) async fn wait_exec(&self, id: &str, exec_id: &str) -> Result<u32> {
+        let mut request = api::WaitRequest::new();
+        request.id = id.into();
+        request.exec_id = exec_id.into();
+        let ended = self.call(Retry::Safe, |c| {
+            let request = request.clone();
+            async move { c.task.wait(with_duration(ENDLESS), &request).await }
+        });
+        Ok(ended.await?.exit_status)
+    }
+
+    /// Changes limits of a live container.
+    pub(crate) async fn update(&self, id: &str, resources: Vec<u8>) -> Result<()> {
+        let mut any = Any::new();
+        any.type_url = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources".into();
+        any.value = resources;
+        let mut request = api::UpdateTaskRequest::new();
+        request.id = id.into();
+        request.resources = Some(any).into();
+        let updated = self.call(Retry::Safe, |c| {
+            let request = request.clone();
+            async move { c.task.update(quick(), &request).await }
+        });
+        updated.await.map(drop)
+    }
+
+    pub(crate) async fn reopen_log(&self, id: &str) -> Result<()> {
+        let mut request = ext::ReopenLogRequest::new();
+        request.id = id.into();
+        let reopened = self.call(Retry::Safe, |c| {
+            let request = request.clone();
+            async move { c.ext.reopen_log(quick(), &request).await }
+        });
+        reopened.await.map(drop)
+    }
+
+    /// Asks an idle keeper to end, with its guardian; one that still has something to keep stays.
+    pub(crate) async fn shutdown(&self) -> Result<()> {
+        let Some(clients) = self.clients.lock().await.take() else { return Ok(()) };
+        let mut request = api::ShutdownRequest::new();
+        request.id = "node".into();
+        match clients.task.shutdown(quick(), &request).await {
+            // It may be gone before its answer is written.
+            Err(ttrpc::Error::RpcStatus(status)) => Err(ttrpc::Error::RpcStatus(status).into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What [`Keeper::create_task`] needs.
+#[derive(Debug)]
+pub(crate) struct NewTask<'a> {
+    pub(crate) id: &'a str,
+    pub(crate) bundle: &'a Path,
+    pub(crate) rootfs: &'a Overlay,
+    pub(crate) terminal: bool,
+    /// `cri-log:` URI.
+    pub(crate) log: String,
+}
+
+fn quick() -> Context {
+    with_duration(QUICK)
+}
+
+fn unless_unknown<T>(result: Result<T>) -> Result<()> {
+    match result {
+        Err(error) if error.code() != Code::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn overlay_mount(overlay: &Overlay) -> api::Mount {
+    let lower: Vec<_> = overlay.lower.iter().map(|p| p.display().to_string()).collect();
+    let mut mount = api::Mount::new();
+    mount.type_ = "overlay".into();
+    mount.source = "overlay".into();
+    mount.options = vec![format!("lowerdir={}", lower.join(":"))];
+    let dirs = [("upperdir", &overlay.upper), ("workdir", &overlay.work)];
+    mount.options.extend(dirs.iter().filter_map(|(key, dir)| Some(format!("{key}={}", dir.as_ref()?.display()))));
+    if overlay.volatile {
+        mount.options.push("volatile".into());
+    }
+    mount
+}

@@ -1,0 +1,119 @@
+//! An object with a life (pod, container): its record in memory and on disk, watchers, and the gate of its transitions.
+//!
+//! One holder of the gate changes the record; everybody else reads the last published snapshot and never waits.
+
+use crate::error::{Error, Result};
+use crate::records::Records;
+use serde::{Serialize, de::DeserializeOwned};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, RwLock};
+use tokio::sync::{Mutex, watch};
+
+/// What a record must tell to be kept in a [`Table`] and in [`Records`].
+pub(crate) trait Record: Serialize + DeserializeOwned + Send + Sync + 'static {
+    /// `pod` or `container`: for sentences and for the directory.
+    const KIND: &'static str;
+    fn id(&self) -> &str;
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Object<R> {
+    pub(crate) id: String,
+    published: watch::Sender<Arc<R>>,
+    /// Held for the length of one transition (start, stop, remove).
+    pub(crate) gate: Mutex<()>,
+    /// The stop signal was sent: it is sent once, however often a client asks (CRI-STOP-05).
+    stopping: AtomicBool,
+}
+
+impl<R: Record> Object<R> {
+    pub(crate) fn new(record: R) -> Self {
+        let id = record.id().to_owned();
+        Self { id, published: watch::Sender::new(Arc::new(record)), gate: Mutex::new(()), stopping: AtomicBool::new(false) }
+    }
+
+    /// True for the first caller only.
+    pub(crate) fn first_stop(&self) -> bool {
+        !self.stopping.swap(true, Ordering::Relaxed)
+    }
+
+    /// The last published record.
+    pub(crate) fn record(&self) -> Arc<R> {
+        Arc::clone(&self.published.borrow())
+    }
+
+    /// Saves, then publishes a changed record: observers never see what is not on disk.
+    pub(crate) fn set(&self, records: &Records, record: R) -> Result<()> {
+        records.save(&record)?;
+        self.published.send_replace(Arc::new(record));
+        Ok(())
+    }
+
+    /// Waits until the record satisfies `condition`, and returns it.
+    pub(crate) async fn wait_until(&self, condition: impl FnMut(&Arc<R>) -> bool) -> Arc<R> {
+        let mut watcher = self.published.subscribe();
+        match watcher.wait_for(condition).await {
+            Ok(record) => Arc::clone(&record),
+            // The sender lives in `self`, which we borrow: it cannot be gone.
+            Err(_) => self.record(),
+        }
+    }
+}
+
+/// All objects of one kind.
+#[derive(Debug)]
+pub(crate) struct Table<R> {
+    objects: RwLock<BTreeMap<String, Arc<Object<R>>>>,
+}
+
+impl<R> Default for Table<R> {
+    fn default() -> Self {
+        Self { objects: RwLock::default() }
+    }
+}
+
+impl<R: Record> Table<R> {
+    pub(crate) fn insert(&self, object: Arc<Object<R>>) {
+        self.write().insert(object.id.clone(), object);
+    }
+
+    pub(crate) fn remove(&self, id: &str) {
+        self.write().remove(id);
+    }
+
+    pub(crate) fn list(&self) -> Vec<Arc<Object<R>>> {
+        self.read().values().cloned().collect()
+    }
+
+    /// By id or unique prefix (CRI-GEN-08).
+    ///
+    /// # Errors
+    /// NotFound, or InvalidArgument for an ambiguous prefix.
+    pub(crate) fn get(&self, id: &str) -> Result<Arc<Object<R>>> {
+        let objects = self.read();
+        if let Some(object) = objects.get(id) {
+            return Ok(Arc::clone(object));
+        }
+        let unknown = || Error::not_found(format!("{} {id:?} does not exist", R::KIND));
+        if id.is_empty() {
+            return Err(unknown());
+        }
+        let mut hits = objects.range(id.to_owned()..).take_while(|(key, _)| key.starts_with(id)).map(|(_, o)| o);
+        match (hits.next(), hits.next()) {
+            (Some(only), None) => Ok(Arc::clone(only)),
+            (None, _) => Err(unknown()),
+            (Some(_), Some(_)) => Err(Error::invalid(format!("{} id {id:?} is ambiguous: give more digits", R::KIND))),
+        }
+    }
+
+    // A poisoned lock only means that a reader panicked: the map itself is whole.
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<String, Arc<Object<R>>>> {
+        self.objects.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<String, Arc<Object<R>>>> {
+        self.objects.write().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,87 @@
+//! What a PodSandboxConfig must satisfy before anything is made; past this nobody checks again.
+
+use crate::error::{Error, Result};
+use cri_proto::v1;
+
+/// # Errors
+/// InvalidArgument that names the field (CRI-RUN-01, CRI-NS-01).
+pub(crate) fn check(config: &v1::PodSandboxConfig) -> Result<()> {
+    let metadata = config.metadata.as_ref().ok_or_else(|| Error::invalid("config.metadata is missing"))?;
+    for (field, value) in [("name", &metadata.name), ("namespace", &metadata.namespace), ("uid", &metadata.uid)] {
+        if value.is_empty() {
+            return Err(Error::invalid(format!("config.metadata.{field} is empty: it identifies the sandbox")));
+        }
+        if value.contains(['/', '\0']) {
+            return Err(Error::invalid(format!("config.metadata.{field} = {value:?} holds a '/' or NUL")));
+        }
+    }
+    if !config.log_directory.is_empty() && !config.log_directory.starts_with('/') {
+        return Err(Error::invalid(format!("log_directory {:?} is not an absolute path", config.log_directory)));
+    }
+    config.port_mappings.iter().try_for_each(check_port)?;
+    if config.hostname.len() > 64 {
+        return Err(Error::invalid(format!("hostname {:?} is longer than 64 bytes", config.hostname)));
+    }
+    let security = config.linux.as_ref().and_then(|l| l.security_context.as_ref());
+    if let Some(options) = security.and_then(|s| s.namespace_options.as_ref()) {
+        check_namespaces(options)?;
+    }
+    Ok(())
+}
+
+fn check_port(mapping: &v1::PortMapping) -> Result<()> {
+    if mapping.host_port <= 0 {
+        return Ok(());
+    }
+    for (field, port) in [("container_port", mapping.container_port), ("host_port", mapping.host_port)] {
+        if !(1..=65535).contains(&port) {
+            return Err(Error::invalid(format!("port_mappings.{field} = {port} is not between 1 and 65535")));
+        }
+    }
+    if !mapping.host_ip.is_empty() && mapping.host_ip.parse::<std::net::IpAddr>().is_err() {
+        return Err(Error::invalid(format!("port_mappings.host_ip {:?} is not an address", mapping.host_ip)));
+    }
+    Ok(())
+}
+
+fn check_namespaces(options: &v1::NamespaceOption) -> Result<()> {
+    use v1::NamespaceMode::{Container, Node, Pod};
+    for (name, mode, allowed) in [
+        ("network", options.network(), &[Pod, Node][..]),
+        ("ipc", options.ipc(), &[Pod, Node][..]),
+        ("pid", options.pid(), &[Pod, Container, Node][..]),
+    ] {
+        if !allowed.contains(&mode) {
+            let mode = mode.as_str_name();
+            return Err(Error::invalid(format!("namespace_options.{name} = {mode} is not possible for a sandbox")));
+        }
+    }
+    if options.userns_options.as_ref().is_some_and(|u| u.mode() != Node) {
+        return Err(Error::new(tonic::Code::FailedPrecondition, "user namespaces for pods are not supported yet: \
+            the handler's features say so; run the pod with hostUsers: true"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn good() -> v1::PodSandboxConfig {
+        let (name, uid, namespace) = ("n".into(), "u".into(), "ns".into());
+        let metadata = Some(v1::PodSandboxMetadata { name, uid, namespace, attempt: 0 });
+        v1::PodSandboxConfig { metadata, ..Default::default() }
+    }
+
+    /// CRI-RUN-01, CRI-RUN-03.
+    #[test]
+    fn metadata_is_needed_and_the_rest_is_not() {
+        assert!(check(&good()).is_ok());
+        let mut bad = good();
+        bad.metadata.get_or_insert_default().uid.clear();
+        assert!(check(&bad).is_err_and(|e| e.to_string().contains("uid")));
+        let mut bad = good();
+        bad.port_mappings.push(v1::PortMapping { host_port: 70000, container_port: 80, ..Default::default() });
+        assert!(check(&bad).is_err_and(|e| e.to_string().contains("70000")));
+    }
+}

@@ -1,0 +1,114 @@
+//! RunPodSandbox: intent, network namespace, network, files, the keeper's namespaces, READY.
+
+use super::files::PodDir;
+use super::{PodPhase, PodRecord, files};
+use crate::daemon::{Daemon, Pod, blocking};
+use crate::error::{Error, Result};
+use crate::rollback::Rollback;
+use cri_proto::v1::{self, ContainerEventType};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+impl Daemon {
+    /// Makes a pod and answers its id; the same request in flight is joined (CRI-RUN-09).
+    pub(crate) async fn run_pod(self: &Arc<Self>, config: v1::PodSandboxConfig, handler: String) -> Result<String> {
+        super::parse::check(&config)?;
+        if !crate::handlers::known(&handler) {
+            let known = crate::handlers::NAMES.join(", ");
+            return Err(Error::invalid(format!("runtime_handler {handler:?} is unknown; there is {known} (or empty)")));
+        }
+        let id = crate::ids::new()?;
+        let asked = config.linux.as_ref().map(|l| l.cgroup_parent.clone()).unwrap_or_default();
+        let own = asked.is_empty();
+        let parent = if own { format!("{}/{id}", self.config.cgroup_root) } else { asked };
+        let record = PodRecord::intent(id, config, handler, parent, own);
+        let (name, label) = (record.name(), record.label());
+        let daemon = Arc::clone(self);
+        let made = self.pod_names.once(&name, async move { daemon.make_pod(record).await }).await;
+        made.map_err(|e| e.of(format_args!("run pod {label}")))
+    }
+
+    async fn make_pod(self: Arc<Self>, record: PodRecord) -> Result<String> {
+        let mut rollback = Rollback::default();
+        match self.acquire(record.clone(), &mut rollback).await {
+            Ok(ready) => {
+                rollback.commit();
+                let (id, pod) = (ready.id.clone(), Arc::new(Pod::new(ready)));
+                self.pods.insert(Arc::clone(&pod));
+                self.announce(&id, &pod, ContainerEventType::ContainerCreatedEvent);
+                self.announce(&id, &pod, ContainerEventType::ContainerStartedEvent);
+                tracing::info!(pod = pod.record().label(), id, "pod is ready");
+                Ok(id)
+            }
+            Err(error) => {
+                let failed = rollback.undo().await;
+                if !failed.is_empty() {
+                    self.keep_for_cleanup(record, &failed);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// What could not be given back stays visible as NOTREADY, so that stop and remove try again (CRI-RUN-11).
+    fn keep_for_cleanup(&self, mut record: PodRecord, failed: &[&str]) {
+        tracing::error!(pod = record.label(), "clean-up failed at {failed:?}; the pod stays listed as NOTREADY");
+        record.phase = PodPhase::NotReady { released: false };
+        record.netns = self.netns_path(&record);
+        self.pod_names.take(&record.name(), &record.id);
+        let pod = Pod::new(record.clone());
+        if let Err(error) = pod.set(&self.records, record) {
+            tracing::error!("{error}");
+        }
+        self.pods.insert(Arc::new(pod));
+    }
+
+    /// Everything a pod holds, each with its undo beside it.
+    async fn acquire(self: &Arc<Self>, mut record: PodRecord, rollback: &mut Rollback) -> Result<PodRecord> {
+        let id = record.id.clone();
+        record.netns = self.netns_path(&record);
+        self.push_undo(rollback, "record", id.clone(), |d, id| d.records.delete::<PodRecord>(&id));
+        self.records.save(&record)?;
+        if let Some(netns) = record.netns.clone() {
+            let path = netns.clone();
+            rollback.push("network namespace", blocking(move || slipway_runtime::sandbox::unpin_netns(&path)));
+            let path = netns.clone();
+            blocking(move || slipway_runtime::sandbox::pin_netns(&path)).await?;
+            let (daemon, network) = (Arc::clone(self), record.network(netns));
+            let request = network.clone();
+            rollback.push("network", async move {
+                Ok(daemon.network.teardown(&request, Some(&request.netns)).await?)
+            });
+            record.attachment = Some(self.network.setup(&network).await?);
+        }
+        self.push_undo(rollback, "pod files", id.clone(), |d, id| PodDir::new(&d.config.state, &id).remove());
+        let (dir, pod) = (PodDir::new(&self.config.state, &id), record.clone());
+        blocking(move || dir.make(&pod)).await?;
+        let daemon = Arc::clone(self);
+        let sandbox = id.clone();
+        rollback.push("namespaces", async move { daemon.keeper.remove_sandbox(&sandbox).await });
+        let mut config = record.config.clone();
+        config.hostname = files::hostname(&record);
+        let dir = PodDir::new(&self.config.state, &id);
+        record.sandbox_pid = self.keeper.run_sandbox(&id, dir.path(), &config, record.netns.as_deref()).await?;
+        record.phase = PodPhase::Ready;
+        self.records.save(&record)?;
+        Ok(record)
+    }
+
+    fn push_undo(
+        self: &Arc<Self>,
+        rollback: &mut Rollback,
+        name: &'static str,
+        id: String,
+        undo: fn(&Self, String) -> Result<()>,
+    ) {
+        let daemon = Arc::clone(self);
+        rollback.push(name, blocking(move || undo(&daemon, id)));
+    }
+
+    /// Where the pod's network namespace is pinned; none with the host's network (CRI-RUN-14).
+    pub(crate) fn netns_path(&self, record: &PodRecord) -> Option<PathBuf> {
+        (!record.host_network()).then(|| self.config.state.join("netns").join(&record.id))
+    }
+}

@@ -1,0 +1,116 @@
+//! StopPodSandbox and RemovePodSandbox: repeatable, each step idempotent.
+
+use super::files::PodDir;
+use super::{PodPhase, PodRecord};
+use crate::containers::Stop;
+use crate::daemon::{Daemon, Pod, blocking};
+use crate::error::Result;
+use cri_proto::v1::ContainerEventType;
+use slipway_runtime::cgroup::Cgroup;
+use std::sync::Arc;
+
+impl Daemon {
+    /// Kills what runs, gives the network and the namespaces back; unknown ids are fine (CRI-PSTOP-01 to 06).
+    pub(crate) async fn stop_pod(self: &Arc<Self>, id: &str) -> Result<()> {
+        let Ok(pod) = self.pods.get(id) else { return Ok(()) };
+        let daemon = Arc::clone(self);
+        // On its own task: a caller that goes away must not leave it half done.
+        finish(tokio::spawn(async move { daemon.stop_known(&pod).await })).await
+    }
+
+    async fn stop_known(self: &Arc<Self>, pod: &Arc<Pod>) -> Result<()> {
+        let _gate = pod.gate.lock().await;
+        self.stop_gated(pod).await
+    }
+
+    async fn stop_gated(self: &Arc<Self>, pod: &Arc<Pod>) -> Result<()> {
+        let record = pod.record();
+        let label = record.label();
+        if record.phase == (PodPhase::NotReady { released: true }) {
+            return Ok(());
+        }
+        for container in self.containers_of(&pod.id) {
+            self.stop_container(&container, Stop::Now).await?;
+        }
+        let mut stopped = PodRecord::clone(&record);
+        stopped.phase = PodPhase::NotReady { released: false };
+        let was_ready = record.phase == PodPhase::Ready;
+        pod.set(&self.records, stopped.clone())?;
+        let released = self.release(&record).await;
+        if released.is_ok() {
+            stopped.phase = PodPhase::NotReady { released: true };
+            pod.set(&self.records, stopped)?;
+        }
+        if was_ready {
+            self.announce(&pod.id, pod, ContainerEventType::ContainerStoppedEvent);
+            tracing::info!(pod = label, id = pod.id, "pod is stopped");
+        }
+        released.map_err(|e| e.of(format_args!("stop pod {label}")))
+    }
+
+    /// Network, namespaces, mounts: all are tried, the first error is answered.
+    async fn release(&self, record: &PodRecord) -> Result<()> {
+        let mut outcome = Ok(());
+        if let Some(netns) = record.netns.clone() {
+            let there = netns.exists();
+            let network = record.network(netns.clone());
+            let torn = self.network.teardown(&network, there.then_some(netns.as_path())).await;
+            outcome = outcome.and(torn.map_err(Into::into));
+        }
+        outcome = outcome.and(self.keeper.remove_sandbox(&record.id).await);
+        if let Some(netns) = record.netns.clone() {
+            outcome = outcome.and(blocking(move || slipway_runtime::sandbox::unpin_netns(&netns)).await);
+        }
+        let dir = PodDir::new(&self.config.state, &record.id);
+        outcome.and(blocking(move || dir.release()).await)
+    }
+
+    /// Stops, removes the containers, then the pod; unknown ids are fine (CRI-PREM-01 to 05).
+    pub(crate) async fn remove_pod(self: &Arc<Self>, id: &str) -> Result<()> {
+        let Ok(pod) = self.pods.get(id) else { return Ok(()) };
+        let daemon = Arc::clone(self);
+        finish(tokio::spawn(async move { daemon.remove_known(&pod).await })).await
+    }
+
+    async fn remove_known(self: &Arc<Self>, pod: &Arc<Pod>) -> Result<()> {
+        let _gate = pod.gate.lock().await;
+        let record = pod.record();
+        // A removal that waited for another one finds nothing left to do.
+        if self.pods.get(&pod.id).is_err() {
+            return Ok(());
+        }
+        self.stop_gated(pod).await?;
+        for container in self.containers_of(&pod.id) {
+            self.remove_container(&container).await?;
+        }
+        self.erase_pod(&record).await.map_err(|e| e.of(format_args!("remove pod {}", record.label())))?;
+        self.pods.remove(&pod.id);
+        self.announce(&pod.id, pod, ContainerEventType::ContainerDeletedEvent);
+        // Last, so that a new pod of this name never meets left-overs (CRI-PREM-04).
+        self.pod_names.free(&record.name(), &pod.id);
+        tracing::info!(pod = record.label(), id = pod.id, "pod is removed");
+        Ok(())
+    }
+
+    /// Files, control group, record.
+    pub(crate) async fn erase_pod(&self, record: &PodRecord) -> Result<()> {
+        let dir = PodDir::new(&self.config.state, &record.id);
+        let own = record.own_cgroup.then(|| record.cgroup_parent.clone());
+        let root = self.config.cgroup_root.clone();
+        blocking(move || {
+            dir.remove()?;
+            if let Some(parent) = own {
+                Cgroup::remove_if_empty(&parent)?;
+                Cgroup::remove_if_empty(&root)?;
+            }
+            Ok::<_, crate::error::Error>(())
+        })
+        .await?;
+        self.records.delete::<PodRecord>(&record.id)
+    }
+}
+
+/// The outcome of work that goes on when its caller leaves.
+pub(crate) async fn finish(work: tokio::task::JoinHandle<Result<()>>) -> Result<()> {
+    work.await.unwrap_or_else(|e| Err(crate::error::Error::internal(format!("the request failed inside: {e}"))))
+}

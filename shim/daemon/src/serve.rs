@@ -1,0 +1,107 @@
+//! `slipway serve`: opens everything, recovers, then answers.
+
+use crate::config::{Config, ServeArgs};
+use crate::cri::{ImageApi, LocalApi, RuntimeApi};
+use crate::daemon::Daemon;
+use crate::recovery;
+use anyhow::{Context, Result, bail};
+use cri_proto::slipway::local_server::LocalServer;
+use cri_proto::v1::image_service_server::ImageServiceServer;
+use cri_proto::v1::runtime_service_server::RuntimeServiceServer;
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use tokio::net::UnixListener;
+use tokio_stream::wrappers::UnixListenerStream;
+
+/// Larger requests are refused; what the kubelet itself allows for answers (CRI-GEN-03).
+const MAX_MESSAGE: usize = 16 << 20;
+/// Streams of one connection: a client that opens more waits.
+const MAX_STREAMS: u32 = 1024;
+
+/// Runs until SIGTERM or SIGINT. Containers run on.
+pub(crate) async fn serve(args: &ServeArgs, address: &Path) -> Result<()> {
+    let config = Config::load(args, address)?;
+    let _lock = prepare(&config)?;
+    let daemon = Daemon::open(config)?;
+    recovery::recover(&daemon).await.context("recover")?;
+    let listener = listen(&daemon.config.address)?;
+    tracing::info!(address = %daemon.config.address.display(), "serving CRI v1");
+    let restarter = tokio::spawn(crate::restarter::run(daemon.config.address.clone(), daemon.config.root.clone()));
+    let served = tonic::transport::Server::builder()
+        .max_concurrent_streams(MAX_STREAMS)
+        .add_service(
+            RuntimeServiceServer::new(RuntimeApi(Arc::clone(&daemon))).max_decoding_message_size(MAX_MESSAGE),
+        )
+        .add_service(ImageServiceServer::new(ImageApi(Arc::clone(&daemon))).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(LocalServer::new(LocalApi(Arc::clone(&daemon))))
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), asked_to_end())
+        .await;
+    restarter.abort();
+    let _ = fs::remove_file(&daemon.config.address);
+    leave(&daemon).await;
+    served.context("serve")
+}
+
+/// Directories, and the lock that keeps a second daemon away from the same state.
+fn prepare(config: &Config) -> Result<nix::fcntl::Flock<fs::File>> {
+    for dir in [&config.root, &config.state] {
+        let made = fs::DirBuilder::new().recursive(true).mode(0o711).create(dir);
+        made.with_context(|| format!("make {}: is this root, and is there space?", dir.display()))?;
+    }
+    let path = config.state.join("lock");
+    let file = fs::File::create(&path).with_context(|| format!("open {}", path.display()))?;
+    match nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(lock),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
+            bail!("another slipway serves from {}: stop it, or give another --state", config.state.display())
+        }
+        Err((_, error)) => bail!("lock {}: {error}", path.display()),
+    }
+}
+
+/// A socket that root alone may use. A stale one is replaced: the lock says that nobody serves it.
+fn listen(address: &Path) -> Result<UnixListener> {
+    if let Some(dir) = address.parent() {
+        fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
+    }
+    match fs::symlink_metadata(address) {
+        Ok(meta) if std::os::unix::fs::FileTypeExt::is_socket(&meta.file_type()) => fs::remove_file(address)?,
+        Ok(_) => bail!("--address {} exists and is no socket: not replaced", address.display()),
+        Err(_) => {}
+    }
+    let listener = UnixListener::bind(address).with_context(|| format!("bind {}", address.display()))?;
+    fs::set_permissions(address, fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+async fn asked_to_end() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        tracing::error!("signals cannot be watched: end this daemon with SIGKILL, which is safe");
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    tracing::info!("asked to end; containers run on");
+}
+
+/// An idle node is left without keeper, bridge and mounts; one with pods keeps them.
+async fn leave(daemon: &Daemon) {
+    if !daemon.pods.list().is_empty() {
+        return;
+    }
+    if let Err(error) = daemon.keeper.shutdown().await {
+        tracing::warn!("keeper stays: {error}");
+    }
+    if let Err(error) = daemon.network.close().await {
+        tracing::warn!("network stays: {error}");
+    }
+    let netns = daemon.config.state.join("netns");
+    if let Err(error) = slipway_runtime::sandbox::release_netns_dir(&netns) {
+        tracing::warn!("{error}");
+    }
+}

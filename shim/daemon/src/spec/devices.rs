@@ -1,0 +1,104 @@
+//! Device nodes and their control group rules (CRI-DEV-*, CRI-CAP-08).
+
+use super::Inputs;
+use crate::error::{Error, Result};
+use cri_proto::v1;
+use nix::sys::stat::{SFlag, major, minor, stat};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+
+pub(super) fn apply(linux: &mut Value, inputs: &Inputs<'_>) -> Result<()> {
+    let mut nodes = Vec::new();
+    let mut rules = Vec::new();
+    if inputs.security().privileged {
+        rules.push(json!({"allow": true, "access": "rwm"}));
+        for path in below(Path::new("/dev")) {
+            if let Some(node) = node(&path, &path.display().to_string())? {
+                nodes.push(node);
+            }
+        }
+    } else {
+        rules = default_rules();
+    }
+    for device in &inputs.container.config.devices {
+        requested(device, &mut nodes, &mut rules)?;
+    }
+    linux["devices"] = nodes.into();
+    linux["resources"]["devices"] = rules.into();
+    Ok(())
+}
+
+/// Deny all, then the standard nodes: null zero full random urandom tty console ptmx pts, and mknod of any (CRI-DEV-02).
+fn default_rules() -> Vec<Value> {
+    let mut rules = vec![
+        json!({"allow": false, "access": "rwm"}),
+        json!({"allow": true, "type": "c", "access": "m"}),
+        json!({"allow": true, "type": "b", "access": "m"}),
+    ];
+    for (major, minor) in
+        [(1, Some(3)), (1, Some(5)), (1, Some(7)), (1, Some(8)), (1, Some(9)), (5, Some(0)), (5, Some(1)), (5, Some(2))]
+    {
+        rules.push(json!({"allow": true, "type": "c", "major": major, "minor": minor, "access": "rwm"}));
+    }
+    rules.push(json!({"allow": true, "type": "c", "major": 136, "access": "rwm"}));
+    rules
+}
+
+/// A node, or all nodes below a directory (CRI-DEV-01).
+fn requested(device: &v1::Device, nodes: &mut Vec<Value>, rules: &mut Vec<Value>) -> Result<()> {
+    let access = if device.permissions.is_empty() { "rwm" } else { &device.permissions };
+    if !access.chars().all(|c| "rwm".contains(c)) {
+        return Err(Error::invalid(format!("device {}: permissions {access:?} are not of r, w, m", device.host_path)));
+    }
+    let host = std::fs::canonicalize(&device.host_path)
+        .map_err(|e| Error::invalid(format!("device {}: {e}", device.host_path)))?;
+    let paths = if host.is_dir() { below(&host) } else { vec![host.clone()] };
+    let mut found = false;
+    for path in paths {
+        let inside = path.strip_prefix(&host).unwrap_or(Path::new(""));
+        let target = Path::new(&device.container_path).join(inside);
+        let target = target.to_string_lossy();
+        if let Some(node) = node(&path, target.trim_end_matches('/'))? {
+            let rule = json!({"allow": true, "type": node["type"], "major": node["major"], "minor": node["minor"], "access": access});
+            rules.push(rule);
+            nodes.push(node);
+            found = true;
+        }
+    }
+    if found { Ok(()) } else { Err(Error::invalid(format!("device {} is not a device node", device.host_path))) }
+}
+
+/// None: the path is no device.
+fn node(path: &Path, target: &str) -> Result<Option<Value>> {
+    // Nodes that every container has anyway.
+    const OWN: [&str; 3] = ["/dev/console", "/dev/ptmx", "/dev/tty"];
+    let Ok(status) = stat(path) else { return Ok(None) };
+    let kind = match SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT {
+        SFlag::S_IFCHR => "c",
+        SFlag::S_IFBLK => "b",
+        _ => return Ok(None),
+    };
+    if OWN.contains(&target) {
+        return Ok(None);
+    }
+    Ok(Some(json!({
+        "path": target, "type": kind, "major": major(status.st_rdev), "minor": minor(status.st_rdev),
+        "fileMode": status.st_mode & 0o7777, "uid": status.st_uid, "gid": status.st_gid,
+    })))
+}
+
+/// All entries below a directory, without what belongs to other file systems' own logic.
+fn below(dir: &Path) -> Vec<PathBuf> {
+    const SKIP: [&str; 5] = ["pts", "shm", "fd", "mqueue", ".udev"];
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut found = Vec::new();
+    for entry in entries.filter(|e| !SKIP.contains(&&*e.file_name().to_string_lossy())) {
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => found.extend(below(&entry.path())),
+            Ok(kind) if !kind.is_symlink() => found.push(entry.path()),
+            _ => {}
+        }
+    }
+    found.sort();
+    found
+}

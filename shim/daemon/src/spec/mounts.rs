@@ -1,0 +1,136 @@
+//! `mounts`: the defaults, the pod's files, and what the request asks for (CRI-MNT-*).
+
+use super::Inputs;
+use crate::error::{Error, Result};
+use cri_proto::v1;
+use serde_json::{Value, json};
+use std::path::{Component, Path, PathBuf};
+
+pub(super) fn build(inputs: &Inputs<'_>) -> Result<Vec<Value>> {
+    let mut mounts = defaults(inputs);
+    let asked = inputs.container.config.mounts.iter().map(requested).collect::<Result<Vec<_>>>()?;
+    let targets: Vec<_> = asked.iter().map(|m| clean(m["destination"].as_str().unwrap_or_default())).collect();
+    // A mount of the request replaces a default one on the same path, and one on /dev all below it (CRI-MNT-02).
+    mounts.retain(|m| {
+        let own = clean(m["destination"].as_str().unwrap_or_default());
+        !targets.iter().any(|t| *t == own || (t == Path::new("/dev") && own.starts_with("/dev")))
+    });
+    mounts.extend(asked);
+    // Parents before children; the order of equals stays (CRI-MNT-01).
+    mounts.sort_by_key(|m| clean(m["destination"].as_str().unwrap_or_default()).components().count());
+    Ok(mounts)
+}
+
+/// CRI-MNT-15, CRI-NET-03, CRI-NET-07, CRI-NET-08, CRI-NET-09.
+fn defaults(inputs: &Inputs<'_>) -> Vec<Value> {
+    let security = inputs.security();
+    let rw = if security.privileged { "rw" } else { "ro" };
+    let mut mounts = vec![
+        json!({"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]}),
+        json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs",
+               "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]}),
+        json!({"destination": "/dev/pts", "type": "devpts", "source": "devpts",
+               "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]}),
+        json!({"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": ["nosuid", "noexec", "nodev"]}),
+        json!({"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", rw]}),
+        json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
+               "options": ["nosuid", "noexec", "nodev", "relatime", rw]}),
+    ];
+    let file_rw = if security.readonly_rootfs { "ro" } else { "rw" };
+    for (name, target) in [("hostname", "/etc/hostname"), ("hosts", "/etc/hosts"), ("resolv.conf", "/etc/resolv.conf")] {
+        let source = inputs.pod_dir.join(name);
+        mounts.push(json!({"destination": target, "type": "bind", "source": source, "options": ["rbind", "rprivate", file_rw]}));
+    }
+    let host_ipc = inputs.namespaces().ipc() == v1::NamespaceMode::Node;
+    let shm = if host_ipc { PathBuf::from("/dev/shm") } else { inputs.pod_dir.join("shm") };
+    let options = ["rbind", "rprivate", "nosuid", "nodev", "noexec", "rw"];
+    mounts.push(json!({"destination": "/dev/shm", "type": "bind", "source": shm, "options": options}));
+    mounts
+}
+
+fn requested(mount: &v1::Mount) -> Result<Value> {
+    // Symlinks of the source are the host's and resolved before the bind (CRI-MNT-04).
+    let source = std::fs::canonicalize(&mount.host_path)
+        .map_err(|e| Error::invalid(format!("mount {}: source {}: {e}", mount.container_path, mount.host_path)))?;
+    let propagation = match mount.propagation() {
+        v1::MountPropagation::PropagationPrivate => "rprivate",
+        v1::MountPropagation::PropagationHostToContainer => "rslave",
+        v1::MountPropagation::PropagationBidirectional => "rshared",
+    };
+    let mut options = vec!["rbind", propagation];
+    // Read-only is the top mount's alone unless it is asked for recursively (CRI-MNT-07, CRI-MNT-08).
+    options.push(match (mount.readonly, mount.recursive_read_only) {
+        (true, true) => "rro",
+        (true, false) => "ro",
+        _ => "rw",
+    });
+    options.extend(mount.mount_options.iter().map(String::as_str));
+    Ok(json!({"destination": clean(&mount.container_path), "type": "bind", "source": source, "options": options}))
+}
+
+/// A shared mount inside needs a root that lets it out (CRI-MNT-06).
+pub(super) fn rootfs_propagation(mounts: &[v1::Mount]) -> Option<&'static str> {
+    let any = |wanted| mounts.iter().any(|m| m.propagation() == wanted);
+    if any(v1::MountPropagation::PropagationBidirectional) {
+        return Some("rshared");
+    }
+    any(v1::MountPropagation::PropagationHostToContainer).then_some("rslave")
+}
+
+/// Absolute, without `.`, `..` and doubled slashes, as text: the runtime resolves it inside the root.
+fn clean(path: &str) -> PathBuf {
+    let mut out = PathBuf::from("/");
+    for component in Path::new(path).components() {
+        match component {
+            Component::Normal(part) => out.push(part),
+            Component::ParentDir => {
+                out.pop();
+            }
+            _ => {}
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::tests::spec_of;
+
+    fn mount(host: &str, container: &str) -> v1::Mount {
+        v1::Mount { host_path: host.into(), container_path: container.into(), ..Default::default() }
+    }
+
+    fn find(spec: &Value, target: &str) -> Vec<Value> {
+        let all = spec["mounts"].as_array().cloned().unwrap_or_default();
+        all.into_iter().filter(|m| m["destination"] == target).collect()
+    }
+
+    /// CRI-MNT-01, CRI-MNT-02, CRI-NET-07.
+    #[test]
+    fn requests_replace_defaults_and_parents_come_first() {
+        let spec = spec_of(|c, _| c.mounts = vec![mount("/etc/hosts", "/etc/hosts"), mount("/tmp", "/a/b"), mount("/tmp", "/a")]);
+        let spec = spec.expect("spec");
+        assert_eq!(find(&spec, "/etc/hosts").len(), 1);
+        assert_eq!(find(&spec, "/etc/hosts")[0]["source"], "/etc/hosts");
+        let order: Vec<_> = spec["mounts"].as_array().expect("list").iter().map(|m| m["destination"].clone()).collect();
+        let at = |t: &str| order.iter().position(|d| d == t);
+        assert!(at("/a") < at("/a/b") && at("/dev") < at("/dev/pts"));
+        let dev = spec_of(|c, _| c.mounts = vec![mount("/dev", "/dev/")]).expect("spec");
+        assert_eq!(find(&dev, "/dev").len(), 1);
+        assert!(find(&dev, "/dev/pts").is_empty());
+    }
+
+    /// CRI-MNT-05, CRI-MNT-06, CRI-MNT-07, CRI-MNT-08.
+    #[test]
+    fn read_only_and_propagation() {
+        let mut rro = mount("/tmp", "/x");
+        (rro.readonly, rro.recursive_read_only) = (true, true);
+        let mut shared = mount("/tmp", "/y");
+        shared.propagation = v1::MountPropagation::PropagationBidirectional.into();
+        let spec = spec_of(|c, _| c.mounts = vec![rro, shared]).expect("spec");
+        assert_eq!(find(&spec, "/x")[0]["options"], json!(["rbind", "rprivate", "rro"]));
+        assert_eq!(find(&spec, "/y")[0]["options"], json!(["rbind", "rshared", "rw"]));
+        assert_eq!(spec["linux"]["rootfsPropagation"], "rshared");
+    }
+}
