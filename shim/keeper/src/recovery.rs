@@ -17,11 +17,16 @@ use slipway_runtime::container::StartPipe;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+/// A container, and its death to come.
+type Living = (Arc<Task>, Option<Awaited>);
+/// The record of a container that was being made, and its process if there is one.
+type HalfMade = (TaskRecord, Option<OwnedFd>);
+
 /// What is left to do once deaths are listened to.
 #[derive(Debug, Default)]
 pub(crate) struct Pending {
-    tasks: Vec<(Arc<Task>, Option<Awaited>)>,
-    half_made: Vec<(TaskRecord, Option<OwnedFd>)>,
+    tasks: Vec<Living>,
+    half_made: Vec<HalfMade>,
 }
 
 /// Rebuilds everything in memory, without awaiting anything: when it returns, whoever waits for a death is known, so that
@@ -81,7 +86,7 @@ fn restore(
     keeper: &Keeper,
     record: TaskRecord,
     held: &mut HashMap<String, OwnedFd>,
-) -> Result<(Arc<Task>, Option<Awaited>), (TaskRecord, Option<OwnedFd>)> {
+) -> Result<Living, HalfMade> {
     let prefix = task::prefix(&record.id);
     let kept = stdio::take_kept(held, &prefix);
     let mut take = |name: &str| held.remove(&format!("{prefix}{name}"));
