@@ -6,9 +6,8 @@
 use crate::error::{Error, Result};
 use crate::exec::Exec;
 use crate::guardian::Exit;
-use crate::guardian::client::Inheritance;
 use crate::keeper::{Keeper, blocking};
-use crate::process::{Process, born, now};
+use crate::process::{Awaited, Process, born, now};
 use crate::records::{self, Ended, ExecRecord, SandboxRecord, TaskPhase, TaskRecord};
 use crate::sandbox::Sandbox;
 use crate::stdio;
@@ -18,21 +17,37 @@ use slipway_runtime::container::StartPipe;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Rebuilds everything. Damage is reported and skipped: one bad record must not keep the others from living.
-pub(crate) async fn recover(keeper: &Arc<Keeper>, inheritance: Inheritance) -> Result<()> {
-    let Inheritance { mut held, exits, .. } = inheritance;
+/// A container, and its death to come.
+type Living = (Arc<Task>, Option<Awaited>);
+/// The record of a container that was being made, and its process if there is one.
+type HalfMade = (TaskRecord, Option<OwnedFd>);
+
+/// What is left to do once deaths are listened to.
+#[derive(Debug, Default)]
+pub(crate) struct Pending {
+    tasks: Vec<Living>,
+    half_made: Vec<HalfMade>,
+}
+
+/// Rebuilds everything in memory, without awaiting anything: when it returns, whoever waits for a death is known, so that
+/// the guardian's reports can be listened to. Damage is reported and skipped: one bad record must not keep the others from
+/// living.
+pub(crate) fn rebuild(keeper: &Arc<Keeper>, mut held: HashMap<String, OwnedFd>) -> Result<Pending> {
     let fail = |e: std::io::Error| Error::io("read the records in", keeper.layout.root().display(), &e);
+    let mut pending = Pending::default();
     for record in records::load_all::<SandboxRecord>(&keeper.layout.sandboxes()).map_err(fail)? {
         let id = record.id.clone();
         if let Some(sandbox) = Sandbox::recover(keeper, record, &mut held) {
             keeper.sandboxes.insert(&id, sandbox);
         }
     }
-    let mut tasks = Vec::new();
     for record in records::load_all::<TaskRecord>(&keeper.layout.tasks()).map_err(fail)? {
-        if let Some(task) = restore(keeper, record, &mut held).await {
-            keeper.tasks.insert(task.0.id(), Arc::clone(&task.0));
-            tasks.push(task);
+        match restore(keeper, record, &mut held) {
+            Ok((task, adopted)) => {
+                keeper.tasks.insert(task.id(), Arc::clone(&task));
+                pending.tasks.push((task, adopted));
+            }
+            Err(half_made) => pending.half_made.push(half_made),
         }
     }
     for record in records::load_all::<ExecRecord>(&keeper.layout.execs()).map_err(fail)? {
@@ -41,22 +56,21 @@ pub(crate) async fn recover(keeper: &Arc<Keeper>, inheritance: Inheritance) -> R
             None => drop(records::remove(&keeper.layout.execs(), &record)),
         }
     }
-    // Those who wait are known now; a death that nobody waits for needs no more remembering.
-    let awaited: Vec<_> = tasks
-        .into_iter()
-        .map(|(task, adopted)| (task, adopted.map(|pid| keeper.deaths.expect(pid))))
-        .collect();
-    for exit in exits {
-        report(keeper, exit);
-    }
-    for (task, adopted) in awaited {
-        task.resume(keeper, adopted).await;
-    }
-    keeper.engine.recovered();
     for key in held.into_keys().filter(|key| key.contains('/')) {
         keeper.guardian.forget(&key);
     }
-    Ok(())
+    Ok(pending)
+}
+
+/// Undoes what was half-made, and goes on with the rest.
+pub(crate) async fn resume(keeper: &Arc<Keeper>, pending: Pending) {
+    for (record, pidfd) in pending.half_made {
+        undo(keeper, &record, pidfd).await;
+    }
+    for (task, adopted) in pending.tasks {
+        task.resume(keeper, adopted).await;
+    }
+    keeper.engine.recovered();
 }
 
 /// Passes a death on to whoever waits for it.
@@ -66,21 +80,19 @@ pub(crate) fn report(keeper: &Keeper, exit: Exit) {
     }
 }
 
-/// The container of a record, and the pid to await if it lives. None: it was half-made and has been undone.
-async fn restore(
-    keeper: &Arc<Keeper>,
+/// The container of a record, and its death to come if it lives. The error is what was half-made.
+#[allow(clippy::result_large_err, reason = "once per record, at start")]
+fn restore(
+    keeper: &Keeper,
     record: TaskRecord,
     held: &mut HashMap<String, OwnedFd>,
-) -> Option<(Arc<Task>, Option<i32>)> {
+) -> Result<Living, HalfMade> {
     let prefix = task::prefix(&record.id);
     let kept = stdio::take_kept(held, &prefix);
     let mut take = |name: &str| held.remove(&format!("{prefix}{name}"));
     let (pidfd, start) = (take("pidfd"), take("start"));
     let restored = match (&record.phase, pidfd, start) {
-        (TaskPhase::Creating, pidfd, _) => {
-            undo(keeper, &record, pidfd).await;
-            return None;
-        }
+        (TaskPhase::Creating, pidfd, _) => return Err((record, pidfd)),
         (TaskPhase::Created { pid, steps }, Some(pidfd), Some(socket)) => Restored::Parked {
             process: Process::new(*pid, pidfd),
             start: StartPipe { socket, steps: steps.clone() },
@@ -113,11 +125,13 @@ async fn restore(
         }
     };
     let adopted = match &restored {
-        Restored::Parked { process, .. } | Restored::Running { process, .. } => Some(process.pid),
+        Restored::Parked { process, .. } | Restored::Running { process, .. } => {
+            Some(keeper.deaths.expect(process.pid))
+        }
         Restored::Stopped { .. } => None,
     };
     let task = Task::restore(record, kept, restored);
-    Some((task, adopted))
+    Ok((task, adopted))
 }
 
 /// Takes back a container whose making was cut short.

@@ -36,6 +36,7 @@ pub(crate) fn serve(root: PathBuf, namespace: String) -> Result<(), Box<dyn Erro
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .thread_keep_alive(Duration::from_secs(1))
+        .max_blocking_threads(128)
         .thread_stack_size(512 * 1024)
         .build()?;
     runtime.block_on(async {
@@ -49,9 +50,10 @@ pub(crate) fn serve(root: PathBuf, namespace: String) -> Result<(), Box<dyn Erro
             inheritance.generation,
             prepare::nofile_from_env(),
         ));
-        // Before recovery: the deaths it waits for come this way.
+        let pending = recovery::rebuild(&keeper, inheritance.held)?;
+        // Not before: a report that nobody waits for is forgotten.
         let listening = tokio::spawn(hear(Arc::clone(&keeper)));
-        recovery::recover(&keeper, inheritance).await?;
+        recovery::resume(&keeper, pending).await;
         let mut server = service::server(&keeper).add_listener(into_listener(&listener)?);
         server.start().await?;
         keeper.guardian.ready();

@@ -46,12 +46,13 @@ pub(crate) fn layout(flags: &Flags) -> Result<Layout, Box<dyn Error>> {
     if flags.namespace.is_empty() {
         return Err("-namespace must not be empty".into());
     }
-    let group = if std::env::var(GROUPING_VARIABLE).is_ok_and(|grouping| grouping == "pod") {
-        group_of_bundle().unwrap_or_else(|| flags.id.clone())
-    } else {
-        "node".into()
-    };
+    let group = if per_pod() { group_of_bundle().unwrap_or_else(|| flags.id.clone()) } else { "node".into() };
     Ok(Layout::of(&Layout::state_from_env(), &flags.address, &flags.namespace, &group))
+}
+
+/// Each pod has a keeper of its own; the environment is the same in all of our processes.
+pub(crate) fn per_pod() -> bool {
+    std::env::var(GROUPING_VARIABLE).is_ok_and(|grouping| grouping == "pod")
 }
 
 /// SHIM-GRP-01; the working directory is the bundle (SHIM-CMD-06).

@@ -243,17 +243,18 @@ fn open_file(path: &Path) -> Result<OwnedFd> {
     rustix::fs::open(path, flags, Mode::from_raw_mode(0o644)).map_err(|e| fail(e.into()))
 }
 
-/// What the log engine needs of the kept descriptors; the pipes and the terminal are copied.
-pub(crate) fn log_inputs(kept: &Kept) -> io::Result<Vec<Input>> {
-    let copy = |key: &str| kept.get(key).map(OwnedFd::try_clone).transpose();
+/// Takes what the log engine needs out of the kept descriptors (the guardian has copies); a terminal is copied.
+pub(crate) fn take_log_inputs(kept: &mut Kept) -> io::Result<Vec<Input>> {
+    let pty = kept.get(key::PTY).map(OwnedFd::try_clone).transpose()?;
+    let mut terminal = pty.zip(kept.remove(key::OUT_WRITE));
     let mut inputs = Vec::new();
     for (stream, pipe, hold) in
         [(Stream::Stdout, key::OUT, key::OUT_HOLD), (Stream::Stderr, key::ERR, key::ERR_HOLD)]
     {
-        let (Some(pipe), Some(hold)) = (copy(pipe)?, copy(hold)?) else { continue };
-        let source = match (stream, copy(key::PTY)?, copy(key::OUT_WRITE)?) {
-            (Stream::Stdout, Some(master), Some(write)) => Source::Terminal { master, read: pipe, write },
-            _ => Source::Pipe(pipe),
+        let (Some(pipe), Some(hold)) = (kept.remove(pipe), kept.remove(hold)) else { continue };
+        let source = match terminal.take() {
+            Some((master, write)) => Source::Terminal { master, read: pipe, write },
+            None => Source::Pipe(pipe),
         };
         inputs.push(Input { stream, source, hold });
     }

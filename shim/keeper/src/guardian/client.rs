@@ -16,14 +16,13 @@ use tokio::io::unix::AsyncFd;
 /// How long a guardian that does not read is waited for.
 const PATIENCE: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 
-/// All that a new keeper gets.
+/// All that a new keeper gets. The deaths it has to hear of follow as [`Event`]s.
 #[derive(Debug)]
 pub(crate) struct Inheritance {
     /// 1 for the first keeper of this guardian.
     pub(crate) generation: u32,
     pub(crate) guardian: i32,
     pub(crate) held: HashMap<String, OwnedFd>,
-    pub(crate) exits: Vec<Exit>,
 }
 
 /// What the guardian says later.
@@ -47,8 +46,7 @@ pub(crate) struct Guardian {
 impl Guardian {
     /// Receives the inheritance over the socket the guardian gave us; blocks until it is complete.
     pub(crate) fn meet(socket: OwnedFd) -> io::Result<(Self, Inheritance)> {
-        let mut inheritance =
-            Inheritance { generation: 0, guardian: 0, held: HashMap::new(), exits: Vec::new() };
+        let mut inheritance = Inheritance { generation: 0, guardian: 0, held: HashMap::new() };
         let (mut buffer, mut descriptors) = ([0; PACKET], Vec::with_capacity(DESCRIPTORS));
         loop {
             let mut fds = [PollFd::new(&socket, PollFlags::IN)];
@@ -64,7 +62,6 @@ impl Guardian {
                         let keys = keys.map(|key| String::from_utf8_lossy(key).into_owned());
                         inheritance.held.extend(keys.zip(descriptors.drain(..)));
                     }
-                    Some(Packet::Died(exit)) => inheritance.exits.push(exit),
                     Some(Packet::Complete) => break,
                     other => {
                         return Err(io::Error::other(format!("unexpected from the guardian: {other:?}")));

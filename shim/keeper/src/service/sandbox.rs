@@ -6,6 +6,7 @@ use crate::events::timestamp;
 use crate::keeper::Keeper;
 use crate::records::SandboxPhase;
 use crate::sandbox::Sandbox;
+use crate::start;
 use async_trait::async_trait;
 use containerd_shim_protos::sandbox_api::{
     CreateSandboxRequest, CreateSandboxResponse, PingRequest, PingResponse, PlatformRequest,
@@ -116,6 +117,9 @@ impl sandbox_async::Sandbox for SandboxService {
     ) -> ttrpc::Result<ShutdownSandboxResponse> {
         if let Some(sandbox) = self.0.sandboxes.find(&request.sandbox_id) {
             answer(sandbox.shut_down(&self.0).await)?;
+        }
+        if start::per_pod() {
+            self.0.ask_to_end(false);
         }
         Ok(ShutdownSandboxResponse::default())
     }

@@ -120,3 +120,57 @@ fn an_exec_is_killed_with_all_it_started() {
     rig.wait("c", "").unwrap();
     rig.delete("c", "").unwrap();
 }
+
+#[test]
+fn nothing_of_the_keeper_leaks_into_a_process() {
+    // DESIGN 8: descriptors; also limits, OOM score and ignored signals, which the keeper has changed for itself.
+    let rig = Rig::new();
+    rig.create(&rig.bundle("c", &["sleep", "1000"])).unwrap();
+    rig.exec("c", "e", &["sleep", "1000"], "").unwrap_err();
+    let init = rig.start("c", "").unwrap();
+    rig.exec("c", "e", &["sleep", "1000"], "").unwrap();
+    let exec = rig.start("c", "e").unwrap();
+    let own = fs::read_to_string("/proc/self/limits").unwrap();
+    let nofile =
+        |limits: &str| limits.lines().find(|line| line.starts_with("Max open files")).unwrap().to_owned();
+    for pid in [init, exec] {
+        let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap();
+        let open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut open: Vec<_> = open.map(|name| name.into_string().unwrap()).collect();
+        open.sort();
+        assert_eq!(open, ["0", "1", "2"]);
+        assert_eq!(nofile(&read("limits")), nofile(&own));
+        assert_eq!(read("oom_score_adj").trim(), "0");
+        for line in ["SigBlk:\t0000000000000000", "SigIgn:\t0000000000000000"] {
+            assert!(read("status").contains(line), "{line} of {}", read("status"));
+        }
+    }
+    rig.kill("c", "", 9, true).unwrap();
+    rig.wait("c", "").unwrap();
+    assert_eq!(rig.wait("c", "e").unwrap(), 137);
+    rig.delete("c", "").unwrap();
+}
+
+#[test]
+fn containers_do_not_wait_for_each_other() {
+    // SHIM-GRP-05, SHIM-TTR-09
+    let rig = Rig::new();
+    let stuck = rig.bundle("stuck", &["sleep", "1000"]);
+    rig.create(&stuck).unwrap();
+    rig.start("stuck", "").unwrap();
+    std::thread::scope(|scope| {
+        for i in 0..12 {
+            let rig = &rig;
+            scope.spawn(move || {
+                let id = format!("c{i}");
+                rig.create(&rig.bundle(&id, &["sh", "-c", &format!("exit {i}")])).unwrap();
+                rig.start(&id, "").unwrap();
+                assert_eq!(rig.wait(&id, "").unwrap(), i);
+                assert_eq!(rig.delete(&id, "").unwrap(), i);
+            });
+        }
+    });
+    rig.kill("stuck", "", 9, true).unwrap();
+    rig.wait("stuck", "").unwrap();
+    rig.delete("stuck", "").unwrap();
+}

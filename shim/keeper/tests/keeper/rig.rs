@@ -127,7 +127,8 @@ impl Rig {
         }
         fs::copy(busybox(), bin.join("busybox")).unwrap();
         fs::set_permissions(bin.join("busybox"), fs::Permissions::from_mode(0o755)).unwrap();
-        for name in ["sh", "sleep", "true", "cat", "echo", "kill", "head", "tr", "seq", "id", "stty"] {
+        for name in ["sh", "sleep", "true", "cat", "echo", "kill", "head", "tr", "seq", "id", "stty", "grep"]
+        {
             let _ = std::os::unix::fs::symlink("busybox", bin.join(name));
         }
         let spec = json!({

@@ -1,0 +1,178 @@
+//! The end of a container: its exit as the world is told of it, and its removal.
+
+use super::{Lifecycle, Phase, SIGKILL, Task};
+use crate::error::{Error, Result};
+use crate::events::timestamp;
+use crate::keeper::{Keeper, blocking, detached};
+use crate::process::{Awaited, wait_end};
+use crate::records::{self, Ended};
+use crate::stdio;
+use containerd_shim_protos::events::task::{TaskDelete, TaskExit, TaskOOM};
+use slipway_runtime::cgroup::Cgroup;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long the last zombies may stay in a control group that is to be removed.
+const CGROUP_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a killed process is waited for.
+const KILL_PATIENCE: Duration = Duration::from_secs(10);
+/// How long exec sessions are waited for at their container's end, as their exits come first (SHIM-EXIT-02).
+const EXEC_PATIENCE: Duration = Duration::from_secs(2);
+
+impl Task {
+    /// Kills everything in it and returns when init is gone; nothing to do is success.
+    pub(crate) async fn end_by_force(self: &Arc<Self>) -> Result<()> {
+        if self.ended().is_none() {
+            match self.kill(SIGKILL, true).await {
+                Err(_) if self.ended().is_some() => {}
+                result => result?,
+            }
+            tokio::time::timeout(KILL_PATIENCE, self.wait())
+                .await
+                .map_err(|_| Error::internal(format!("container {} does not die", self.facts.id)))??;
+        }
+        Ok(())
+    }
+
+    /// Wait: until it has ended and its log is complete.
+    pub(crate) async fn wait(&self) -> Result<Ended> {
+        let mut exit = self.exit.subscribe();
+        let ended =
+            exit.wait_for(Option::is_some).await.map_err(|_| Error::internal("the container is gone"))?;
+        ended.ok_or_else(|| Error::internal("the container is gone"))
+    }
+
+    /// Delete: only what has ended, or never began (SHIM-TSK-18).
+    pub(crate) async fn delete(self: &Arc<Self>, keeper: &Arc<Keeper>) -> Result<(i32, Ended)> {
+        let (task, keeper) = (Arc::clone(self), Arc::clone(keeper));
+        detached(async move {
+            let phase = task.snapshot().phase;
+            match phase {
+                Phase::Stopped => {}
+                Phase::Created => task.end_by_force().await?,
+                Phase::Running | Phase::Paused => return Err(task.wrong("delete", "it is running")),
+            }
+            let _changing = task.changing.lock().await;
+            if keeper.tasks.find(&task.facts.id).is_none_or(|found| !Arc::ptr_eq(&found, &task)) {
+                return Err(Error::not_found(format!("task {:?} not found", task.facts.id)));
+            }
+            let snapshot = task.snapshot();
+            let ended = snapshot.ended.ok_or_else(|| task.wrong("delete", "it is running"))?;
+            for exec in task.execs.all() {
+                let _ = exec.delete(&keeper, &task).await;
+            }
+            let (remover, remover_keeper) = (Arc::clone(&task), Arc::clone(&keeper));
+            blocking(move || remover.remove(&remover_keeper)).await?;
+            keeper.tasks.remove(&task.facts.id);
+            let event = TaskDelete {
+                container_id: task.facts.id.clone(),
+                id: task.facts.id.clone(),
+                pid: snapshot.pid.cast_unsigned(),
+                exit_status: ended.status,
+                exited_at: Some(timestamp(ended.at)).into(),
+                ..TaskDelete::default()
+            };
+            keeper.events.publish("/tasks/delete", &event);
+            Ok((snapshot.pid, ended))
+        })
+        .await
+    }
+
+    /// Gives back what a dead container still has: control group, descriptors, record.
+    pub(super) fn remove(&self, keeper: &Keeper) -> Result<()> {
+        remove_cgroup(&self.facts.cgroup)?;
+        keeper.engine.remove(&self.facts.id);
+        keeper.guardian.forget_all(&self.prefix());
+        records::remove(&keeper.layout.tasks(), &self.record())
+            .map_err(|e| Error::io("remove record of", &self.facts.id, &e))
+    }
+
+    /// Follows the process to its end; called once for each container.
+    pub(crate) fn watch(self: &Arc<Self>, keeper: &Arc<Keeper>, adopted: Option<Awaited>) {
+        let Some(process) = self.process() else { return };
+        let (task, keeper) = (Arc::clone(self), Arc::clone(keeper));
+        tokio::spawn(async move {
+            let end = wait_end(&process, adopted).await;
+            // A start in flight tells its client, and the world, first (SHIM-TSK-08).
+            let changing = task.changing.lock().await;
+            let ended = task.settle(&keeper, end.ended).await;
+            let snapshot = task.snapshot();
+            let stopped = Lifecycle::Stopped { pid: process.pid, started_at: snapshot.started_at, ended };
+            if let Err(error) = task.go_to(&keeper, stopped.clone()) {
+                // Known in memory at least; the record still says running, and the next keeper will find out.
+                tracing::error!(id = task.facts.id, "record the end: {error}");
+                *task.lock() = stopped;
+            }
+            process.reap();
+            if let Some(report) = end.report {
+                keeper.guardian.recorded(report);
+            }
+            task.let_go(&keeper);
+            drop(changing);
+            task.exit.send_replace(Some(ended));
+            task.publish_exit(&keeper, process.pid, ended);
+        });
+    }
+
+    /// What must be done between the death of init and the moment anybody hears of it.
+    async fn settle(self: &Arc<Self>, keeper: &Arc<Keeper>, ended: Ended) -> Ended {
+        if self.facts.foreign_pids {
+            let cgroup = self.facts.cgroup.clone();
+            if let Err(error) = blocking(move || Ok(Cgroup::open(&cgroup)?.kill_all()?)).await {
+                tracing::warn!(id = self.facts.id, "kill what is left in the container: {error}");
+            }
+        }
+        for exec in self.execs.all() {
+            let _ = tokio::time::timeout(EXEC_PATIENCE, exec.wait_if_running()).await;
+        }
+        match keeper.engine.drain(&self.facts.id).await {
+            Ok(dropped) if dropped > 0 => self.dropped.store(dropped, std::sync::atomic::Ordering::Relaxed),
+            _ => {}
+        }
+        keeper.engine.remove(&self.facts.id);
+        let cgroup = self.facts.cgroup.clone();
+        let oom = blocking(move || Ok(Cgroup::open(&cgroup)?.oom_killed()?)).await;
+        Ended { oom: oom.unwrap_or_default(), ..ended }
+    }
+
+    /// After the end only the client's fifos matter, until Delete: what it has not read yet must stay (SHIM-IO-04).
+    pub(super) fn let_go(&self, keeper: &Keeper) {
+        let mut kept = self.kept();
+        kept.retain(|key, _| stdio::is_reader(key));
+        if kept.is_empty() {
+            keeper.guardian.forget_all(&self.prefix());
+        }
+    }
+
+    fn publish_exit(&self, keeper: &Keeper, pid: i32, ended: Ended) {
+        let id = self.facts.id.clone();
+        if ended.oom {
+            keeper.events.publish("/tasks/oom", &TaskOOM { container_id: id.clone(), ..TaskOOM::default() });
+        }
+        let event = TaskExit {
+            container_id: id.clone(),
+            id,
+            pid: pid.cast_unsigned(),
+            exit_status: ended.status,
+            exited_at: Some(timestamp(ended.at)).into(),
+            ..TaskExit::default()
+        };
+        keeper.events.publish("/tasks/exit", &event);
+    }
+}
+
+/// Kills what is left in a control group and removes it; missing is success. Blocks.
+pub(crate) fn remove_cgroup(path: &str) -> Result<()> {
+    if path.is_empty() {
+        return Ok(());
+    }
+    let cgroup = match Cgroup::open(path) {
+        Ok(cgroup) => cgroup,
+        Err(error) if error.kind() == slipway_runtime::error::Kind::NotFound => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    if let Err(error) = cgroup.kill_all() {
+        tracing::debug!(path, "kill the control group: {error}");
+    }
+    Ok(cgroup.remove(CGROUP_PATIENCE)?)
+}

@@ -1,0 +1,430 @@
+//! Containers: from Create to Delete.
+//!
+//! ```text
+//!  (Creating) ──▶ Created ──start──▶ Starting ──▶ Running ⇄ paused ──exit──▶ Stopped ──delete──▶ gone
+//!                    └────────────────── killed ──────────────────────────────┘
+//! ```
+//!
+//! One lock per container serialises what changes it; readers look at a snapshot. Every change is on record before it
+//! is done, so that a new keeper can go on or undo ([`crate::recovery`]).
+
+mod end;
+mod make;
+mod restore;
+
+pub(crate) use end::remove_cgroup;
+pub(crate) use restore::Restored;
+
+use crate::error::{Error, Result};
+use crate::exec::Exec;
+use crate::keeper::{Keeper, blocking, detached};
+use crate::process::{Process, now};
+use crate::records::{self, Ended, Streams, TaskPhase, TaskRecord, VERSION};
+use crate::registry::Registry;
+use crate::stdio::{self, Kept, Target, key};
+use crate::terminal;
+use containerd_shim_protos::api::Mount;
+use containerd_shim_protos::events::task::{TaskPaused, TaskResumed, TaskStart};
+use oci_spec::runtime::LinuxResources;
+use slipway_runtime::cgroup::{Cgroup, Stats};
+use slipway_runtime::container::StartPipe;
+use slipway_runtime::rootfs::Rootfs;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::watch;
+
+/// SIGKILL, by its number on every architecture.
+pub(crate) const SIGKILL: i32 = 9;
+/// What a Create request says, decoded.
+#[derive(Debug)]
+pub(crate) struct NewTask {
+    pub(crate) id: String,
+    pub(crate) bundle: PathBuf,
+    pub(crate) mounts: Vec<Mount>,
+    pub(crate) streams: Streams,
+}
+
+/// What does not change in a container's life.
+#[derive(Debug)]
+struct Facts {
+    id: String,
+    bundle: PathBuf,
+    sandbox: String,
+    cgroup: String,
+    streams: Streams,
+    rootfs: Rootfs,
+    foreign_pids: bool,
+    born: u64,
+}
+
+/// How far the container is.
+#[derive(Debug, Clone)]
+enum Lifecycle {
+    Created { process: Process, start: Arc<StartPipe> },
+    Starting { process: Process, start: Arc<StartPipe> },
+    Running { process: Process, started_at: i64, paused: bool },
+    Stopped { pid: i32, started_at: i64, ended: Ended },
+}
+
+/// A container.
+#[derive(Debug)]
+pub(crate) struct Task {
+    facts: Facts,
+    state: Mutex<Lifecycle>,
+    /// Held by whatever changes the container.
+    changing: tokio::sync::Mutex<()>,
+    kept: Mutex<Kept>,
+    exit: watch::Sender<Option<Ended>>,
+    dropped: std::sync::atomic::AtomicU64,
+    pub(crate) execs: Registry<Exec>,
+}
+
+/// What readers see.
+#[derive(Debug, Clone)]
+pub(crate) struct Snapshot {
+    pub(crate) id: String,
+    pub(crate) bundle: PathBuf,
+    pub(crate) sandbox: String,
+    pub(crate) streams: Streams,
+    pub(crate) pid: i32,
+    pub(crate) phase: Phase,
+    pub(crate) started_at: i64,
+    pub(crate) ended: Option<Ended>,
+    pub(crate) dropped: u64,
+}
+
+/// A process's phase, as clients know it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Created,
+    Running,
+    Paused,
+    Stopped,
+}
+
+impl Task {
+    /// Start: lets the parked process go (SHIM-TSK-07, 10).
+    pub(crate) async fn start(self: &Arc<Self>, keeper: &Arc<Keeper>) -> Result<i32> {
+        let (task, keeper) = (Arc::clone(self), Arc::clone(keeper));
+        detached(async move {
+            let _changing = task.changing.lock().await;
+            let (process, start) = match &*task.lock() {
+                Lifecycle::Created { process, start } => (process.clone(), Arc::clone(start)),
+                Lifecycle::Stopped { .. } => return Err(task.wrong("start", "it has ended")),
+                _ => return Err(task.wrong("start", "it is started already")),
+            };
+            task.go_to(&keeper, Lifecycle::Starting { process: process.clone(), start: Arc::clone(&start) })?;
+            let pid = process.pid;
+            // Taken before, as the process may end before we hear that it began.
+            let started_at = now();
+            blocking(move || Ok(start.start()?)).await?;
+            task.go_to(&keeper, Lifecycle::Running { process, started_at, paused: false })?;
+            keeper.guardian.forget(&format!("{}start", task.prefix()));
+            let event = TaskStart {
+                container_id: task.facts.id.clone(),
+                pid: pid.cast_unsigned(),
+                ..TaskStart::default()
+            };
+            keeper.events.publish("/tasks/start", &event);
+            Ok(pid)
+        })
+        .await
+    }
+
+    /// Kill: a signal to init, or to all processes (SHIM-TSK-13, 14, 15).
+    pub(crate) async fn kill(self: &Arc<Self>, signal: i32, all: bool) -> Result<()> {
+        let (process, paused) = match &*self.lock() {
+            Lifecycle::Stopped { .. } => return Err(self.finished()),
+            Lifecycle::Running { process, paused, .. } => (process.clone(), *paused),
+            Lifecycle::Created { process, .. } | Lifecycle::Starting { process, .. } => {
+                (process.clone(), false)
+            }
+        };
+        let task = Arc::clone(self);
+        blocking(move || {
+            let cgroup = || Cgroup::open(&task.facts.cgroup);
+            if all && signal == SIGKILL {
+                cgroup()?.kill_all()?;
+            } else if all {
+                for pid in cgroup()?.pids()? {
+                    signal_pid(pid, signal);
+                }
+            }
+            // Init always gets it itself: the control group may be one it has not entered yet.
+            match process.signal(signal) {
+                Err(error) if error.raw_os_error() == Some(3) => return Err(task.finished()),
+                Err(error) if error.raw_os_error() == Some(22) => {
+                    return Err(Error::invalid(format!("{signal} is not a signal")));
+                }
+                result => result.map_err(|e| Error::io("signal", &task.facts.id, &e))?,
+            }
+            if paused && signal == SIGKILL {
+                // A frozen process dies only once it is thawed (version 1).
+                cgroup()?.freeze(false)?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Pause and Resume (SHIM-TSK-24).
+    pub(crate) async fn freeze(self: &Arc<Self>, keeper: &Arc<Keeper>, frozen: bool) -> Result<()> {
+        let (task, keeper) = (Arc::clone(self), Arc::clone(keeper));
+        detached(async move {
+            let _changing = task.changing.lock().await;
+            let (process, started_at) = match &*task.lock() {
+                Lifecycle::Running { paused, .. } if *paused == frozen => {
+                    return Err(task.wrong(if frozen { "pause" } else { "resume" }, "it is so already"));
+                }
+                Lifecycle::Running { process, started_at, .. } => (process.clone(), *started_at),
+                _ => return Err(task.wrong(if frozen { "pause" } else { "resume" }, "it is not running")),
+            };
+            let cgroup = task.facts.cgroup.clone();
+            blocking(move || Ok(Cgroup::open(&cgroup)?.freeze(frozen)?)).await?;
+            task.go_to(&keeper, Lifecycle::Running { process, started_at, paused: frozen })?;
+            let container_id = task.facts.id.clone();
+            if frozen {
+                keeper.events.publish("/tasks/paused", &TaskPaused { container_id, ..TaskPaused::default() });
+            } else {
+                keeper
+                    .events
+                    .publish("/tasks/resumed", &TaskResumed { container_id, ..TaskResumed::default() });
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Update of limits (SHIM-TSK-29).
+    pub(crate) async fn update(self: &Arc<Self>, resources: LinuxResources) -> Result<()> {
+        let task = Arc::clone(self);
+        detached(async move {
+            let _changing = task.changing.lock().await;
+            if task.ended().is_some() {
+                return Err(task.wrong("update", "it has ended"));
+            }
+            let cgroup = task.facts.cgroup.clone();
+            blocking(move || Ok(Cgroup::open(&cgroup)?.update(&resources)?)).await
+        })
+        .await
+    }
+
+    pub(crate) async fn stats(&self) -> Result<Stats> {
+        let cgroup = self.facts.cgroup.clone();
+        blocking(move || Ok(Cgroup::open(&cgroup)?.stats()?)).await
+    }
+
+    /// All host pids in it, with the id of the exec session each one belongs to as far as it is a session's first.
+    pub(crate) async fn pids(&self) -> Result<Vec<(i32, Option<String>)>> {
+        let cgroup = self.facts.cgroup.clone();
+        let pids = blocking(move || Ok(Cgroup::open(&cgroup)?.pids()?)).await?;
+        let execs: Vec<_> =
+            self.execs.all().iter().map(|exec| (exec.snapshot().pid, exec.id().to_owned())).collect();
+        let of = |pid| execs.iter().find(|(first, _)| *first == pid).map(|(_, id)| id.clone());
+        Ok(pids.into_iter().map(|pid| (pid, of(pid))).collect())
+    }
+
+    /// Reopens the log file under its path (CRI-LOG-12, 13).
+    pub(crate) async fn reopen_log(self: &Arc<Self>, keeper: &Arc<Keeper>) -> Result<()> {
+        let (task, keeper) = (Arc::clone(self), Arc::clone(keeper));
+        detached(async move {
+            let _changing = task.changing.lock().await;
+            if task.ended().is_some() {
+                return Err(task.wrong("reopen the log of", "it has ended"));
+            }
+            let Target::Log { path: Some(path), .. } = Target::parse(&task.facts.streams.stdout)? else {
+                return Err(task.wrong("reopen the log of", "it has no log file"));
+            };
+            let file = blocking(move || stdio::open_log(&path)).await?;
+            let fail = |e: std::io::Error| Error::io("reopen the log of", &task.facts.id, &e);
+            keeper
+                .guardian
+                .keep(&[(&format!("{}{}", task.prefix(), key::LOG), file.as_fd())])
+                .map_err(fail)?;
+            if !keeper.engine.reopen(&task.facts.id, file).await.map_err(fail)? {
+                return Err(task.wrong("reopen the log of", "its output is over"));
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    pub(crate) fn resize(&self, width: u32, height: u32) -> Result<()> {
+        terminal::resize(&self.kept(), width, height)
+            .map_err(|e| Error::io("resize the terminal of", &self.facts.id, &e))
+    }
+
+    /// CloseIO: the process sees the end of its standard input once the client has closed it too (SHIM-TSK-26).
+    pub(crate) fn close_stdin(&self, keeper: &Keeper) {
+        self.kept().remove(key::IN);
+        keeper.guardian.forget(&format!("{}{}", self.prefix(), key::IN));
+    }
+
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        let (pid, phase, started_at, ended) = match &*self.lock() {
+            Lifecycle::Created { process, .. } | Lifecycle::Starting { process, .. } => {
+                (process.pid, Phase::Created, 0, None)
+            }
+            Lifecycle::Running { process, started_at, paused } => {
+                (process.pid, if *paused { Phase::Paused } else { Phase::Running }, *started_at, None)
+            }
+            Lifecycle::Stopped { pid, started_at, ended } => {
+                (*pid, Phase::Stopped, *started_at, Some(*ended))
+            }
+        };
+        Snapshot {
+            id: self.facts.id.clone(),
+            bundle: self.facts.bundle.clone(),
+            sandbox: self.facts.sandbox.clone(),
+            streams: self.facts.streams.clone(),
+            pid,
+            phase,
+            started_at,
+            ended,
+            dropped: self.dropped(),
+        }
+    }
+
+    pub(crate) fn id(&self) -> &str {
+        &self.facts.id
+    }
+
+    pub(crate) fn bundle(&self) -> &std::path::Path {
+        &self.facts.bundle
+    }
+
+    pub(crate) fn sandbox(&self) -> &str {
+        &self.facts.sandbox
+    }
+
+    pub(crate) fn cgroup(&self) -> &str {
+        &self.facts.cgroup
+    }
+
+    fn ended(&self) -> Option<Ended> {
+        match &*self.lock() {
+            Lifecycle::Stopped { ended, .. } => Some(*ended),
+            _ => None,
+        }
+    }
+
+    fn dropped(&self) -> u64 {
+        self.dropped.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// Init, unless it has ended.
+    fn process(&self) -> Option<Process> {
+        match &*self.lock() {
+            Lifecycle::Created { process, .. }
+            | Lifecycle::Starting { process, .. }
+            | Lifecycle::Running { process, .. } => Some(process.clone()),
+            Lifecycle::Stopped { .. } => None,
+        }
+    }
+
+    /// Init of a container in which something can be executed (SHIM-TSK-09, 23).
+    pub(crate) fn running_process(&self) -> Result<Process> {
+        match &*self.lock() {
+            Lifecycle::Running { process, paused: false, .. } => Ok(process.clone()),
+            Lifecycle::Running { .. } => Err(self.wrong("execute in", "it is paused")),
+            Lifecycle::Stopped { .. } => Err(self.wrong("execute in", "it has ended")),
+            _ => Err(self.wrong("execute in", "it is not started")),
+        }
+    }
+
+    /// On record first, then in memory.
+    fn go_to(&self, keeper: &Keeper, next: Lifecycle) -> Result<()> {
+        let record = self.record_of(&next);
+        records::save(&keeper.layout.tasks(), &record)
+            .map_err(|e| Error::io("record", &self.facts.id, &e))?;
+        *self.lock() = next;
+        Ok(())
+    }
+
+    fn record(&self) -> TaskRecord {
+        let state = self.lock().clone();
+        self.record_of(&state)
+    }
+
+    fn record_of(&self, state: &Lifecycle) -> TaskRecord {
+        let phase = match state {
+            Lifecycle::Created { process, start } => {
+                TaskPhase::Created { pid: process.pid, steps: start.steps.clone() }
+            }
+            Lifecycle::Starting { process, start } => {
+                TaskPhase::Starting { pid: process.pid, steps: start.steps.clone() }
+            }
+            Lifecycle::Running { process, started_at, paused } => {
+                TaskPhase::Running { pid: process.pid, started_at: *started_at, paused: *paused }
+            }
+            Lifecycle::Stopped { pid, started_at, ended } => {
+                TaskPhase::Stopped { pid: *pid, started_at: *started_at, ended: *ended }
+            }
+        };
+        self.facts.record(phase, self.dropped())
+    }
+
+    fn prefix(&self) -> String {
+        prefix(&self.facts.id)
+    }
+
+    fn wrong(&self, what: &str, why: &str) -> Error {
+        Error::state(format!("cannot {what} container {}: {why}", self.facts.id))
+    }
+
+    fn finished(&self) -> Error {
+        Error::not_found(format!("container {}: process already finished", self.facts.id))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Lifecycle> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn assemble(facts: Facts, state: Lifecycle, kept: Kept, ended: Option<Ended>, dropped: u64) -> Self {
+        Self {
+            facts,
+            state: Mutex::new(state),
+            changing: tokio::sync::Mutex::new(()),
+            kept: Mutex::new(kept),
+            exit: watch::Sender::new(ended),
+            dropped: dropped.into(),
+            execs: Registry::new("exec"),
+        }
+    }
+}
+
+impl Facts {
+    fn record(&self, phase: TaskPhase, dropped: u64) -> TaskRecord {
+        TaskRecord {
+            version: VERSION,
+            id: self.id.clone(),
+            bundle: self.bundle.clone(),
+            sandbox: self.sandbox.clone(),
+            cgroup: self.cgroup.clone(),
+            streams: self.streams.clone(),
+            rootfs: self.rootfs.clone(),
+            foreign_pids: self.foreign_pids,
+            born: self.born,
+            dropped,
+            phase,
+        }
+    }
+}
+
+/// A signal to a process known by number only, if it is still there.
+fn signal_pid(pid: i32, signal: i32) {
+    let Some(pid) = rustix::process::Pid::from_raw(pid) else { return };
+    if let Ok(pidfd) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) {
+        let _ = slipway_runtime::sys::signal::send(pidfd.as_fd(), signal);
+    }
+}
+
+/// Of the container's keys with the guardian.
+pub(crate) fn prefix(id: &str) -> String {
+    format!("t/{id}/")
+}

@@ -1,0 +1,104 @@
+//! Containers of a former keeper; see [`crate::recovery`].
+
+use super::{Facts, Lifecycle, Task};
+use crate::error::Result;
+use crate::keeper::{Keeper, blocking};
+use crate::process::{Awaited, Process, now};
+use crate::records::{self, Ended, TaskRecord};
+use crate::stdio::Kept;
+use slipway_runtime::container::StartPipe;
+use std::sync::Arc;
+
+/// The living part of a recovered container.
+#[derive(Debug)]
+pub(crate) enum Restored {
+    /// `sent`: the start byte may have been sent.
+    Parked {
+        process: Process,
+        start: StartPipe,
+        sent: bool,
+    },
+    Running {
+        process: Process,
+        started_at: i64,
+        paused: bool,
+    },
+    Stopped {
+        pid: i32,
+        started_at: i64,
+        ended: Ended,
+    },
+}
+
+impl Task {
+    /// A container as a former keeper left it; see [`crate::recovery`].
+    pub(crate) fn restore(record: TaskRecord, kept: Kept, restored: Restored) -> Arc<Self> {
+        let state = match restored {
+            Restored::Parked { process, start, sent: false } => {
+                Lifecycle::Created { process, start: Arc::new(start) }
+            }
+            Restored::Parked { process, start, sent: true } => {
+                Lifecycle::Starting { process, start: Arc::new(start) }
+            }
+            Restored::Running { process, started_at, paused } => {
+                Lifecycle::Running { process, started_at, paused }
+            }
+            Restored::Stopped { pid, started_at, ended } => Lifecycle::Stopped { pid, started_at, ended },
+        };
+        let ended = match &state {
+            Lifecycle::Stopped { ended, .. } => Some(*ended),
+            _ => None,
+        };
+        let facts = Facts {
+            id: record.id,
+            bundle: record.bundle,
+            sandbox: record.sandbox,
+            cgroup: record.cgroup,
+            streams: record.streams,
+            rootfs: record.rootfs,
+            foreign_pids: record.foreign_pids,
+            born: record.born,
+        };
+        Arc::new(Self::assemble(facts, state, kept, ended, record.dropped))
+    }
+
+    /// Goes on where a former keeper stopped: streams first, then a start that was under way.
+    pub(crate) async fn resume(self: &Arc<Self>, keeper: &Arc<Keeper>, adopted: Option<Awaited>) {
+        if self.ended().is_some() {
+            // Perhaps only found out now.
+            if let Err(error) = records::save(&keeper.layout.tasks(), &self.record()) {
+                tracing::error!(id = self.facts.id, "record the end: {error}");
+            }
+            return self.let_go(keeper);
+        }
+        if let Err(error) = self.connect(keeper).await {
+            tracing::error!(id = self.facts.id, "take over the streams: {error}");
+        }
+        let starting = match &*self.lock() {
+            Lifecycle::Starting { process, start } => Some((process.clone(), Arc::clone(start))),
+            _ => None,
+        };
+        if let Some((process, start)) = starting {
+            match blocking(move || finish_start(&start)).await {
+                Ok(()) => {
+                    let running = Lifecycle::Running { process, started_at: now(), paused: false };
+                    if let Err(error) = self.go_to(keeper, running) {
+                        tracing::error!(id = self.facts.id, "record the start: {error}");
+                    }
+                }
+                Err(error) => tracing::warn!(id = self.facts.id, "start begun by the former keeper: {error}"),
+            }
+        }
+        self.watch(keeper, adopted);
+    }
+}
+
+/// A start whose byte the former keeper may have sent. The process's end of the socket closes with execve; while it is
+/// open, a second byte does no harm, as only one is read.
+fn finish_start(start: &StartPipe) -> Result<()> {
+    use rustix::net::{RecvFlags, recv};
+    match recv(&start.socket, &mut [0u8; 1][..], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+        Ok((_, 0)) => Ok(()),
+        _ => Ok(start.start()?),
+    }
+}
