@@ -20,6 +20,9 @@ const MAX_MESSAGE: usize = 16 << 20;
 /// Streams of one connection: a client that opens more waits.
 const MAX_STREAMS: u32 = 1024;
 
+/// How long requests under way get at the end.
+const FAREWELL: std::time::Duration = std::time::Duration::from_millis(500);
+
 /// Runs until SIGTERM or SIGINT. Containers run on.
 pub(crate) async fn serve(args: &ServeArgs, address: &Path) -> Result<()> {
     let config = Config::load(args, address)?;
@@ -30,6 +33,7 @@ pub(crate) async fn serve(args: &ServeArgs, address: &Path) -> Result<()> {
     tracing::info!(address = %daemon.config.address.display(), "serving CRI v1");
     let restarter =
         tokio::spawn(crate::restarter::run(daemon.config.address.clone(), daemon.config.root.clone()));
+    let (tell, told) = tokio::sync::watch::channel(false);
     let served = tonic::transport::Server::builder()
         .max_concurrent_streams(MAX_STREAMS)
         .add_service(
@@ -39,9 +43,16 @@ pub(crate) async fn serve(args: &ServeArgs, address: &Path) -> Result<()> {
             ImageServiceServer::new(ImageApi(Arc::clone(&daemon))).max_decoding_message_size(MAX_MESSAGE),
         )
         .add_service(LocalServer::new(LocalApi(Arc::clone(&daemon))))
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), asked_to_end())
-        .await;
-    restarter.abort();
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {
+            asked_to_end().await;
+            restarter.abort();
+            tell.send_replace(true);
+        });
+    let served = tokio::select! {
+        served = served => served,
+        // Event streams never end by themselves: they get a moment for what is under way, then they are cut.
+        () = a_moment_after(told) => Ok(()),
+    };
     let _ = fs::remove_file(&daemon.config.address);
     leave(&daemon).await;
     served.context("serve")
@@ -77,6 +88,12 @@ fn listen(address: &Path) -> Result<UnixListener> {
     let listener = UnixListener::bind(address).with_context(|| format!("bind {}", address.display()))?;
     fs::set_permissions(address, fs::Permissions::from_mode(0o600))?;
     Ok(listener)
+}
+
+async fn a_moment_after(mut told: tokio::sync::watch::Receiver<bool>) {
+    // The sender lives in the server, which is polled beside us.
+    let _ = told.wait_for(|told| *told).await;
+    tokio::time::sleep(FAREWELL).await;
 }
 
 async fn asked_to_end() {
