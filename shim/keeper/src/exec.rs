@@ -251,7 +251,8 @@ impl Exec {
         let finished = self.finished();
         let id = self.id.clone();
         blocking(move || {
-            if all && signal == SIGKILL {
+            let killed = all && signal == SIGKILL;
+            if killed {
                 match Cgroup::open(&cgroup).and_then(|cgroup| cgroup.kill_all()) {
                     Err(error) if error.kind() != slipway_runtime::error::Kind::NotFound => {
                         return Err(error.into());
@@ -260,6 +261,8 @@ impl Exec {
                 }
             }
             match process.map_or(Ok(()), |process| process.signal(signal)) {
+                // Dead of the first blow, and reaped since.
+                Err(error) if error.raw_os_error() == Some(3) && killed => Ok(()),
                 Err(error) if error.raw_os_error() == Some(3) => Err(finished),
                 Err(error) if error.raw_os_error() == Some(22) => {
                     Err(Error::invalid(format!("{signal} is not a signal")))
@@ -347,7 +350,7 @@ impl Exec {
             }
             (ExecPhase::Starting | ExecPhase::Running { .. }, _) => {
                 // Its group is a child of the container's, named by the session (runtime::cgroup::exec_group).
-                let cgroup = format!("{}/{}", task.cgroup(), record.id);
+                let cgroup = format!("{}/exec-{}", task.cgroup(), record.id);
                 if let Ok(cgroup) = Cgroup::open(&cgroup) {
                     let _ = cgroup.kill_all();
                 }

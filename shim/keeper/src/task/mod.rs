@@ -144,7 +144,8 @@ impl Task {
         let task = Arc::clone(self);
         blocking(move || {
             let cgroup = || Cgroup::open(&task.facts.cgroup);
-            if all && signal == SIGKILL {
+            let killed = all && signal == SIGKILL;
+            if killed {
                 cgroup()?.kill_all()?;
             } else if all {
                 for pid in cgroup()?.pids()? {
@@ -153,6 +154,8 @@ impl Task {
             }
             // Init always gets it itself: the control group may be one it has not entered yet.
             match process.signal(signal) {
+                // Dead of the first blow, and reaped since.
+                Err(error) if error.raw_os_error() == Some(3) && killed => {}
                 Err(error) if error.raw_os_error() == Some(3) => return Err(task.finished()),
                 Err(error) if error.raw_os_error() == Some(22) => {
                     return Err(Error::invalid(format!("{signal} is not a signal")));
