@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 
 /// A keeper that is told to end waits so long after the last `start` action that answered with its address, as the
 /// client's first request is still on its way.
-const LINGER: Duration = Duration::from_secs(10);
+const LINGER: Duration = Duration::from_secs(2);
 
 /// The keeper. One per process.
 #[derive(Debug)]

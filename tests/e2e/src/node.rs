@@ -197,10 +197,16 @@ impl Node {
         command
     }
 
+    /// The end of the daemon's log, then of the keeper's.
     pub fn log_tail(&self, lines: usize) -> String {
-        let text = std::fs::read_to_string(self.path("daemon.log")).unwrap_or_default();
-        let all: Vec<&str> = text.lines().collect();
-        all[all.len().saturating_sub(lines)..].join("\n")
+        let keepers = std::fs::read_dir(self.path("state/keeper")).into_iter().flatten().flatten();
+        let files = std::iter::once(self.path("daemon.log")).chain(keepers.map(|e| e.path().join("log")));
+        let tail = |file: PathBuf| {
+            let text = std::fs::read_to_string(&file).unwrap_or_default();
+            let all: Vec<&str> = text.lines().collect();
+            format!("{}:\n{}", file.display(), all[all.len().saturating_sub(lines)..].join("\n"))
+        };
+        files.map(tail).collect::<Vec<_>>().join("\n")
     }
 
     /// Processes of this node: everything whose command line or working directory names its directory.
@@ -223,21 +229,24 @@ impl Node {
         pids
     }
 
-    /// The keeper's pid: it serves, and is the guardian's child.
-    pub fn keeper_pid(&self) -> Result<i32> {
-        self.keeper_process("serve")
+    /// The keeper's pid, as the daemon tells it in verbose Status.
+    ///
+    /// Not by its command line: a parked container init is a clone of the keeper and looks the same until it is started.
+    pub async fn keeper_pid(&self) -> Result<i32> {
+        self.keeper_fact("keeperPid").await
     }
 
     /// The guardian's pid.
-    pub fn guardian_pid(&self) -> Result<i32> {
-        self.keeper_process("guard")
+    pub async fn guardian_pid(&self) -> Result<i32> {
+        self.keeper_fact("guardianPid").await
     }
 
-    fn keeper_process(&self, role: &str) -> Result<i32> {
-        let found = leaks::processes_with_environment("SLIPWAY_KEEPER_STATE", self.dir.path());
-        let words = |cmd: &str| cmd.split(' ').any(|w| w.contains(role));
-        let hit = found.iter().find(|(_, cmd)| cmd.contains("containerd-shim-slipway-v1") && words(cmd));
-        hit.map(|(pid, _)| *pid).with_context(|| format!("no {role} process of this node among {found:?}"))
+    async fn keeper_fact(&self, key: &str) -> Result<i32> {
+        let request = cri_proto::v1::StatusRequest { verbose: true };
+        let info = self.runtime().await?.status(request).await?.into_inner().info;
+        let keeper: serde_json::Value =
+            serde_json::from_str(info.get("keeper").context("no keeper in Status")?)?;
+        Ok(i32::try_from(keeper[key].as_i64().context("a pid")?)?)
     }
 
     /// Removes all pods, ends daemon and keeper.

@@ -34,7 +34,7 @@ async fn daemon_dies(node: &mut Node) -> Result<()> {
     let image = node.import("busybox").await?;
     let config = pod(node, "daemon-dies");
     let sandbox = node.run_pod(&config).await?;
-    let lines = 60_000;
+    let lines = 400_000;
     let logger = node.run(&sandbox, &config, counting("logger", &image, lines)).await?;
     let brief = node.run(&sandbox, &config, shell("brief", &image, "sleep 1; exit 42")).await?;
     let steady = node.run(&sandbox, &config, shell("steady", &image, "sleep 1000")).await?;
@@ -67,7 +67,7 @@ async fn keeper_dies(node: &mut Node) -> Result<()> {
     let image = node.import("busybox").await?;
     let config = pod(node, "keeper-dies");
     let sandbox = node.run_pod(&config).await?;
-    let lines = 60_000;
+    let lines = 400_000;
     let logger = node.run(&sandbox, &config, counting("logger", &image, lines)).await?;
     let steady = node
         .run(&sandbox, &config, shell("steady", &image, "trap 'exit 9' TERM; while :; do sleep 0.05; done"))
@@ -76,7 +76,7 @@ async fn keeper_dies(node: &mut Node) -> Result<()> {
     let brief = node.run(&sandbox, &config, shell("brief", &image, "sleep 0.7; exit 42")).await?;
     for _ in 0..5 {
         tokio::time::sleep(Duration::from_millis(200)).await;
-        kill(Pid::from_raw(node.keeper_pid()?), Signal::SIGKILL)?;
+        kill(Pid::from_raw(node.keeper_pid().await?), Signal::SIGKILL)?;
     }
     ensure!(node.ended(&brief).await?.exit_code == 42, "an exit between two keepers");
     ensure!(node.ended(&logger).await?.exit_code == 5, "the logger's exit code");
@@ -103,10 +103,10 @@ async fn both_die(node: &mut Node) -> Result<()> {
     let image = node.import("busybox").await?;
     let config = pod(node, "both-die");
     let sandbox = node.run_pod(&config).await?;
-    let lines = 30_000;
+    let lines = 400_000;
     let logger = node.run(&sandbox, &config, counting("logger", &image, lines)).await?;
     tokio::time::sleep(Duration::from_millis(100)).await;
-    kill(Pid::from_raw(node.keeper_pid()?), Signal::SIGKILL)?;
+    kill(Pid::from_raw(node.keeper_pid().await?), Signal::SIGKILL)?;
     node.kill_daemon().await?;
     tokio::time::sleep(Duration::from_millis(500)).await;
     node.start_daemon().await?;
@@ -124,7 +124,7 @@ async fn rotation(node: &mut Node) -> Result<()> {
     let image = node.import("busybox").await?;
     let config = pod(node, "rotation");
     let sandbox = node.run_pod(&config).await?;
-    let lines = 60_000;
+    let lines = 400_000;
     let id = node.run(&sandbox, &config, counting("logger", &image, lines)).await?;
     let path = node.container_status(&id).await?.log_path;
     let mut rotated = Vec::new();
@@ -150,4 +150,26 @@ async fn rotation(node: &mut Node) -> Result<()> {
         all += &std::fs::read_to_string(file)?;
     }
     complete(&e2e::requests::parse_log(&all)?, lines)
+}
+
+/// DESIGN section 4: the guardian's death takes nothing along, and is told.
+#[test]
+fn killing_the_guardian_is_reported_and_harms_nobody() {
+    on_a_node(Setup::default(), |node| Box::pin(guardian_dies(node)));
+}
+
+async fn guardian_dies(node: &mut Node) -> Result<()> {
+    let image = node.import("busybox").await?;
+    let config = pod(node, "guardian-dies");
+    let sandbox = node.run_pod(&config).await?;
+    let id = node.run(&sandbox, &config, shell("main", &image, "sleep 1; exit 8")).await?;
+    kill(Pid::from_raw(node.guardian_pid().await?), Signal::SIGKILL)?;
+    ensure!(node.ended(&id).await?.exit_code == 8, "the exit code");
+    let status = node.runtime().await?.status(v1::StatusRequest::default()).await?.into_inner();
+    let conditions = status.status.context("status")?.conditions;
+    let told = conditions.iter().any(|c| c.r#type == "SlipwayGuardian" && !c.status && !c.message.is_empty());
+    ensure!(told, "a condition says so: {conditions:?}");
+    let late = node.run(&sandbox, &config, shell("late", &image, "exit 4")).await?;
+    ensure!(node.ended(&late).await?.exit_code == 4, "new containers run");
+    Ok(())
 }

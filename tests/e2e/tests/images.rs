@@ -64,7 +64,10 @@ async fn bad_pulls(node: &mut Node) -> Result<()> {
     ensure!(code(absent)? == tonic::Code::NotFound, "unknown image");
     let wrong = registry.image(&format!("busybox@sha256:{}", "0".repeat(64)));
     ensure!(code(node.pull(&wrong).await)? == tonic::Code::NotFound, "unknown digest");
-    ensure!(code(node.pull("UPPER/case").await)? == tonic::Code::InvalidArgument, "malformed reference");
+    ensure!(
+        code(node.pull(&registry.image("UPPER:1")).await)? == tonic::Code::InvalidArgument,
+        "malformed reference"
+    );
 
     spoil_largest_blob(node, &registry)?;
     let error = node

@@ -102,7 +102,11 @@ async fn failing_init(node: &mut Node) -> Result<()> {
     let error = node.slipway(&["run", &file]).await.err().context("must fail")?.to_string();
     ensure!(error.contains("bad") && error.contains('3'), "names container and code: {error}");
     ensure!(node.crictl(&["pods", "-q"]).await?.trim().is_empty(), "the pod is gone");
-    let file = manifest(node, "typo", "  containerz: []\n")?;
+    let file = manifest(
+        node,
+        "typo",
+        "  containerz: []\n  containers: [{name: main, image: 'test.local/busybox:1'}]\n",
+    )?;
     let error = node.slipway(&["run", &file]).await.err().context("must fail")?.to_string();
     ensure!(error.contains("containerz"), "names the unknown field: {error}");
     Ok(())
