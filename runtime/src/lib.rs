@@ -6,13 +6,15 @@
 //! ```
 //!
 //! This crate is synchronous and knows no wire types. `sys` is the only module with `unsafe`.
-//! Arrows: `sys <- {cgroup, rootfs, sandbox} <- launch <- container`; `plan -> program` touch only `host`.
+//! Arrows: `sys <- {cgroup, rootfs} <- launch <- {sandbox, container}` (a sandbox launches its reaper like any process);
+//! `plan -> program` touch `host` and the vocabulary of steps in `sys`.
 
 pub mod cgroup;
 pub mod container;
 pub mod error;
 pub mod host;
 pub mod launch;
+pub mod namespace;
 pub mod plan;
 pub mod program;
 pub mod rootfs;

@@ -7,11 +7,12 @@ mod home;
 
 use crate::cgroup::Cgroup;
 use crate::host::Host;
+pub use crate::launch::Stdio;
 use crate::launch::{self, Launch, Launched};
+use crate::namespace::NamespaceKind;
 use crate::plan::{self, Facts, Plan};
 use crate::program::Program;
 use crate::rootfs::{self, Rootfs};
-use crate::sandbox::NamespaceKind;
 use crate::seccomp::{self, Filter};
 use crate::sys::process;
 use crate::{Error, Result};
@@ -23,14 +24,6 @@ use std::time::Duration;
 
 /// How long an undo waits for a dead child to leave its group.
 const PATIENCE: Duration = Duration::from_secs(2);
-
-/// The three standard streams of a new process; absent means /dev/null.
-#[derive(Debug, Default)]
-pub struct Stdio {
-    pub stdin: Option<OwnedFd>,
-    pub stdout: Option<OwnedFd>,
-    pub stderr: Option<OwnedFd>,
-}
 
 /// All that `create` needs beside the host's facts.
 #[derive(Debug)]

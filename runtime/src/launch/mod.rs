@@ -4,9 +4,11 @@
 //! them every mount and namespace that only they held.
 
 mod prepare;
+mod stdio;
+
+pub use stdio::Stdio;
 
 use crate::cgroup::Join;
-use crate::container::Stdio;
 use crate::error::Kind;
 use crate::program::{EXECUTE, FIND_COMMAND, PidNamespace, Program};
 use crate::seccomp::Filter;

@@ -3,12 +3,12 @@
 //! All of them are above 2, because the child puts its streams at 0, 1 and 2 while it still needs the others.
 
 use super::Launch;
+use super::Stdio;
 use crate::cgroup::Join;
-use crate::container::Stdio;
 use crate::error::Kind;
+use crate::namespace::NamespaceKind;
 use crate::plan::BindPlan;
 use crate::program::{Prepare, Program};
-use crate::sandbox::NamespaceKind;
 use crate::seccomp::Filter;
 use crate::sys::child::ABSENT;
 use crate::sys::raw::MountAttr;

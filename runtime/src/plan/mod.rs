@@ -12,8 +12,8 @@ pub use process::{Limit, ProcessPlan};
 
 use crate::error::Kind;
 use crate::host::{CgroupLayout, Host};
+use crate::namespace::NamespaceKind;
 use crate::rootfs::Rootfs;
-use crate::sandbox::NamespaceKind;
 use crate::{Error, Result};
 use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, LinuxNamespaceType, Process, Spec};
 use std::path::{Component, Path, PathBuf};

@@ -3,7 +3,7 @@
 use super::{Facts, NamespacePlan, NamespaceSource, clean, invalid};
 use crate::Result;
 use crate::host::CgroupLayout;
-use crate::sandbox::NamespaceKind;
+use crate::namespace::NamespaceKind;
 use crate::sys::raw::MountAttr;
 use oci_spec::runtime::Mount;
 use std::path::{Path, PathBuf};

@@ -1,9 +1,9 @@
 //! A program in words: one sentence per step, the same in `explain`, in error messages and in golden files.
 
 use super::{PidNamespace, Prepare, Program};
+use crate::namespace::NamespaceKind;
 use crate::plan::BindPlan;
 use crate::rootfs::Rootfs;
-use crate::sandbox::NamespaceKind;
 use crate::sys::raw::MountAttr;
 use crate::sys::step::{FreshMount, Handle, Node, Step, Target};
 use std::ffi::CStr;

@@ -8,9 +8,9 @@ pub use explain::{EXECUTE, FIND_COMMAND, PARK};
 
 use crate::error::Kind;
 use crate::host::CgroupLayout;
+use crate::namespace::NamespaceKind;
 use crate::plan::{BindPlan, Delivery, DevicePlan, FreshPlan, MountPlan, NamespaceSource, Plan, ProcessPlan};
 use crate::rootfs::Rootfs;
-use crate::sandbox::NamespaceKind;
 use crate::sys::raw::MountAttr;
 use crate::sys::step::{CapabilityMasks, FreshMount, Handle, Node, Step, StringTable, Target, TargetKind};
 use crate::{Error, Result};

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 fn manifest(node: &Node, name: &str, body: &str) -> Result<String> {
     let path = node.path(&format!("{name}.yaml"));
-    let head = format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n");
+    let head = format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  terminationGracePeriodSeconds: 1\n"
+    );
     std::fs::write(&path, head + body)?;
     Ok(path.display().to_string())
 }
@@ -82,6 +84,8 @@ async fn ctrl_c(node: &mut Node) -> Result<()> {
     let file = manifest(node, "two", TWO)?;
     let child = node.slipway_command(&["run", "-f", &file]).stdout(std::process::Stdio::piped()).spawn()?;
     wait_for_log(node, "two", "me is done").await?;
+    // The follower looks at the file on its own beat.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
     let pid = child.id().context("it runs")?;
     kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGINT)?;
     let output = tokio::time::timeout(Duration::from_secs(60), child.wait_with_output()).await??;

@@ -21,11 +21,11 @@ const RUNTIME: &[(&str, &[&str])] = &[
     ("seccomp", &["sys"]),
     ("cgroup", &["sys", "host"]),
     ("rootfs", &["sys", "host"]),
-    ("sandbox", &["sys", "host"]),
-    ("plan", &["host", "cgroup", "rootfs", "sandbox", "seccomp"]),
-    ("program", &["plan", "host", "sys"]),
-    ("launch", &["program", "plan", "cgroup", "rootfs", "sandbox", "seccomp", "host", "sys"]),
-    ("container", &["launch", "program", "plan", "cgroup", "rootfs", "sandbox", "seccomp", "host", "sys"]),
+    ("plan", &["host", "rootfs", "seccomp", "sys"]),
+    ("program", &["plan", "host", "rootfs", "sys"]),
+    ("launch", &["program", "plan", "cgroup", "rootfs", "seccomp", "host", "sys"]),
+    ("sandbox", &["launch", "program", "plan", "host", "sys"]),
+    ("container", &["launch", "program", "plan", "cgroup", "rootfs", "seccomp", "host", "sys"]),
 ];
 
 const OURS: &[&str] = &[
