@@ -79,10 +79,11 @@ async fn recover_container(daemon: &Arc<Daemon>, mut record: ContainerRecord, ke
     if running {
         // Also for one that ended meanwhile: the keeper answers at once, with the true code (CRI-REC-04).
         daemon.watch(container);
-    } else if container.record().has_ended() && task.is_some() {
-        if let Err(error) = daemon.discard_task(&id).await {
-            tracing::warn!(container = label, "forget ended task: {error}");
-        }
+    } else if container.record().has_ended()
+        && task.is_some()
+        && let Err(error) = daemon.discard_task(&id).await
+    {
+        tracing::warn!(container = label, "forget ended task: {error}");
     }
 }
 
