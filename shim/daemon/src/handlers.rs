@@ -13,5 +13,5 @@ pub(crate) fn known(handler: &str) -> bool {
 pub(crate) fn list() -> Vec<v1::RuntimeHandler> {
     let features = v1::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false };
     let names = std::iter::once("").chain(NAMES);
-    names.map(|name| v1::RuntimeHandler { name: name.into(), features: Some(features.clone()) }).collect()
+    names.map(|name| v1::RuntimeHandler { name: name.into(), features: Some(features) }).collect()
 }

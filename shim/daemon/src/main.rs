@@ -26,7 +26,7 @@ mod spec;
 mod user;
 
 use clap::{Parser, Subcommand};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// A container runtime for Kubernetes
@@ -55,7 +55,7 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let outcome = match args.command {
         Command::Serve(serve) => run_daemon(&serve, &args.address),
-        Command::Client(command) => run_client(command, args.address, args.output),
+        Command::Client(command) => run_client(command, &args.address, args.output),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("slipway: {error:#}");
@@ -63,7 +63,7 @@ fn main() -> ExitCode {
     })
 }
 
-fn run_daemon(args: &config::ServeArgs, address: &std::path::Path) -> anyhow::Result<ExitCode> {
+fn run_daemon(args: &config::ServeArgs, address: &Path) -> anyhow::Result<ExitCode> {
     let filter = tracing_subscriber::EnvFilter::try_new(&args.log_level)?;
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
@@ -71,7 +71,7 @@ fn run_daemon(args: &config::ServeArgs, address: &std::path::Path) -> anyhow::Re
     Ok(ExitCode::SUCCESS)
 }
 
-fn run_client(command: cli::Cli, address: PathBuf, output: cli::Output) -> anyhow::Result<ExitCode> {
+fn run_client(command: cli::Cli, address: &Path, output: cli::Output) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(cli::run(command, &address, output))
+    runtime.block_on(cli::run(command, address, output))
 }

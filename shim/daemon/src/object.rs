@@ -24,6 +24,8 @@ pub(crate) struct Object<R> {
     published: watch::Sender<Arc<R>>,
     /// Held for the length of one transition (start, stop, remove).
     pub(crate) gate: Mutex<()>,
+    /// Held while a record is read, changed and published: the end of a container comes without the gate.
+    writing: std::sync::Mutex<()>,
     /// The stop signal was sent: it is sent once, however often a client asks (CRI-STOP-05).
     stopping: AtomicBool,
 }
@@ -35,6 +37,7 @@ impl<R: Record> Object<R> {
             id,
             published: watch::Sender::new(Arc::new(record)),
             gate: Mutex::new(()),
+            writing: std::sync::Mutex::new(()),
             stopping: AtomicBool::new(false),
         }
     }
@@ -44,6 +47,11 @@ impl<R: Record> Object<R> {
         !self.stopping.swap(true, Ordering::Relaxed)
     }
 
+    /// The stop signal could not be sent: the next caller is the first again.
+    pub(crate) fn stop_failed(&self) {
+        self.stopping.store(false, Ordering::Relaxed);
+    }
+
     /// The last published record.
     pub(crate) fn record(&self) -> Arc<R> {
         Arc::clone(&self.published.borrow())
@@ -51,9 +59,26 @@ impl<R: Record> Object<R> {
 
     /// Saves, then publishes a changed record: observers never see what is not on disk.
     pub(crate) fn set(&self, records: &Records, record: R) -> Result<()> {
+        let _writing = self.writing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         records.save(&record)?;
         self.published.send_replace(Arc::new(record));
         Ok(())
+    }
+
+    /// Changes the record in force, whoever changed it meanwhile, then saves and publishes it. For what has already
+    /// happened: a full disk is logged and hides nothing from clients; recovery finds the truth again by the keeper.
+    /// False when it is not on disk.
+    pub(crate) fn note(&self, records: &Records, change: impl FnOnce(&mut R)) -> bool
+    where
+        R: Clone,
+    {
+        // A poisoned lock only means that a change panicked before it was published: the record is whole.
+        let _writing = self.writing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut record = R::clone(&self.record());
+        change(&mut record);
+        let saved = records.save(&record);
+        self.published.send_replace(Arc::new(record));
+        saved.inspect_err(|error| tracing::error!("{} {}: {error}", R::KIND, self.id)).is_ok()
     }
 
     /// Waits until the record satisfies `condition`, and returns it.
@@ -113,6 +138,17 @@ impl<R: Record> Table<R> {
             (Some(_), Some(_)) => {
                 Err(Error::invalid(format!("{} id {id:?} is ambiguous: give more digits", R::KIND)))
             }
+        }
+    }
+
+    /// The same, for calls that succeed when there is nothing left to do.
+    ///
+    /// # Errors
+    /// InvalidArgument for an ambiguous prefix: doing nothing must not look like success.
+    pub(crate) fn get_if_any(&self, id: &str) -> Result<Option<Arc<Object<R>>>> {
+        match self.get(id) {
+            Err(error) if error.code() == tonic::Code::NotFound => Ok(None),
+            found => found.map(Some),
         }
     }
 

@@ -29,6 +29,7 @@ pub(crate) async fn recover(daemon: &Arc<Daemon>) -> anyhow::Result<()> {
 async fn recover_pod(daemon: &Arc<Daemon>, mut record: PodRecord, kept: &ListResponse) {
     let alive = kept.sandboxes.iter().find(|s| s.id == record.id && s.ready);
     let netns_there = record.netns.as_ref().is_none_or(|p| p.exists());
+    let unfinished = record.phase == PodPhase::Creating;
     record.phase = match record.phase {
         // A request that did not finish: undone, as if it had failed. It is listed only if that fails too.
         PodPhase::Creating => PodPhase::NotReady { released: false },
@@ -40,8 +41,7 @@ async fn recover_pod(daemon: &Arc<Daemon>, mut record: PodRecord, kept: &ListRes
     if let Some(sandbox) = alive {
         record.sandbox_pid = sandbox.pid;
     }
-    let (unfinished, label) =
-        (record.phase != PodPhase::Ready && record.attachment.is_none(), record.label());
+    let label = record.label();
     let (id, name) = (record.id.clone(), record.name());
     daemon.pod_names.take(&name, &id);
     let pod = Arc::new(Pod::new(record.clone()));
@@ -49,7 +49,7 @@ async fn recover_pod(daemon: &Arc<Daemon>, mut record: PodRecord, kept: &ListRes
         tracing::error!(pod = label, "{error}");
     }
     daemon.pods.insert(Arc::clone(&pod));
-    if unfinished && kept.sandboxes.iter().all(|s| s.id != id) {
+    if unfinished {
         tracing::warn!(pod = label, id, "half-made pod of the time before the restart: removed");
         if let Err(error) = daemon.remove_pod(&id).await {
             tracing::error!(pod = label, "{error}");
@@ -79,10 +79,11 @@ async fn recover_container(daemon: &Arc<Daemon>, mut record: ContainerRecord, ke
     if running {
         // Also for one that ended meanwhile: the keeper answers at once, with the true code (CRI-REC-04).
         daemon.watch(container);
-    } else if container.record().has_ended() && task.is_some() {
-        if let Err(error) = daemon.discard_task(&id).await {
-            tracing::warn!(container = label, "forget ended task: {error}");
-        }
+    } else if container.record().has_ended()
+        && task.is_some()
+        && let Err(error) = daemon.discard_task(&id).await
+    {
+        tracing::warn!(container = label, "forget ended task: {error}");
     }
 }
 

@@ -39,8 +39,11 @@ fn number(text: &str) -> Result<u32> {
         [("SIGRTMINPLUS", 34i32, 1), ("SIGRTMIN+", 34, 1), ("SIGRTMAXMINUS", 64, -1), ("SIGRTMAX-", 64, -1)]
     {
         if let Some(offset) = name.strip_prefix(prefix).and_then(|o| o.parse::<i32>().ok()) {
-            let number = base + sign * offset;
-            return u32::try_from(number).ok().filter(|n| (34..=64).contains(n)).ok_or_else(unknown);
+            let number = offset.checked_mul(sign).and_then(|offset| base.checked_add(offset));
+            return number
+                .and_then(|n| u32::try_from(n).ok())
+                .filter(|n| (34..=64).contains(n))
+                .ok_or_else(unknown);
         }
     }
     match name.as_str() {
@@ -65,6 +68,7 @@ mod tests {
         assert_eq!(effective(v1::Signal::Sigusr1.into(), "SIGQUIT"), Ok((10, v1::Signal::Sigusr1.into())));
         assert_eq!(effective(0, "37").map(|s| s.0), Ok(37));
         assert_eq!(number("SIGRTMIN+3"), Ok(37));
+        assert!(number("SIGRTMIN+2147483647").is_err() && number("SIGRTMAX--2147483648").is_err());
         assert!(effective(0, "SIGNOPE").is_err() && effective(0, "99").is_err());
     }
 }

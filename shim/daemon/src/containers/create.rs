@@ -25,7 +25,9 @@ impl Daemon {
         let pod = self.pods.get(pod)?;
         let config = config.ok_or_else(|| Error::invalid("config is missing"))?;
         let record = pod.record();
-        parse::check(&config, &record)?;
+        let (checked, sandbox) = (config.clone(), Arc::clone(&record));
+        // It looks at mount sources: one on a dead network filesystem must hold up this request only.
+        blocking(move || parse::check(&checked, &sandbox)).await?;
         let metadata = config.metadata.clone().unwrap_or_default();
         let name = format!("{}/{}/{}", pod.id, metadata.name, metadata.attempt);
         let daemon = Arc::clone(self);

@@ -47,45 +47,35 @@ impl Daemon {
         let started_at = crate::clock::now();
         match self.keeper.start(&record.id, "").await {
             Ok(pid) => {
-                let mut running = ContainerRecord::clone(&record);
-                running.phase = Phase::Running { started_at, pid };
-                container.set(&self.records, running)?;
+                container.note(&self.records, |r| r.phase = Phase::Running { started_at, pid });
                 self.announce(&record.id, &pod, ContainerEventType::ContainerStartedEvent);
                 self.watch(Arc::clone(container));
                 tracing::info!(pod = pod.record().label(), container = label, pid, "container runs");
                 Ok(())
             }
             Err(error) => {
-                self.start_failed(container, &record, started_at, &error).await?;
+                self.start_failed(container, &record, started_at, &error).await;
                 Err(error.of(format_args!("start container {label} of pod {}", pod.record().label())))
             }
         }
     }
 
     /// EXITED, 128, StartError (CRI-CST-03).
-    async fn start_failed(
-        &self,
-        container: &Container,
-        record: &ContainerRecord,
-        at: i64,
-        why: &Error,
-    ) -> Result<()> {
-        let mut failed = record.clone();
-        failed.phase = Phase::Exited {
+    async fn start_failed(&self, container: &Container, record: &ContainerRecord, at: i64, why: &Error) {
+        let failed = Phase::Exited {
             started_at: at,
             finished_at: crate::clock::now(),
             exit_code: 128,
             reason: "StartError".into(),
             message: why.to_string(),
         };
-        container.set(&self.records, failed)?;
+        container.note(&self.records, |r| r.phase = failed);
         if let Err(error) = self.discard_task(&record.id).await {
             tracing::error!(container = record.label(), "discard after a failed start: {error}");
         }
         if let Ok(pod) = self.pods.get(&record.pod_id) {
             self.announce(&record.id, &pod, ContainerEventType::ContainerStoppedEvent);
         }
-        Ok(())
     }
 
     /// Follows a running container to its end.
@@ -112,16 +102,12 @@ impl Daemon {
     pub(crate) async fn ended(&self, container: &Container, info: Option<&TaskInfo>) {
         let record = container.record();
         let Phase::Running { started_at, .. } = record.phase else { return };
-        let mut ended = ContainerRecord::clone(&record);
-        ended.phase = exited(started_at, info);
-        if let Err(error) = container.set(&self.records, ended) {
-            tracing::error!(container = record.label(), "record the end: {error}");
-            return;
-        }
+        let saved = container.note(&self.records, |r| r.phase = exited(started_at, info));
         if let Ok(pod) = self.pods.get(&record.pod_id) {
             self.announce(&record.id, &pod, ContainerEventType::ContainerStoppedEvent);
         }
-        if let Err(error) = self.keeper.delete(&record.id, "").await {
+        // Not on disk: then the keeper's is the only lasting record of the exit code.
+        if saved && let Err(error) = self.keeper.delete(&record.id, "").await {
             // Tried again when the container is removed.
             tracing::warn!(container = record.label(), "keeper: delete ended task: {error}");
         }
@@ -140,7 +126,8 @@ impl Daemon {
         }
         if let Stop::After(patience) = how {
             if container.first_stop() {
-                self.keeper.kill(&record.id, record.stop_signal).await?;
+                let sent = self.keeper.kill(&record.id, record.stop_signal).await;
+                sent.inspect_err(|_| container.stop_failed())?;
             }
             if tokio::time::timeout(patience, container.wait_until(|r| r.has_ended())).await.is_ok() {
                 return Ok(());

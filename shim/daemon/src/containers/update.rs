@@ -1,6 +1,6 @@
 //! UpdateContainerResources: all-or-nothing; zero means "leave as is" (CRI-UPD-*).
 
-use super::{ContainerRecord, Phase};
+use super::Phase;
 use crate::daemon::{Container, Daemon};
 use crate::error::{Error, Result};
 use crate::spec::resources;
@@ -20,17 +20,17 @@ impl Daemon {
         if !matches!(record.phase, Phase::Created | Phase::Running { .. }) {
             return Err(Error::state(format!("update container {label}: it has ended")));
         }
-        let mut changed = ContainerRecord::clone(&record);
-        let linux = changed.config.linux.get_or_insert_default();
-        let merged = merge(linux.resources.clone().unwrap_or_default(), asked);
+        let in_force = record.config.linux.as_ref().and_then(|l| l.resources.clone()).unwrap_or_default();
+        let merged = merge(in_force, asked);
         let encoded = serde_json::to_vec(&resources::build(&merged)?)
             .map_err(|e| Error::internal(format!("encode resources: {e}")))?;
         self.keeper
             .update(&record.id, encoded)
             .await
             .map_err(|e| e.of(format_args!("update container {label}")))?;
-        linux.resources = Some(merged);
-        container.set(&self.records, changed)
+        // It may have ended meanwhile: that must not be overwritten.
+        container.note(&self.records, |r| r.config.linux.get_or_insert_default().resources = Some(merged));
+        Ok(())
     }
 }
 

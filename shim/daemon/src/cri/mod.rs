@@ -37,11 +37,16 @@ fn not_yet<T>(what: &str) -> Result<Response<T>, Status> {
 }
 
 /// A list as a stream of messages of at most `CHUNK` items; empty lists send no message (CRI-LSTR-01 to 06).
-fn stream<I, T: Send + 'static>(items: Vec<I>, wrap: fn(Vec<I>) -> T) -> Streamed<T>
+fn stream<I, T>(items: Vec<I>, wrap: fn(Vec<I>) -> T) -> Streamed<T>
 where
-    I: Clone + Send + 'static,
+    I: Send + 'static,
+    T: Send + 'static,
 {
     const CHUNK: usize = 1000;
-    let messages: Vec<_> = items.chunks(CHUNK).map(|chunk| Ok(wrap(chunk.to_vec()))).collect();
-    Box::pin(tokio_stream::iter(messages))
+    let mut items = items.into_iter();
+    let chunks = std::iter::from_fn(move || {
+        let chunk: Vec<_> = items.by_ref().take(CHUNK).collect();
+        (!chunk.is_empty()).then(|| Ok(wrap(chunk)))
+    });
+    Box::pin(tokio_stream::iter(chunks))
 }

@@ -169,10 +169,11 @@ impl v1::runtime_service_server::RuntimeService for RuntimeApi {
             Ok(seconds) if seconds > 0 => Stop::After(Duration::from_secs(seconds)),
             _ => Stop::Now,
         };
-        let outcome = match self.0.containers.get(&request.container_id) {
-            Ok(container) => self.0.stop_container(&container, how).await,
+        let outcome = match self.0.containers.get_if_any(&request.container_id) {
+            Ok(Some(container)) => self.0.stop_container(&container, how).await,
             // CRI-STOP-01.
-            Err(_) => Ok(()),
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
         };
         answer("StopContainer", outcome.map(|()| v1::StopContainerResponse {}))
     }
@@ -181,10 +182,11 @@ impl v1::runtime_service_server::RuntimeService for RuntimeApi {
         &self,
         request: Request<v1::RemoveContainerRequest>,
     ) -> Result<Response<v1::RemoveContainerResponse>, Status> {
-        let outcome = match self.0.containers.get(&request.get_ref().container_id) {
-            Ok(container) => self.0.remove_container(&container).await,
+        let outcome = match self.0.containers.get_if_any(&request.get_ref().container_id) {
+            Ok(Some(container)) => self.0.remove_container(&container).await,
             // CRI-REM-01.
-            Err(_) => Ok(()),
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
         };
         answer("RemoveContainer", outcome.map(|()| v1::RemoveContainerResponse {}))
     }

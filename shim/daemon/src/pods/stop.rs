@@ -12,7 +12,7 @@ use std::sync::Arc;
 impl Daemon {
     /// Kills what runs, gives the network and the namespaces back; unknown ids are fine (CRI-PSTOP-01 to 06).
     pub(crate) async fn stop_pod(self: &Arc<Self>, id: &str) -> Result<()> {
-        let Ok(pod) = self.pods.get(id) else { return Ok(()) };
+        let Some(pod) = self.pods.get_if_any(id)? else { return Ok(()) };
         let daemon = Arc::clone(self);
         // On its own task: a caller that goes away must not leave it half done.
         finish(tokio::spawn(async move { daemon.stop_known(&pod).await })).await
@@ -29,23 +29,29 @@ impl Daemon {
         if record.phase == (PodPhase::NotReady { released: true }) {
             return Ok(());
         }
-        for container in self.containers_of(&pod.id) {
-            self.stop_container(&container, Stop::Now).await?;
-        }
-        let mut stopped = PodRecord::clone(&record);
-        stopped.phase = PodPhase::NotReady { released: false };
         let was_ready = record.phase == PodPhase::Ready;
-        pod.set(&self.records, stopped.clone())?;
-        let released = self.release(&record).await;
+        // First, so that no container starts behind our back; those that are starting are waited for.
+        pod.note(&self.records, |r| r.phase = PodPhase::NotReady { released: false });
+        let released = match self.stop_containers(pod).await {
+            Ok(()) => self.release(&record).await,
+            Err(error) => Err(error),
+        };
         if released.is_ok() {
-            stopped.phase = PodPhase::NotReady { released: true };
-            pod.set(&self.records, stopped)?;
+            pod.note(&self.records, |r| r.phase = PodPhase::NotReady { released: true });
         }
         if was_ready {
             self.announce(&pod.id, pod, ContainerEventType::ContainerStoppedEvent);
             tracing::info!(pod = label, id = pod.id, "pod is stopped");
         }
         released.map_err(|e| e.of(format_args!("stop pod {label}")))
+    }
+
+    async fn stop_containers(self: &Arc<Self>, pod: &Arc<Pod>) -> Result<()> {
+        for container in self.containers_of(&pod.id) {
+            drop(container.gate.lock().await);
+            self.stop_container(&container, Stop::Now).await?;
+        }
+        Ok(())
     }
 
     /// Network, namespaces, mounts: all are tried, the first error is answered.
@@ -67,7 +73,7 @@ impl Daemon {
 
     /// Stops, removes the containers, then the pod; unknown ids are fine (CRI-PREM-01 to 05).
     pub(crate) async fn remove_pod(self: &Arc<Self>, id: &str) -> Result<()> {
-        let Ok(pod) = self.pods.get(id) else { return Ok(()) };
+        let Some(pod) = self.pods.get_if_any(id)? else { return Ok(()) };
         let daemon = Arc::clone(self);
         finish(tokio::spawn(async move { daemon.remove_known(&pod).await })).await
     }
