@@ -14,6 +14,7 @@ use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
+use tonic::Code;
 
 impl Daemon {
     /// Makes a container in a READY pod and answers its id.
@@ -182,9 +183,11 @@ impl Daemon {
     /// Kills and forgets a task in any state; unknown is success.
     pub(crate) async fn discard_task(&self, id: &str) -> Result<()> {
         self.keeper.kill_all(id, "").await?;
-        if self.keeper.task(id).await?.is_some() {
-            self.keeper.wait_task(id).await?;
-        }
+        match self.keeper.wait_task(id).await {
+            // Never made, or forgotten meanwhile by whoever watched its end.
+            Err(error) if error.code() == Code::NotFound => return Ok(()),
+            ended => ended?,
+        };
         self.keeper.delete(id, "").await
     }
 }

@@ -29,6 +29,8 @@ pub(crate) fn on_own_host<F: Future<Output = ()>>(test: impl FnOnce(Host) -> F +
             let private = MsFlags::MS_PRIVATE | MsFlags::MS_REC;
             mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
             sh("ip link set lo up");
+            // A new namespace begins with the machine's own setting; these tests say what comes of "off".
+            sh("echo 0 > /proc/sys/net/ipv4/ip_forward");
             let own_netns = File::open("/proc/thread-self/ns/net").unwrap();
             let host = Host { dir: tempfile::tempdir().unwrap(), own_netns };
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
