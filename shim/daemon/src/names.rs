@@ -38,7 +38,8 @@ impl Names {
             Begin::First(outcome, announce) => {
                 let (names, name) = (self.clone(), name.to_owned());
                 tokio::spawn(async move {
-                    // A panic in `work` must not keep the name for ever: it becomes an error like others.
+                    // A panic in `work` must not keep the name for ever: it becomes an error like others. (Where panics
+                    // unwind: release builds abort, and recovery clears up.)
                     let result =
                         tokio::spawn(work).await.unwrap_or_else(|e| Err(Error::internal(e.to_string())));
                     names.settle(&name, &result);

@@ -16,6 +16,9 @@ const KEEP: usize = 16 << 20;
 /// How long a child that holds the streams may keep the answer waiting after the process itself ended (CRI-XS-06).
 const DRAIN: Duration = Duration::from_secs(1);
 
+/// How long a killed session may take to be gone.
+const KILL_PATIENCE: Duration = Duration::from_secs(30);
+
 /// What an ended session left.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Output {
@@ -104,12 +107,15 @@ impl Drop for Session {
     fn drop(&mut self) {
         let (daemon, id, exec_id) = (Arc::clone(&self.daemon), self.id.clone(), self.exec_id.clone());
         tokio::spawn(async move {
-            let ended = match daemon.keeper.kill_all(&id, &exec_id).await {
-                Ok(()) => daemon.keeper.delete(&id, &exec_id).await,
-                Err(error) => Err(error),
-            };
-            if let Err(error) = ended {
-                tracing::debug!("forget exec session {exec_id}: {error}");
+            // One that never started cannot be killed, and needs no wait.
+            if daemon.keeper.kill_all(&id, &exec_id).await.is_ok() {
+                // The keeper refuses to forget a session whose end it has not seen yet.
+                let _ = tokio::time::timeout(KILL_PATIENCE, daemon.keeper.wait_exec(&id, &exec_id)).await;
+            }
+            if let Err(error) = daemon.keeper.delete(&id, &exec_id).await {
+                tracing::warn!(
+                    "exec session {exec_id} stays with the keeper until its container goes: {error}"
+                );
             }
         });
     }

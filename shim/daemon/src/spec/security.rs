@@ -48,7 +48,8 @@ fn seccomp(security: &v1::LinuxContainerSecurityContext) -> Result<Option<LinuxS
     }
 }
 
-/// AppArmor and SELinux come later: what must not be ignored silently is refused (CRI-SEC-09).
+/// AppArmor comes later: a profile must not be ignored silently, so it is refused (CRI-SEC-09). SELinux options are not
+/// looked at yet.
 fn refuse_missing_lsm(security: &v1::LinuxContainerSecurityContext) -> Result<()> {
     if let Some(profile) = &security.apparmor
         && profile.profile_type() != ProfileType::Unconfined

@@ -160,8 +160,6 @@ impl<R: Read> Archive<R> {
 
     fn accept(&mut self, consumed: usize, entry: Entry) -> Result<Entry> {
         self.start += consumed;
-        self.content = entry.size;
-        self.padding = entry.size.next_multiple_of(HEADER_SIZE as u64) - entry.size;
         self.entries += 1;
         if self.entries > self.limits.entries {
             return Err(refuse("archive", format!("more than {} entries", self.limits.entries)));
@@ -174,6 +172,9 @@ impl<R: Read> Archive<R> {
         if self.files > self.limits.files {
             return Err(refuse("archive", format!("files of more than {} bytes", self.limits.files)));
         }
+        // After the bounds: a size near 2^64 has no next multiple.
+        self.content = entry.size;
+        self.padding = entry.size.next_multiple_of(HEADER_SIZE as u64) - entry.size;
         Ok(entry)
     }
 

@@ -563,8 +563,8 @@ pub(crate) fn remove_tree(parent: impl AsFd, name: &OsStr) -> rustix::io::Result
         Err(Errno::ISDIR) => {}
         Err(e) => return Err(e),
     }
-    // One descriptor per level would run out in a hostile tree of thousands: the stack is of directories entered, and
-    // archives are bounded in depth.
+    // One descriptor and one stack frame per level: names are bounded in depth (archive::Limits), but entries behind
+    // symlinks can lie deeper than their names.
     let fd = openat(&parent, name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())?;
     let mut names = Vec::new();
     for entry in rustix::fs::Dir::read_from(&fd)? {
