@@ -206,6 +206,26 @@ pub(crate) fn load_request(dir: &Path, container: &str) -> Result<Option<cri::Cr
     }
 }
 
+/// No container of this pod is restarted from now on: it is about to be removed. None there is fine.
+pub(crate) fn forget_requests(dir: &Path) -> Result<()> {
+    let requests = dir.join("containers");
+    let entries = match fs::read_dir(&requests) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error).with_context(|| format!("read {}", requests.display())),
+    };
+    for entry in entries {
+        let path = entry.with_context(|| format!("read {}", requests.display()))?.path();
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("remove {}", path.display()));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 fn request_path(dir: &Path, container: &str) -> PathBuf {
     dir.join("containers").join(format!("{container}.request"))
 }
