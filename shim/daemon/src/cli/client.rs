@@ -165,7 +165,9 @@ pub(crate) fn said(step: &str) -> impl FnOnce(Status) -> anyhow::Error {
     let step = step.to_owned();
     // Only a status that this side made has a cause; one with the same code may come from the daemon.
     move |status| match status.code() {
-        Code::Unavailable if std::error::Error::source(&status).is_some() => anyhow!("cannot {step}: the daemon went away ({})", status.message()),
+        Code::Unavailable if std::error::Error::source(&status).is_some() => {
+            anyhow!("cannot {step}: the daemon went away ({})", status.message())
+        }
         code => anyhow!("cannot {step}: {} ({code:?})", status.message()),
     }
 }

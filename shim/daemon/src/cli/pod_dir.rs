@@ -355,5 +355,8 @@ mod tests {
         assert_eq!(load_request(&dir, "main").unwrap(), Some(request));
         fs::write(dir.join("containers/main.request"), [0xff; 9]).unwrap();
         assert!(format!("{:#}", load_request(&dir, "main").unwrap_err()).contains("main.request is damaged"));
+        forget_requests(&dir).unwrap();
+        assert_eq!(load_request(&dir, "main").unwrap(), None);
+        forget_requests(&of(root.path(), "none")).unwrap();
     }
 }
