@@ -164,11 +164,12 @@ fn innermost(error: &dyn std::error::Error) -> String {
 pub(crate) fn said(step: &str) -> impl FnOnce(Status) -> anyhow::Error {
     let step = step.to_owned();
     // Only a status that this side made has a cause; one with the same code may come from the daemon.
-    move |status| match status.code() {
-        Code::Unavailable if std::error::Error::source(&status).is_some() => {
+    move |status| {
+        if std::error::Error::source(&status).is_some() {
             anyhow!("cannot {step}: the daemon went away ({})", status.message())
+        } else {
+            anyhow!("cannot {step}: {} ({:?})", status.message(), status.code())
         }
-        code => anyhow!("cannot {step}: {} ({code:?})", status.message()),
     }
 }
 
