@@ -3,10 +3,22 @@ set -euo pipefail
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$top"
 
-say() { printf '\033[1m==> %s\033[0m\n' "$*" >&2; }
+say() { if [ -t 2 ]; then printf '\033[1m==> %s\033[0m\n' "$*"; else printf '==> %s\n' "$*"; fi >&2; }
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
 need_root() { [ "$(id -u)" = 0 ] || die "run as root: namespaces, mounts and cgroups need it"; }
+
+# Where the daemon that hack/up starts keeps what dies with the boot; its pid is written there.
+state=/run/slipway
+
+start_daemon() {
+    say "starting slipway serve (log: /var/log/slipway.log)"
+    setsid slipway serve >>/var/log/slipway.log 2>&1 </dev/null &
+    mkdir -p $state && echo $! >$state/slipway.pid
+    for _ in $(seq 100); do slipway pods >/dev/null 2>&1 && return; sleep 0.1; done
+    tail -20 /var/log/slipway.log >&2
+    die "the daemon did not come up"
+}
 
 # install PACKAGE...: those that dpkg does not know yet, by one apt-get call.
 install() {

@@ -66,6 +66,13 @@ impl Records {
         }
     }
 
+    /// Ids whose records were set aside: what they name may live, and nobody may take it for a stranger.
+    pub(crate) fn set_aside<R: Record>(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.dir.join(R::KIND)).into_iter().flatten().flatten().map(|e| e.path());
+        let aside = entries.filter(|p| p.extension().is_some_and(|e| e == "damaged"));
+        aside.filter_map(|p| Some(p.file_stem()?.to_str()?.to_owned())).collect()
+    }
+
     /// Every readable record; damaged ones are renamed to `*.damaged` and named in the log.
     pub(crate) fn load<R: Record>(&self) -> Vec<R> {
         let dir = self.dir.join(R::KIND);
@@ -109,7 +116,7 @@ mod tests {
         let loaded = records.load::<PodRecord>();
         assert_eq!(loaded.len(), 1);
         assert_eq!((loaded[0].id.as_str(), loaded[0].sandbox_pid), (record.id.as_str(), 7));
-        assert!(broken.with_extension("damaged").exists());
+        assert_eq!(records.set_aside::<PodRecord>(), ["broken"]);
         records.delete::<PodRecord>(&record.id).expect("delete");
         records.delete::<PodRecord>(&record.id).expect("missing is success");
         assert!(records.load::<PodRecord>().is_empty());

@@ -103,8 +103,11 @@ fn phase(recorded: Phase, task: Option<&TaskInfo>) -> Phase {
 
 /// What exists without a record of ours is removed and named (CRI-REC-05).
 async fn drop_strangers(daemon: &Arc<Daemon>, kept: &ListResponse) {
-    let pods: BTreeSet<_> = daemon.pods.list().iter().map(|p| p.id.clone()).collect();
-    let containers: BTreeSet<_> = daemon.containers.list().iter().map(|c| c.id.clone()).collect();
+    // What a damaged record names is not ours to kill: an operator decides, the log names it.
+    let mut pods: BTreeSet<_> = daemon.records.set_aside::<PodRecord>().into_iter().collect();
+    pods.extend(daemon.pods.list().iter().map(|p| p.id.clone()));
+    let mut containers: BTreeSet<_> = daemon.records.set_aside::<ContainerRecord>().into_iter().collect();
+    containers.extend(daemon.containers.list().iter().map(|c| c.id.clone()));
     for task in kept.tasks.iter().filter(|t| !containers.contains(&t.id)) {
         report("task", &task.id, daemon.discard_task(&task.id).await);
     }

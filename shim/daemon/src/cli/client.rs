@@ -163,9 +163,13 @@ fn innermost(error: &dyn std::error::Error) -> String {
 /// Makes a sentence of a failed call: what we wanted, what the daemon said.
 pub(crate) fn said(step: &str) -> impl FnOnce(Status) -> anyhow::Error {
     let step = step.to_owned();
-    move |status| match status.code() {
-        Code::Unavailable => anyhow!("cannot {step}: the daemon went away ({})", status.message()),
-        code => anyhow!("cannot {step}: {} ({code:?})", status.message()),
+    // Only a status that this side made has a cause; one with the same code may come from the daemon.
+    move |status| {
+        if std::error::Error::source(&status).is_some() {
+            anyhow!("cannot {step}: the daemon went away ({})", status.message())
+        } else {
+            anyhow!("cannot {step}: {} ({:?})", status.message(), status.code())
+        }
     }
 }
 

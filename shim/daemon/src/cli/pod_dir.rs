@@ -206,6 +206,26 @@ pub(crate) fn load_request(dir: &Path, container: &str) -> Result<Option<cri::Cr
     }
 }
 
+/// No container of this pod is restarted from now on: it is about to be removed. None there is fine.
+pub(crate) fn forget_requests(dir: &Path) -> Result<()> {
+    let requests = dir.join("containers");
+    let entries = match fs::read_dir(&requests) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error).with_context(|| format!("read {}", requests.display())),
+    };
+    for entry in entries {
+        let path = entry.with_context(|| format!("read {}", requests.display()))?.path();
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("remove {}", path.display()));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 fn request_path(dir: &Path, container: &str) -> PathBuf {
     dir.join("containers").join(format!("{container}.request"))
 }
@@ -335,5 +355,8 @@ mod tests {
         assert_eq!(load_request(&dir, "main").unwrap(), Some(request));
         fs::write(dir.join("containers/main.request"), [0xff; 9]).unwrap();
         assert!(format!("{:#}", load_request(&dir, "main").unwrap_err()).contains("main.request is damaged"));
+        forget_requests(&dir).unwrap();
+        assert_eq!(load_request(&dir, "main").unwrap(), None);
+        forget_requests(&of(root.path(), "none")).unwrap();
     }
 }

@@ -79,6 +79,7 @@ async fn remove(
     let grace = grace.unwrap_or_else(said);
     match (root, pod_uid(sandbox)) {
         (Some(root), Some(uid)) => {
+            pod_dir::forget_requests(&pod_dir::of(root, uid))?;
             remove_sandbox(client, &sandbox.id, grace).await?;
             pod_by_uid(client, root, uid, grace).await
         }
@@ -88,6 +89,8 @@ async fn remove(
 
 /// Sandboxes with this uid, then the directory of that name below `root`. Nothing there is fine.
 pub(crate) async fn pod_by_uid(client: &mut Client, root: &Path, uid: &str, grace: i64) -> Result<()> {
+    // First: what ends because it was told to must not be started again meanwhile.
+    pod_dir::forget_requests(&pod_dir::of(root, uid))?;
     for sandbox in sandboxes_of(client, uid).await? {
         remove_sandbox(client, &sandbox.id, grace).await?;
     }

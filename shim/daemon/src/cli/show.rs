@@ -79,6 +79,11 @@ struct ContainerRow {
     image_id: String,
     attempt: u32,
     state: &'static str,
+    /// Only of what has ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exit_code: Option<i32>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    reason: String,
     created_at: i64,
     labels: HashMap<String, String>,
 }
@@ -93,6 +98,11 @@ pub(crate) async fn ps(client: &mut Client, args: &PsArgs, output: Output) -> Re
             continue;
         }
         let image = container.image.clone().unwrap_or_default();
+        let ended = if state == cri::ContainerState::ContainerExited {
+            client.container_status(&container.id).await?
+        } else {
+            None
+        };
         rows.push(ContainerRow {
             name: container_name(&container).to_owned(),
             pod: pods.get(&container.pod_sandbox_id).cloned().unwrap_or_default(),
@@ -108,6 +118,8 @@ pub(crate) async fn ps(client: &mut Client, args: &PsArgs, output: Output) -> Re
                 cri::ContainerState::ContainerExited => "exited",
                 cri::ContainerState::ContainerUnknown => "unknown",
             },
+            exit_code: ended.as_ref().map(|status| status.exit_code),
+            reason: ended.map(|status| status.reason).unwrap_or_default(),
             id: container.id,
             pod_id: container.pod_sandbox_id,
             image_id: container.image_id,
@@ -122,11 +134,20 @@ pub(crate) async fn ps(client: &mut Client, args: &PsArgs, output: Output) -> Re
             name,
             pod,
             short_image(&image),
-            row.state.into(),
+            ended(row.state, row.exit_code, &row.reason),
             row.attempt.to_string(),
             age(row.created_at),
         ]
     })
+}
+
+/// "running", "exited (3, Error)".
+fn ended(state: &str, exit_code: Option<i32>, reason: &str) -> String {
+    match exit_code {
+        None => state.to_owned(),
+        Some(code) if reason.is_empty() => format!("{state} ({code})"),
+        Some(code) => format!("{state} ({code}, {reason})"),
+    }
 }
 
 /// A bare image id is as long as any id; names are left whole.
