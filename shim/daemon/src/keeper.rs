@@ -53,6 +53,11 @@ impl std::fmt::Debug for Keeper {
     }
 }
 
+/// The most that a pod's configuration may take: ttrpc's messages end at 4 MiB, the rest of ours needs little.
+const CONFIG_MAX: usize = (4 << 20) - (64 << 10);
+/// How often a creation is tried that no keeper remembers.
+const CREATIONS: usize = 3;
+
 /// Whether a call may be sent again after the connection broke in the middle of it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Retry {
@@ -125,7 +130,7 @@ impl Keeper {
                     Err(error @ ttrpc::Error::RpcStatus(_)) => return Err(error.into()),
                     Err(error) => {
                         *self.clients.lock().await = None;
-                        if retry == Retry::Never {
+                        if retry == Retry::Never && !never_sent(&error) {
                             return Err(error.into());
                         }
                         Error::from(error)
@@ -160,20 +165,37 @@ impl Keeper {
         let mut options = Any::new();
         options.type_url = "runtime.v1.PodSandboxConfig".into();
         options.value = config.encode_to_vec();
+        if options.value.len() > CONFIG_MAX {
+            let size = options.value.len();
+            return Err(Error::invalid(format!(
+                "the pod's configuration is {size} bytes: at most {CONFIG_MAX}"
+            )));
+        }
         let mut request = sandbox::CreateSandboxRequest::new();
         request.sandbox_id = id.into();
         request.bundle_path = bundle.display().to_string();
         request.netns_path = netns.map(|p| p.display().to_string()).unwrap_or_default();
         request.options = Some(options).into();
-        let created = self.call(Retry::Never, |c| {
-            let request = request.clone();
-            async move { c.sandbox.create_sandbox(quick(), &request).await }
-        });
-        // The keeper may have died after making it: then its successor knows it.
-        match created.await {
-            Err(error) if error.code() == Code::Unavailable && self.knows_sandbox(id).await? => {}
-            Err(error) => return Err(error),
-            Ok(_) => {}
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let created = self.call(Retry::Never, |c| {
+                let request = request.clone();
+                async move { c.sandbox.create_sandbox(quick(), &request).await }
+            });
+            match created.await {
+                Ok(_) => break,
+                // The keeper may have died after making it: then its successor knows it. Else it undid it.
+                Err(error) if error.code() == Code::Unavailable => {
+                    if self.knows_sandbox(id).await? {
+                        break;
+                    }
+                    if tries == CREATIONS {
+                        return Err(error);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
         }
         let mut request = sandbox::StartSandboxRequest::new();
         request.sandbox_id = id.into();
@@ -215,16 +237,25 @@ impl Keeper {
         request.rootfs = vec![overlay_mount(task.rootfs)];
         request.terminal = task.terminal;
         request.stdout = task.log.clone();
-        let created = self.call(Retry::Never, |c| {
-            let request = request.clone();
-            async move { c.task.create(quick(), &request).await }
-        });
-        match created.await {
-            Err(error) if error.code() == Code::Unavailable => match self.task(task.id).await? {
-                Some(_) => Ok(()),
-                None => Err(error),
-            },
-            other => other.map(drop),
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let created = self.call(Retry::Never, |c| {
+                let request = request.clone();
+                async move { c.task.create(quick(), &request).await }
+            });
+            match created.await {
+                // As with the pod: its successor knows it, or has undone it.
+                Err(error) if error.code() == Code::Unavailable => {
+                    if self.task(task.id).await?.is_some() {
+                        return Ok(());
+                    }
+                    if tries == CREATIONS {
+                        return Err(error);
+                    }
+                }
+                other => return other.map(drop),
+            }
         }
     }
 
@@ -392,6 +423,11 @@ pub(crate) struct NewTask<'a> {
 
 fn quick() -> Context {
     with_duration(QUICK)
+}
+
+/// The connection was known to be dead before a byte of the call was given to it. ttrpc tells it by text alone.
+fn never_sent(error: &ttrpc::Error) -> bool {
+    matches!(error, ttrpc::Error::Others(text) if text.starts_with("reserve channel capacity failed"))
 }
 
 fn unless_unknown<T>(result: Result<T>) -> Result<()> {
