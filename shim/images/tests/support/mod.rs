@@ -112,6 +112,19 @@ pub fn build_as(
     Built { config, blobs, tars, manifest: manifest.into_bytes(), media_type }
 }
 
+/// A loopback port that no other test of this process was given.
+fn free_port() -> u16 {
+    static GIVEN: std::sync::Mutex<Vec<u16>> = std::sync::Mutex::new(Vec::new());
+    let mut given = GIVEN.lock().unwrap();
+    loop {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        if !given.contains(&port) {
+            given.push(port);
+            return port;
+        }
+    }
+}
+
 /// Debian's docker-registry on a free loopback port, ended by its pid.
 pub struct Registry {
     child: Child,
@@ -122,7 +135,7 @@ pub struct Registry {
 impl Registry {
     pub fn start() -> Self {
         for _ in 0..5 {
-            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let port = free_port();
             let dir = tempfile::tempdir().unwrap();
             let config = dir.path().join("config.yml");
             let text = format!(
@@ -154,7 +167,9 @@ impl Registry {
                 return false;
             }
             if TcpStream::connect(self.address).is_ok() {
-                return true;
+                // Somebody else may have taken the port in between: then ours is about to give up.
+                std::thread::sleep(Duration::from_millis(100));
+                return self.child.try_wait().unwrap().is_none();
             }
             std::thread::sleep(Duration::from_millis(20));
         }
