@@ -50,7 +50,7 @@ impl Node {
         std::fs::write(node.path("cni/10-test.conflist"), conflist)?;
         let config = format!(
             "version = 2\nroot = {root:?}\nstate = {state:?}\n[grpc]\naddress = {socket:?}\n\
-             [plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = {pause_image:?}\n\
+             [plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = {pause_image:?}\nrestrict_oom_score_adj = true\n\
              [plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = \"/usr/lib/cni\"\nconf_dir = {cni:?}\n",
             root = node.path("root"),
             state = node.path("state"),
