@@ -1,11 +1,12 @@
-//! The files that all containers of a pod see: hostname, hosts, resolv.conf, and the shared /dev/shm.
+//! The files that all containers of a pod see: hostname, hosts, resolv.conf, the shared /dev/shm, and views of images.
 
 use super::PodRecord;
 use crate::error::{Error, Result};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use std::fs;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 /// `<state>/pods/<id>`.
@@ -55,14 +56,33 @@ impl PodDir {
             .map_err(|e| Error::io("mount shm", &path, &e.into()))
     }
 
-    /// Unmounts shm; missing is success.
-    pub(crate) fn release(&self) -> Result<()> {
-        let path = self.file("shm");
-        match umount2(&path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
-            // Not there, or not a mount point.
-            Ok(()) | Err(nix::Error::ENOENT | nix::Error::EINVAL) => Ok(()),
-            Err(e) => Err(Error::io("unmount shm", &path, &e.into())),
+    /// The mounted view `name` of an image; `make` gives a detached mount where there is none yet.
+    pub(crate) fn image_view(&self, name: &str, make: impl FnOnce() -> Result<OwnedFd>) -> Result<PathBuf> {
+        let path = self.images().join(name);
+        // Left without its mount, the directory is empty: nobody may take that for the image.
+        if fs::read_dir(&path).is_ok_and(|_| is_mount_point(&path)) {
+            return Ok(path);
         }
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
+        made.map_err(|e| Error::io("make mount point", &path, &e))?;
+        slipway_runtime::rootfs::attach(&make()?, &path)?;
+        Ok(path)
+    }
+
+    fn images(&self) -> PathBuf {
+        self.file("images")
+    }
+
+    /// Unmounts shm and the views of images; missing is success.
+    pub(crate) fn release(&self) -> Result<()> {
+        let views = fs::read_dir(self.images()).into_iter().flatten().flatten().map(|e| e.path());
+        views.chain([self.file("shm")]).try_for_each(|path| {
+            match umount2(&path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+                // Not there, or not a mount point.
+                Ok(()) | Err(nix::Error::ENOENT | nix::Error::EINVAL) => Ok(()),
+                Err(e) => Err(Error::io("unmount", &path, &e.into())),
+            }
+        })
     }
 
     /// Unmounts and deletes everything; missing is success.
@@ -74,6 +94,15 @@ impl PodDir {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// Whether something is mounted exactly here: a directory and its parent are then on different file systems.
+fn is_mount_point(path: &Path) -> bool {
+    let device = |path: &Path| fs::symlink_metadata(path).map(|m| m.dev());
+    match (device(path), path.parent().map(device)) {
+        (Ok(own), Some(Ok(parent))) => own != parent,
+        _ => false,
     }
 }
 
