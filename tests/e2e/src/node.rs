@@ -15,6 +15,8 @@ use tonic::transport::Channel;
 pub struct Setup {
     /// CNI configuration list to put into the configuration directory; none: the built-in bridge.
     pub cni: Option<&'static str>,
+    /// The state directory is a file system of its own with little room.
+    pub small_state: bool,
     /// containerd instead of our daemon.
     pub containerd: Option<(Release, Handler)>,
 }
@@ -46,6 +48,17 @@ impl Node {
             std::fs::write(node.path("cni/10-test.conflist"), conflist)?;
         }
         std::fs::write(node.path("config.toml"), node.config())?;
+        if setup.small_state {
+            let state = node.path("state");
+            nix::mount::mount(
+                Some("state"),
+                &state,
+                Some("tmpfs"),
+                nix::mount::MsFlags::empty(),
+                Some("size=2m"),
+            )
+            .context("mount a small state directory")?;
+        }
         node.start_daemon().await?;
         Ok(node)
     }
@@ -265,6 +278,8 @@ impl Node {
         if self.program != Program::Slipway {
             self.remove_cgroup_parents();
         }
+        // The small one of [`Setup::small_state`]; elsewhere there is nothing to unmount.
+        let _ = nix::mount::umount2(&self.path("state"), nix::mount::MntFlags::MNT_DETACH);
         removed
     }
 
