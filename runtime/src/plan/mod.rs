@@ -7,7 +7,8 @@ mod capabilities;
 mod mounts;
 mod process;
 
-pub use mounts::{BindPlan, Delivery, FreshPlan, MountPlan};
+pub use capabilities::capability_names;
+pub use mounts::{BindPlan, Delivery, FreshPlan, MountPlan, known_options};
 pub use process::{Limit, ProcessPlan};
 
 use crate::error::Kind;
@@ -93,7 +94,7 @@ impl Plan {
         if !has(NamespaceKind::Mount) {
             return Err(invalid("linux.namespaces", "a container needs its own mount namespace"));
         }
-        let cgroup_path = cgroup_path(id, linux)?;
+        let cgroup_path = cgroup_path(id, Some(linux))?;
         let mounts =
             mounts::plan(spec.mounts().as_deref().unwrap_or_default(), facts, &cgroup_path, &namespaces)?;
         Ok(Self {
@@ -219,9 +220,11 @@ fn kind_of(kind: LinuxNamespaceType) -> NamespaceKind {
     }
 }
 
-/// `/name` when the spec says nothing; systemd's `slice:prefix:name` form is not a path.
-fn cgroup_path(id: &str, linux: &Linux) -> Result<String> {
-    let Some(path) = linux.cgroups_path() else { return Ok(format!("/{id}")) };
+/// The control group of a container: `/name` when the spec says nothing; systemd's `slice:prefix:name` form is not a path.
+pub fn cgroup_path(id: &str, linux: Option<&Linux>) -> Result<String> {
+    let Some(path) = linux.and_then(|linux| linux.cgroups_path().as_ref()) else {
+        return Ok(format!("/{id}"));
+    };
     let text = path.to_str().ok_or_else(|| invalid("linux.cgroupsPath", "not UTF-8"))?;
     if Path::new(text).components().any(|part| part == Component::ParentDir) {
         return Err(invalid("linux.cgroupsPath", format!("{text} climbs out")));

@@ -170,13 +170,14 @@ impl Exec {
             stdio::open(&self.streams, owner, Logger { id: task.id(), namespace: &keeper.namespace })?;
         let cgroup = Cgroup::open(task.cgroup())?;
         let session = slipway_runtime::container::exec(ExecRequest {
-            exec_id: &self.id,
+            exec_id: Some(&self.id),
             pid: init.pid,
             pidfd: &init.pidfd,
             spec: &container,
             process: &process,
             cgroup: &cgroup,
             stdio: opened.child,
+            preserved: Vec::new(),
         })?;
         let started = Process::new(session.pid, session.pidfd);
         let mut kept = opened.kept;

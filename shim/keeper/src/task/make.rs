@@ -150,6 +150,7 @@ fn make(keeper: &Keeper, new: NewTask) -> Result<Arc<Task>> {
         rootfs: facts.rootfs.clone(),
         join: namespaces.join,
         stdio: opened.child,
+        options: slipway_runtime::container::Options::default(),
     })?;
     let process = Process::new(pid, pidfd);
     facts.cgroup = cgroup.path().to_owned();
