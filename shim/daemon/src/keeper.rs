@@ -296,7 +296,7 @@ impl Keeper {
             };
             // The byte may have been sent before the keeper died; its successor knows, or finds out while it is asked.
             let lost = error.code() == Code::Unavailable;
-            if !lost && !(tries > 1 && error.code() == Code::FailedPrecondition) {
+            if !(lost || tries > 1 && error.code() == Code::FailedPrecondition) {
                 return Err(error);
             }
             match self.started(id, exec_id).await? {

@@ -278,9 +278,20 @@ impl Node {
         if self.program != Program::Slipway {
             self.remove_cgroup_parents();
         }
-        // The small one of [`Setup::small_state`]; elsewhere there is nothing to unmount.
-        let _ = nix::mount::umount2(&self.path("state"), nix::mount::MntFlags::MNT_DETACH);
+        self.unmount_small_state().await;
         removed
+    }
+
+    /// Takes the file system of [`Setup::small_state`] away once the keeper, which ends by itself, is gone from it.
+    async fn unmount_small_state(&self) {
+        let state = self.path("state");
+        for _ in 0..500 {
+            // Anything but busy: it is done, or there was none.
+            if nix::mount::umount2(&state, nix::mount::MntFlags::empty()) != Err(nix::Error::EBUSY) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     async fn remove_everything(&mut self) -> Result<()> {

@@ -232,10 +232,10 @@ async fn stale(node: &mut Node) -> Result<()> {
     let config = pod(node, "stale");
     let sandbox = node.run_pod(&config).await?;
     let id = node.run(&sandbox, &config, shell("main", &image, "exec sleep 1000")).await?;
-    let trap = "trap 'exit 9' TERM; while :; do sleep 0.05; done";
+    let trap = "trap 'exit 9' TERM; echo armed; while :; do sleep 0.05; done";
     for round in 0..8 {
         let stopped = node.run(&sandbox, &config, shell(&format!("s{round}"), &image, trap)).await?;
-        node.log_shows(&stopped, |_| true).await.ok();
+        node.log_shows(&stopped, |line| line == "armed").await?;
         let keeper = Pid::from_raw(node.keeper_pid().await?);
         kill(keeper, Signal::SIGKILL)?;
         tokio::time::sleep(Duration::from_millis(round)).await;
