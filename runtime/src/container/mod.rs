@@ -3,20 +3,28 @@
 //! Every handle can be taken apart into descriptors and plain data and put together again, because the keeper must
 //! survive its own death with them (DESIGN 1B). Nobody here waits for exits: that is the holder of the pidfd.
 
+mod agent;
 mod home;
+mod life;
+
+pub use crate::hooks::Subject;
+pub use life::{Parked, StartRequest, Started, after_delete, start};
 
 use crate::cgroup::Cgroup;
+use crate::error::Kind;
+use crate::hooks::Inside;
 use crate::host::Host;
 pub use crate::launch::Stdio;
-use crate::launch::{self, Launch, Launched};
+use crate::launch::{self, Attend, Launch, Launched};
 use crate::namespace::NamespaceKind;
 use crate::plan::{self, Facts, Plan};
 use crate::program::Program;
 use crate::rootfs::{self, Rootfs};
 use crate::seccomp::{self, Filter};
+use crate::sys::clone::Born;
 use crate::sys::process;
 use crate::{Error, Result};
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::{ContainerState, Process, Spec};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -66,8 +74,18 @@ impl StartPipe {
     /// # Errors
     /// The failed step with its errno; for execve itself `NotFound`/`Invalid` with the command named. `State` when
     /// nobody waits any more.
+    ///
+    /// For a container whose seccomp profile has an agent, and for hooks, there is [`start`].
     pub fn start(&self) -> Result<()> {
-        launch::start(&self.socket, &self.steps)
+        self.start_with(&mut |_| {
+            let what = "SCMP_ACT_NOTIFY: start it with its agent";
+            Err(Error::new(Kind::Invalid, "start", what))
+        })
+        .map(drop)
+    }
+
+    fn start_with(&self, hand_over: &mut dyn FnMut(&OwnedFd) -> Result<()>) -> Result<Option<OwnedFd>> {
+        launch::start(&self.socket, &self.steps, hand_over)
     }
 }
 
@@ -93,13 +111,19 @@ pub fn create(request: CreateRequest) -> Result<Created> {
     let program = Program::create(&plan)?;
     let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
     let cgroup = Cgroup::create(&plan.cgroup_path, resources)?;
+    let subject = Subject { id: &id, bundle: &bundle, spec: &spec };
+    let mut met = false;
     let launched = cgroup.join().and_then(|group| {
         let given = join.into_iter().map(|(_, fd)| fd).collect();
         let (root, window) = (Some(root), plan.process.window);
-        launch::launch(
-            &program,
-            Launch { root, given, target: None, stdio, filter, join: Some(group), window },
-        )
+        let launch = Launch { root, given, target: None, stdio, filter, join: Some(group), window };
+        let mut meet = |born: &Born| {
+            met = true;
+            meet(&plan, &subject, Inside { pid: born.pid, pidfd: born.pidfd.as_fd() })
+        };
+        // The filter is loaded at the start.
+        let mut listener = |_: &Born, _: &OwnedFd| Ok(());
+        launch::launch_attended(&program, launch, Attend { meet: &mut meet, listener: &mut listener })
     });
     match launched {
         Ok(Launched { pid, pidfd, socket, pty }) => {
@@ -109,8 +133,20 @@ pub fn create(request: CreateRequest) -> Result<Created> {
         Err(error) => {
             // The first error is the one to tell; what is left of the group the audit will find.
             let _ = cgroup.remove(PATIENCE);
+            if met {
+                // OCI "Lifecycle": from a failed hook on it goes on as if the container had been deleted.
+                let _ = after_delete(&subject);
+            }
             Err(error)
         }
+    }
+}
+
+/// What is done from outside while the child waits for it, with its namespaces and mounts in place.
+fn meet(plan: &Plan, subject: &Subject<'_>, inside: Inside<'_>) -> Result<()> {
+    match &plan.root_place {
+        Some(root) => life::during_creation(&plan.hooks, subject, inside, root),
+        None => Ok(()),
     }
 }
 
@@ -122,8 +158,9 @@ pub struct ExecRequest<'a> {
     /// Of the container's init: source of all namespaces.
     pub pid: i32,
     pub pidfd: &'a OwnedFd,
-    /// The spec the container was created from: seccomp, masks of capabilities and no_new_privs when `process` has none.
-    pub spec: &'a Spec,
+    /// The container. Its spec is the one it was created from: seccomp, capabilities and no_new_privs when `process` has
+    /// none.
+    pub subject: Subject<'a>,
     pub process: &'a Process,
     pub cgroup: &'a Cgroup,
     pub stdio: Stdio,
@@ -141,7 +178,8 @@ pub struct Exec {
 
 /// Starts a process in a running container: one clone3, no helper program. Returns after execve.
 pub fn exec(request: ExecRequest<'_>) -> Result<Exec> {
-    let ExecRequest { exec_id, pid, pidfd, spec, process, cgroup, stdio } = request;
+    let ExecRequest { exec_id, pid, pidfd, subject, process, cgroup, stdio } = request;
+    let spec = subject.spec;
     forbid_inspection()?;
     let filter = filter(spec)?;
     let home = home::find_in_process(pid, process);
@@ -151,10 +189,12 @@ pub fn exec(request: ExecRequest<'_>) -> Result<Exec> {
     let launched = group.join().and_then(|join| {
         let target = Some(pidfd.as_fd());
         let join = Some(join);
-        launch::launch(
-            &program,
-            Launch { target, stdio, filter, join, window: plan.window, ..Launch::default() },
-        )
+        let launch = Launch { target, stdio, filter, join, window: plan.window, ..Launch::default() };
+        let mut listener = |born: &Born, listener: &OwnedFd| {
+            agent::hand_over(&subject, ContainerState::Running, pid, born.pid, listener)
+        };
+        let attend = Attend { meet: &mut |_| Ok(()), listener: &mut listener };
+        launch::launch_attended(&program, launch, attend)
     });
     match launched {
         Ok(Launched { pid, pidfd, pty, .. }) => Ok(Exec { pid, pidfd, cgroup: group, pty }),
@@ -176,7 +216,10 @@ pub fn explain(request: &CreateRequest) -> Result<Vec<String>> {
 
 fn filter(spec: &Spec) -> Result<Option<Filter>> {
     let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
-    profile.map(seccomp::compile).transpose()
+    let Some(profile) = profile else { return Ok(None) };
+    let filter = seccomp::compile(profile)?;
+    agent::check(profile, filter.notify)?;
+    Ok(Some(filter))
 }
 
 /// Once per process: a container that can see our children before execve must not read our memory through them.
