@@ -6,14 +6,14 @@
 //!  delete: …, poststop                                failures are warnings
 //! ```
 
-use super::{StartPipe, agent, filter, home};
+use super::{StartPipe, agent, filter, home, start_at};
 use crate::cgroup::Cgroup;
 use crate::hooks::{self, Inside, Session, Subject};
 use crate::host::Host;
 use crate::plan::{self, HookPlans, Moment};
 use crate::sys::process;
 use crate::{Error, Result};
-use oci_spec::runtime::ContainerState;
+use oci_spec::runtime::{ContainerState, Spec};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -31,12 +31,15 @@ pub struct StartRequest<'a> {
 #[derive(Debug, Clone, Copy)]
 pub enum Parked<'a> {
     Pipe(&'a StartPipe),
+    /// On a listening socket at this path; sentences as in [`StartPipe::steps`].
+    Listening(&'a Path, &'a [String]),
 }
 
 impl Parked<'_> {
     fn start(&self, hand_over: &mut dyn FnMut(&OwnedFd) -> Result<()>) -> Result<Option<OwnedFd>> {
         match self {
             Self::Pipe(pipe) => pipe.start_with(hand_over),
+            Self::Listening(path, steps) => start_at(path, steps, hand_over),
         }
     }
 }
@@ -46,6 +49,13 @@ impl Parked<'_> {
 pub struct Started {
     /// The listener of a seccomp profile with SCMP_ACT_NOTIFY; its agent has a copy.
     pub listener: Option<OwnedFd>,
+}
+
+/// Whether a spec asks for more after the creation than its process: hooks, or a seccomp agent. Without it a start needs
+/// no spec, and a deletion neither.
+pub fn is_attended(spec: &Spec) -> bool {
+    let seccomp = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
+    spec.hooks().is_some() || seccomp.is_some_and(|profile| profile.listener_path().is_some())
 }
 
 /// Starts a container with all that belongs to it: startContainer hooks, the command, poststart hooks.

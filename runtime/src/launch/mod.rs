@@ -34,6 +34,10 @@ pub struct Launch<'a> {
     pub stdio: Stdio,
     pub filter: Option<Filter>,
     pub join: Option<Join>,
+    /// Where a parked child waits for its byte; none: at the socket that [`Launched`] holds.
+    pub listener: Option<OwnedFd>,
+    /// Descriptors that the process keeps, by number; without close-on-exec.
+    pub preserved: Vec<i32>,
     /// Columns and rows of the terminal.
     pub window: Option<(u16, u16)>,
 }
@@ -227,17 +231,24 @@ fn hint_for(sentence: &str, errno: i32) -> Option<&'static str> {
 fn clone_child(program: &Program, prepared: &prepare::Prepared<'_>, socket: &OwnedFd) -> Result<Born> {
     let stdio = prepared.stdio();
     let tasks = prepared.tasks();
-    let mut keep: Vec<i32> = prepared.numbers().iter().copied().filter(|fd| *fd > 2).collect();
-    keep.extend(stdio.iter().chain(&tasks).copied().chain([socket.as_raw_fd()]));
-    keep.sort_unstable();
-    keep.dedup();
+    let socket = socket.as_raw_fd();
+    let mut stay: Vec<i32> = prepared.preserved().to_vec();
+    stay.extend([socket, prepared.listener()]);
+    let mut keep: Vec<i32> = [prepared.numbers(), &stdio, &tasks, &stay].concat();
+    for list in [&mut stay, &mut keep] {
+        list.retain(|fd| *fd > 2);
+        list.sort_unstable();
+        list.dedup();
+    }
     let script = Script {
         steps: &program.steps,
         descriptors: prepared.numbers(),
-        socket: socket.as_raw_fd(),
+        socket,
+        listener: prepared.listener(),
         stdio,
         tasks: &tasks,
         keep: &keep,
+        stay: &stay,
         filter: prepared.filter(),
         filter_flags: prepared.filter_flags(),
         own_binary: process::own_binary()

@@ -9,8 +9,9 @@ mod mounts;
 mod process;
 mod scheduling;
 
+pub use capabilities::capability_names;
 pub use hooks::{HookPlan, HookPlans, Moment};
-pub use mounts::{BindPlan, Delivery, FreshPlan, MountPlan};
+pub use mounts::{BindPlan, Delivery, FreshPlan, MountPlan, known_options};
 pub use process::{Limit, ProcessPlan};
 pub use scheduling::Scheduling;
 
@@ -100,7 +101,7 @@ impl Plan {
         if !has(NamespaceKind::Mount) {
             return Err(invalid("linux.namespaces", "a container needs its own mount namespace"));
         }
-        let cgroup_path = cgroup_path(id, linux)?;
+        let cgroup_path = cgroup_path(id, Some(linux))?;
         let hooks = HookPlans::new(spec)?;
         let label = mount_label(linux, facts.host)?;
         let mounts = spec.mounts().as_deref().unwrap_or_default();
@@ -239,9 +240,11 @@ fn kind_of(kind: LinuxNamespaceType) -> NamespaceKind {
     }
 }
 
-/// `/name` when the spec says nothing; systemd's `slice:prefix:name` form is not a path.
-fn cgroup_path(id: &str, linux: &Linux) -> Result<String> {
-    let Some(path) = linux.cgroups_path() else { return Ok(format!("/{id}")) };
+/// The control group of a container: `/name` when the spec says nothing; systemd's `slice:prefix:name` form is not a path.
+pub fn cgroup_path(id: &str, linux: Option<&Linux>) -> Result<String> {
+    let Some(path) = linux.and_then(|linux| linux.cgroups_path().as_ref()) else {
+        return Ok(format!("/{id}"));
+    };
     let text = path.to_str().ok_or_else(|| invalid("linux.cgroupsPath", "not UTF-8"))?;
     if Path::new(text).components().any(|part| part == Component::ParentDir) {
         return Err(invalid("linux.cgroupsPath", format!("{text} climbs out")));

@@ -5,7 +5,7 @@
 mod explain;
 mod hook;
 
-pub use explain::{EXECUTE, FIND_COMMAND, PARK};
+pub use explain::{EXECUTE, Explanation, FIND_COMMAND, PARK};
 pub use hook::HookPlace;
 
 use crate::error::Kind;
@@ -71,6 +71,17 @@ pub enum PidNamespace {
     OfProcess(Handle),
 }
 
+/// Where a program stops until it is started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parking {
+    /// Nowhere.
+    Not,
+    /// The command is looked up after the byte: it may appear until then.
+    CommandOpen,
+    /// The command is looked up before: a container whose command is missing is never created.
+    CommandFound,
+}
+
 /// All a launch does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Program {
@@ -85,12 +96,12 @@ pub struct Program {
 
 impl Program {
     /// The program that creates a container.
-    pub fn create(plan: &Plan) -> Result<Self> {
+    pub fn create(plan: &Plan, parking: Parking) -> Result<Self> {
         let mut builder = Builder::default();
         let pid_namespace = builder.birth(plan);
         builder.tree(plan)?;
         let late_namespace = plan.new_cgroup_namespace() && plan.cgroup_layout == CgroupLayout::V1;
-        builder.process_end(&plan.process, true, late_namespace)?;
+        builder.process_end(&plan.process, parking, late_namespace)?;
         let new = plan.namespaces.iter().filter(|n| n.source == NamespaceSource::New);
         // The cgroup namespace is made after the group was joined.
         let new_namespaces =
@@ -143,7 +154,7 @@ impl Program {
         if process.terminal {
             builder.push(Step::OpenTerminal);
         }
-        builder.process_end(process, false, false)?;
+        builder.process_end(process, Parking::Not, false)?;
         Ok(Self {
             prepare: builder.prepare,
             new_namespaces: 0,
@@ -389,7 +400,7 @@ impl Builder {
     fn process_end(
         &mut self,
         process: &ProcessPlan,
-        parked: bool,
+        parking: Parking,
         late_cgroup_namespace: bool,
     ) -> Result<()> {
         let uid = process.uid;
@@ -406,7 +417,7 @@ impl Builder {
         if late_cgroup_namespace {
             self.push(Step::NewCgroupNamespace);
         }
-        self.scheduling(process, !parked);
+        self.scheduling(process, parking == Parking::Not);
         // Before the working directory: no descriptor of the host may be left to name one.
         self.push(Step::CloseAll);
         let cwd = CString::new(process.cwd.as_os_str().as_bytes()).unwrap_or_default();
@@ -419,10 +430,12 @@ impl Builder {
         }
         self.push(Step::VerifyDirectory(cwd));
         self.push(Step::FileModeMask(process.umask));
-        if parked {
-            self.push(Step::Park);
+        let find = Step::FindCommand { candidates: process.candidates.clone() };
+        match parking {
+            Parking::Not => self.push(find),
+            Parking::CommandOpen => self.steps.extend([Step::Park, find]),
+            Parking::CommandFound => self.steps.extend([find, Step::Park]),
         }
-        self.push(Step::FindCommand { candidates: process.candidates.clone() });
         self.push(Step::UnblockSignals);
         // The very last step, so that the filter sees execve only: either no_new_privs is set, or CAP_SYS_ADMIN is still
         // effective, which execve takes away (capabilities(7): what a process may is computed anew from the bounding,

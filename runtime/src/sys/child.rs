@@ -17,6 +17,10 @@ pub const MET: u32 = u32::MAX - 2;
 
 /// `Report::step` of a child about to load a filter with a listener; a page to share and its own pidfd come beside it.
 pub const LISTENER: u32 = u32::MAX - 3;
+/// The byte that starts a parked child.
+pub const START: u8 = 1;
+/// The byte that makes a child parked on a listening socket leave.
+pub const LEAVE: u8 = 0;
 
 /// A descriptor of the script for something that is not there and need not be: its placement is skipped.
 pub const ABSENT: i32 = -1;
@@ -45,12 +49,16 @@ pub struct Script<'a> {
     pub descriptors: &'a [i32],
     /// Child's end of the report socket; above 2.
     pub socket: i32,
+    /// A listening SOCK_SEQPACKET socket on which the start byte arrives, or [`ABSENT`]: then it comes by `socket`.
+    pub listener: i32,
     /// What becomes 0, 1, 2; above 2.
     pub stdio: [i32; 3],
     /// Version 1 `tasks` files.
     pub tasks: &'a [i32],
-    /// Every descriptor above, sorted ascending.
+    /// Every descriptor above and those that the process keeps through execve, sorted ascending.
     pub keep: &'a [i32],
+    /// What is still needed once the tree is made: the sockets, and what is kept through execve; sorted.
+    pub stay: &'a [i32],
     pub filter: &'a [libc::sock_filter],
     pub filter_flags: u32,
     /// Device and inode of our own program, which no container may run (CVE-2019-5736).
@@ -167,26 +175,59 @@ impl Child<'_> {
     /// Says that the namespaces are there and waits for the parent, whose end is ours.
     fn meet(&self) -> Raw<()> {
         self.send(Report { step: MET, errno: 0 }, None)?;
-        self.await_byte();
-        Ok(())
+        match receive_byte(self.script.socket) {
+            Some(_) => Ok(()),
+            None => exit(),
+        }
     }
 
     /// Says "parked" and waits for one byte. No byte but an end: whoever could start us is gone, so we go too.
     fn park(&self) -> Raw<()> {
         self.send(Report { step: PARKED, errno: 0 }, None)?;
-        self.await_byte();
-        Ok(())
+        if self.script.listener != ABSENT {
+            return self.park_listening();
+        }
+        match receive_byte(self.script.socket) {
+            Some(_) => Ok(()),
+            None => exit(),
+        }
     }
 
-    fn await_byte(&self) {
-        let mut byte = 0u8;
+    /// Whoever can reach the listening socket may start us, now or after our maker's death. A visitor that leaves without
+    /// a word only looked whether we wait.
+    fn park_listening(&self) -> Raw<()> {
+        let listener = self.script.listener;
         loop {
-            let args = [word(self.script.socket), &raw mut byte as usize, 1, 0, 0, 0];
-            match call(libc::SYS_recvfrom, args) {
-                Ok(1) => return,
-                Err(libc::EINTR) => {}
-                _ => exit(),
+            let accepted = match call(libc::SYS_accept4, [word(listener), 0, 0, CLOEXEC, 0, 0]) {
+                Ok(accepted) => Fd(accepted as i32),
+                Err(libc::EINTR | libc::ECONNABORTED) => continue,
+                Err(errno) => return Err(errno),
+            };
+            match receive_byte(accepted.0) {
+                Some(START) => {
+                    // From here on reports go to whoever started us, and nobody else can.
+                    let onto = [word(accepted.0), word(self.script.socket), CLOEXEC, 0, 0, 0];
+                    call(libc::SYS_dup3, onto)?;
+                    raw::close(listener);
+                    return Ok(());
+                }
+                Some(_) => exit(),
+                None => {}
             }
+        }
+    }
+}
+
+const CLOEXEC: usize = libc::O_CLOEXEC as usize;
+
+/// The byte of the next message; none at the end, or when reading fails.
+fn receive_byte(socket: i32) -> Option<u8> {
+    let mut byte = 0u8;
+    loop {
+        match call(libc::SYS_recvfrom, [word(socket), &raw mut byte as usize, 1, 0, 0, 0]) {
+            Ok(1) => return Some(byte),
+            Err(libc::EINTR) => {}
+            _ => return None,
         }
     }
 }

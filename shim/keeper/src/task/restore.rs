@@ -1,6 +1,7 @@
 //! Containers of a former keeper; see [`crate::recovery`].
 
 use super::{Facts, Lifecycle, Task};
+use crate::client_log;
 use crate::error::Result;
 use crate::keeper::{Keeper, blocking};
 use crate::process::{Awaited, Process, now};
@@ -57,8 +58,11 @@ impl Task {
             streams: record.streams,
             rootfs: record.rootfs,
             foreign_pids: record.foreign_pids,
+            attended: record.attended,
+            io_owner: record.io_owner,
             born: record.born,
         };
+        client_log::add(&facts.bundle);
         Arc::new(Self::assemble(facts, state, kept, ended, record.dropped))
     }
 
@@ -79,26 +83,29 @@ impl Task {
             _ => None,
         };
         if let Some((process, start)) = starting {
-            match blocking(move || finish_start(&start)).await {
+            let (task, starting) = (Arc::clone(self), process.clone());
+            match blocking(move || task.finish_start(&starting, &start)).await {
                 Ok(()) => {
+                    let pid = process.pid;
                     let running = Lifecycle::Running { process, started_at: now(), paused: false };
                     if let Err(error) = self.go_to(keeper, running) {
                         tracing::error!(id = self.facts.id, "record the start: {error}");
                     }
+                    self.publish_start(keeper, pid);
                 }
                 Err(error) => tracing::warn!(id = self.facts.id, "start begun by the former keeper: {error}"),
             }
         }
         self.watch(keeper, adopted);
     }
-}
 
-/// A start whose byte the former keeper may have sent. The process's end of the socket closes with execve; while it is
-/// open, a second byte does no harm, as only one is read.
-fn finish_start(start: &StartPipe) -> Result<()> {
-    use rustix::net::{RecvFlags, recv};
-    match recv(&start.socket, &mut [0u8; 1][..], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
-        Ok((_, 0)) => Ok(()),
-        _ => Ok(start.start()?),
+    /// A start whose byte the former keeper may have sent. The process's end of the socket closes with execve; while it
+    /// is open, a second byte does no harm, as only one is read.
+    fn finish_start(&self, process: &Process, start: &StartPipe) -> Result<()> {
+        use rustix::net::{RecvFlags, recv};
+        match recv(&start.socket, &mut [0u8; 1][..], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+            Ok((_, 0)) => Ok(()),
+            _ => self.release(process, start),
+        }
     }
 }
