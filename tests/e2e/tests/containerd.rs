@@ -266,6 +266,38 @@ async fn beside_runc(node: &mut Node) -> Result<()> {
     Ok(())
 }
 
+/// hack/containerd sets a node up and back: afterwards its configuration is as it was, to the byte.
+#[test]
+fn the_script_turns_the_handler_on_and_off() {
+    let dir = tempfile::tempdir().expect("directory");
+    let root = dir.path().to_str().expect("utf-8").to_owned();
+    let bin = e2e::node::binary("slipway");
+    let script = |action: &str| {
+        let output = std::process::Command::new(e2e::node::repository().join("hack/containerd"))
+            .args([action, "--root", &root])
+            .env("SLIPWAY_BIN_DIR", bin.parent().expect("directory"))
+            .output()
+            .expect("hack/containerd");
+        assert!(output.status.success(), "{action}: {output:?}");
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    };
+    let config = dir.path().join("etc/containerd/config.toml");
+    let read = || std::fs::read_to_string(&config).expect("configuration");
+    script("on");
+    assert_eq!(script("status"), "on");
+    assert!(read().contains("io.containerd.slipway.v1"), "{}", read());
+    script("off");
+    assert!(!config.exists(), "there was none before");
+    let text = "version = 2\n\n[plugins.\"io.containerd.grpc.v1.cri\"]\n  sandbox_image = \"x\" # mine\n";
+    std::fs::write(&config, text).expect("write");
+    script("on");
+    script("on");
+    assert!(read().starts_with(text) && read().contains("runtimes.slipway]"), "{}", read());
+    script("off");
+    assert_eq!((read(), script("status")), (text.to_owned(), "off".to_owned()));
+    assert_eq!(std::fs::read_dir(dir.path().join("usr/local/bin")).expect("bin").count(), 0);
+}
+
 // ---------------------------------------------------------------- deaths
 
 /// SHIM-TST-04, SHIM-DEL-08, SHIM-DEL-10, SHIM-EVT-06, SHIM-EVT-09: kill -9 of containerd in the middle of 50 pods.
