@@ -200,8 +200,12 @@ fn output_goes_to_files_and_programs() {
     wait_until("the terminal's output", || {
         fs::read_to_string(&tty_log).unwrap_or_default().contains("to a terminal")
     });
-    let children = format!("/proc/{0}/task/{0}/children", rig.info().keeper_pid);
-    wait_until("no child and no zombie", || fs::read_to_string(&children).unwrap().is_empty());
+    let tasks = format!("/proc/{}/task", rig.info().keeper_pid);
+    let children =
+        |thread: fs::DirEntry| fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+    wait_until("no child and no zombie", || {
+        fs::read_dir(&tasks).unwrap().flatten().all(|thread| children(thread).is_empty())
+    });
 }
 
 #[test]
