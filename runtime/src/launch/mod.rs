@@ -73,14 +73,14 @@ pub fn launch(program: &Program, launch: Launch<'_>) -> Result<Launched> {
 }
 
 /// The same, attended.
-pub fn launch_attended(program: &Program, launch: Launch<'_>, attend: Attend<'_>) -> Result<Launched> {
+pub fn launch_attended(program: &Program, launch: Launch<'_>, mut attend: Attend<'_>) -> Result<Launched> {
     let window = launch.window;
     let prepared = prepare::Prepared::new(program, launch)?;
     let (ours, theirs) = socket::pair().map_err(|e| Error::sys("make the launch socket", "socketpair", e))?;
     let theirs = process::raised(theirs).map_err(|e| Error::sys("make the launch socket", "fcntl", e))?;
     let born = clone_child(program, &prepared, &theirs)?;
     drop((theirs, prepared));
-    match follow(&ours, &program.sentences(), &born, attend) {
+    match follow(&ours, &program.sentences(), &born, &mut attend) {
         Ok(pty) => {
             if let (Some(pty), Some((columns, rows))) = (&pty, window) {
                 // A terminal without its first size still works, and resizes later.
@@ -104,7 +104,7 @@ fn follow(
     socket: &OwnedFd,
     sentences: &[String],
     born: &Born,
-    attend: Attend<'_>,
+    attend: &mut Attend<'_>,
 ) -> Result<Option<OwnedFd>, Failure> {
     let parks = sentences.iter().any(|sentence| sentence == crate::program::PARK);
     let mut pty = None;
