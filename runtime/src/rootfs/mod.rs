@@ -1,8 +1,11 @@
 //! Root filesystems and mounts as values: everything is made detached, as descriptors, and only placed by the child.
 
+mod copy;
 mod legacy;
+mod options;
 mod overlay;
 
+pub use copy::copy_tree;
 pub use overlay::mount_overlay;
 
 use crate::error::Kind;
@@ -90,6 +93,23 @@ pub fn directory_in_root(root: &Path, path: &Path) -> Result<PathBuf> {
     let inside = openat2(&opened, path, flags, Mode::empty(), resolve).map_err(error)?;
     let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&inside));
     std::fs::read_link(&link).map_err(|e| Error::sys("find directory", path.display().to_string(), e))
+}
+
+/// Opens the directory `path` below `root` as if `root` were `/`; none if nothing is there.
+pub fn open_directory_in_root(root: &impl std::os::fd::AsFd, path: &Path) -> Result<Option<OwnedFd>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    loop {
+        match openat2(root, path, flags, Mode::empty(), resolve) {
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::NOENT) => return Ok(None),
+            Err(errno) => {
+                let what = path.display().to_string();
+                return Err(Error::sys("open in the root filesystem", what, errno));
+            }
+            Ok(directory) => return Ok(Some(directory)),
+        }
+    }
 }
 
 /// Opens the regular file `path` for reading below `root` as if `root` were `/` (openat2 RESOLVE_IN_ROOT): no symlink

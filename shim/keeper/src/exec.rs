@@ -18,7 +18,7 @@ use crate::terminal;
 use containerd_shim_protos::events::task::{TaskExecAdded, TaskExecStarted, TaskExit};
 use oci_spec::runtime::Process as ProcessSpec;
 use slipway_runtime::cgroup::Cgroup;
-use slipway_runtime::container::ExecRequest;
+use slipway_runtime::container::{ExecRequest, Subject};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -173,7 +173,7 @@ impl Exec {
             exec_id: Some(&self.id),
             pid: init.pid,
             pidfd: &init.pidfd,
-            spec: &container,
+            subject: Subject { id: task.id(), bundle: task.bundle(), spec: &container },
             process: &process,
             cgroup: &cgroup,
             stdio: opened.child,

@@ -58,6 +58,7 @@ impl Task {
             streams: record.streams,
             rootfs: record.rootfs,
             foreign_pids: record.foreign_pids,
+            attended: record.attended,
             io_owner: record.io_owner,
             born: record.born,
         };
@@ -90,7 +91,8 @@ impl Task {
         if let Some((process, start)) = starting {
             // A client that asks for the start meanwhile waits for this one.
             let _changing = self.changing.lock().await;
-            match blocking(move || finish_start(&start)).await {
+            let (task, starting) = (Arc::clone(self), process.clone());
+            match blocking(move || task.finish_start(&starting, &start)).await {
                 Ok(()) => {
                     let pid = process.pid;
                     let running = Lifecycle::Running { process, started_at: now(), paused: false };
@@ -104,14 +106,14 @@ impl Task {
         }
         self.watch(keeper, adopted);
     }
-}
 
-/// A start whose byte the former keeper may have sent. The process's end of the socket closes with execve; while it is
-/// open, a second byte does no harm, as only one is read.
-fn finish_start(start: &StartPipe) -> Result<()> {
-    use rustix::net::{RecvFlags, recv};
-    match recv(&start.socket, &mut [0u8; 1][..], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
-        Ok((_, 0)) => Ok(()),
-        _ => Ok(start.start()?),
+    /// A start whose byte the former keeper may have sent. The process's end of the socket closes with execve; while it
+    /// is open, a second byte does no harm, as only one is read.
+    fn finish_start(&self, process: &Process, start: &StartPipe) -> Result<()> {
+        use rustix::net::{RecvFlags, recv};
+        match recv(&start.socket, &mut [0u8; 1][..], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+            Ok((_, 0)) => Ok(()),
+            _ => self.release(process, start),
+        }
     }
 }

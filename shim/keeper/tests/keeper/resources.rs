@@ -18,7 +18,7 @@ use ttrpc::Code;
 
 #[test]
 fn figures_and_limits() {
-    // SHIM-TSK-27, 28, 29; CRI-EXIT-03
+    // SHIM-TSK-27, SHIM-TSK-28, SHIM-TSK-29; CRI-EXIT-03
     let rig = Rig::new();
     let mut bundle = rig.bundle("c", &["sleep", "1000"]);
     bundle.spec["linux"]["resources"] = json!({"memory": {"limit": 64 << 20}, "pids": {"limit": 20}});
@@ -166,7 +166,7 @@ fn one_life(rig: &Rig) {
 
 #[test]
 fn events_come_in_order() {
-    // SHIM-EVT-01, 02, 03, 05; SHIM-EXIT-01, 02; SHIM-TSK-08
+    // SHIM-EVT-01, SHIM-EVT-02, SHIM-EVT-03, SHIM-EVT-05; SHIM-EXIT-01, SHIM-EXIT-02; SHIM-TSK-08
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("events");
     let client = Client::listen(&socket);
@@ -177,7 +177,7 @@ fn events_come_in_order() {
 
 #[test]
 fn events_wait_for_a_client_that_is_away() {
-    // SHIM-EVT-04, 05, 06, SHIM-EXIT-01: also over a keeper's death.
+    // SHIM-EVT-04, SHIM-EVT-05, SHIM-EVT-06, SHIM-EXIT-01: also over a keeper's death.
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("events");
     let rig = Rig::with_events(socket.to_str().unwrap());

@@ -74,7 +74,9 @@ fn options(change: impl FnOnce(&mut Options)) -> Any {
 
 #[test]
 fn each_containerd_is_answered_in_its_own_words() {
-    // SHIM-BOOT-01, 02, 05, 06, SHIM-OUT-01, 02, 03, 06, 08, SHIM-BUN-03, SHIM-CMD-07, SHIM-VER-01..05, SHIM-TST-06
+    // SHIM-BOOT-01, SHIM-BOOT-02, SHIM-BOOT-05, SHIM-BOOT-06, SHIM-OUT-01, SHIM-OUT-02, SHIM-OUT-03,
+    // SHIM-OUT-06, SHIM-OUT-08, SHIM-BUN-03, SHIM-CMD-07, SHIM-VER-01, SHIM-VER-02, SHIM-VER-03, SHIM-VER-04,
+    // SHIM-VER-05, SHIM-TST-06
     let mut caller = Caller::new();
     let text = caller.call("a", "start", b"");
     assert!(text.status.success() && text.stderr.is_empty(), "{text:?}");
@@ -120,13 +122,13 @@ fn bad_options_are_named_and_start_nothing() {
     let info =
         containerd_shim_protos::types::introspection::RuntimeInfo::parse_from_bytes(&info.stdout).unwrap();
     let features: serde_json::Value = serde_json::from_slice(&info.features.value).unwrap();
-    // SHIM-INFO-01, 02
+    // SHIM-INFO-01, SHIM-INFO-02
     assert!(features["mountOptions"].as_array().unwrap().contains(&json!("rro")), "{features}");
 }
 
 #[test]
 fn delete_of_nothing_is_success() {
-    // SHIM-DEL-01b, 02, 03, SHIM-TST-10
+    // SHIM-DEL-01b, SHIM-DEL-02, SHIM-DEL-03, SHIM-TST-10
     let caller = Caller::new();
     for _ in 0..2 {
         let output = caller.call("never", "delete", b"");
@@ -166,7 +168,7 @@ fn a_keeper_for_each_pod_by_option_is_found_again_by_its_bundle() {
 
 #[test]
 fn output_goes_to_files_and_programs() {
-    // SHIM-IO-02, 05, 06, 07, 08, 09
+    // SHIM-IO-02, SHIM-IO-05, SHIM-IO-06, SHIM-IO-07, SHIM-IO-08, SHIM-IO-09
     let rig = Rig::new();
     let script = "echo out; echo err >&2";
     let file = rig.dir().join("made/for/us.log");
@@ -255,7 +257,7 @@ fn a_bundle_may_vanish_and_execs_may_run_at_the_end() {
 
 #[test]
 fn connections_outlive_the_keeper_and_rubbish_does_not_hurt() {
-    // DESIGN 1B, SHIM-TSK-16, SHIM-TTR-01, 02, 08, 09
+    // DESIGN 1B, SHIM-TSK-16, SHIM-TTR-01, SHIM-TTR-02, SHIM-TTR-08, SHIM-TTR-09
     let dir = tempfile::tempdir().unwrap();
     let rig = Rig::with_events(dir.path().join("away.ttrpc").to_str().unwrap());
     let path = rig.address().strip_prefix("unix://").unwrap().to_owned();
@@ -287,4 +289,47 @@ fn connections_outlive_the_keeper_and_rubbish_does_not_hurt() {
     let calls = fs::read_dir(rig.dir()).unwrap().flatten().map(|entry| entry.path().join("calls"));
     let calls = calls.into_iter().find(|path| path.is_dir()).expect("open requests are on record");
     wait_until("no open request", || fs::read_dir(&calls).unwrap().count() == 0);
+}
+
+#[test]
+fn the_keeper_is_born_in_the_group_that_the_options_name() {
+    // SHIM-PROC-04, SHIM-OPT-01
+    let mut caller = Caller::new();
+    caller.env.push(("MAX_SHIM_VERSION", "2".into()));
+    let group = format!("slipway-test-{}-shims", std::process::id());
+    let options = options(|options| options.shim_cgroup = format!("/{group}"));
+    let address = address_of(&caller.call("a", "start", &options.write_to_bytes().unwrap()));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let info = runtime.block_on(async {
+        let client = ttrpc::r#async::Client::connect(&address).await.unwrap();
+        let keeper = cri_proto::keeper::keeper_ttrpc::KeeperClient::new(client);
+        keeper.info(soon(), &Default::default()).await.unwrap()
+    });
+    for pid in [info.keeper_pid, info.guardian_pid] {
+        let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+        assert!(groups.lines().any(|line| line.ends_with(&format!(":/{group}"))), "{groups}");
+    }
+    caller.end(&address);
+    let parents = fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(|entry| entry.path());
+    for dir in parents.chain([PathBuf::from("/sys/fs/cgroup")]).map(|parent| parent.join(&group)) {
+        if dir.exists() {
+            wait_until("an empty group", || fs::remove_dir(&dir).is_ok());
+        }
+    }
+}
+
+#[test]
+fn what_init_leaves_in_the_hosts_pid_namespace_dies_with_it() {
+    // SHIM-TST-08, SHIM-EXIT-03
+    let rig = Rig::new();
+    let mut bundle = rig.bundle("c", &["sh", "-c", "sleep 1000 & sleep 1000 & exit 3"]);
+    bundle.spec["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "ipc"}, {"type": "uts"}]);
+    rig.create(&bundle).unwrap();
+    rig.start("c", "").unwrap();
+    assert_eq!(rig.wait("c", "").unwrap(), 3);
+    let procs = rig.cgroups().into_iter().map(|group| group.join("c/cgroup.procs"));
+    let procs: Vec<_> = procs.filter(|path| path.exists()).collect();
+    assert!(!procs.is_empty());
+    wait_until("an empty group", || procs.iter().all(|file| fs::read_to_string(file).unwrap().is_empty()));
+    rig.delete("c", "").unwrap();
 }
