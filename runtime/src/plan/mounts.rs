@@ -119,9 +119,7 @@ fn bind(mount: &Mount, options: &Options, bundle: &Path) -> Result<BindPlan> {
     let source = mount.source().as_ref().filter(|path| !path.as_os_str().is_empty());
     let shown = mount.destination().display().to_string();
     let source = source.ok_or_else(|| invalid("mounts.source", format!("the bind on {shown} names none")))?;
-    if let Some((key, _)) = options.data.first() {
-        return Err(invalid("mounts.options", format!("{key} means nothing for the bind on {shown}")));
-    }
+    // Options for a file system mean nothing to a bind; the kernel ignores them, and bundles have them.
     Ok(BindPlan {
         source: bundle.join(source),
         recursive: options.recursive,
