@@ -61,7 +61,7 @@ fn serve(listener: &OwnedFd, error: i32) -> usize {
     }
 }
 
-fn profile(agent: &Path, rule: Value) -> Value {
+fn profile(agent: &Path, rule: &Value) -> Value {
     let mut profile =
         json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": agent, "listenerMetadata": "meta"});
     for (key, value) in rule.as_object().unwrap() {
@@ -71,7 +71,7 @@ fn profile(agent: &Path, rule: Value) -> Value {
 }
 
 /// Starts a container with its agent on a thread; its output, what the agent was told and how often it was asked.
-fn attended(rule: Value, error: i32, script: &str) -> (String, Value, usize) {
+fn attended(rule: &Value, error: i32, script: &str) -> (String, Value, usize) {
     let rig = Rig::new();
     let agent = rig.path("agent.sock");
     let socket = UnixListener::bind(&agent).unwrap();
@@ -111,7 +111,7 @@ fn attended(rule: Value, error: i32, script: &str) -> (String, Value, usize) {
 fn the_agent_answers_for_the_kernel() {
     let rule = json!({"syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_NOTIFY"}]});
     let (out, state, count) =
-        attended(rule, libc::EXDEV, "busybox mkdir /new 2>&1; ls /proc/self/fd; echo end");
+        attended(&rule, libc::EXDEV, "busybox mkdir /new 2>&1; ls /proc/self/fd; echo end");
     assert!(out.contains("Invalid cross-device link") && out.ends_with("end\n"), "{out}");
     assert!(out.contains("\n0\n1\n2\n3\nend"), "the container has no listener: {out}");
     assert_eq!(count, 1);
@@ -126,10 +126,10 @@ fn the_agent_answers_for_the_kernel() {
 #[test]
 fn every_call_may_be_asked_about() {
     let rule = json!({"syscalls": [{"names": ["write", "execve", "sendmsg", "close"], "action": "SCMP_ACT_NOTIFY"}]});
-    let (out, _, count) = attended(rule, 0, "echo hello");
+    let (out, _, count) = attended(&rule, 0, "echo hello");
     assert_eq!(out, "hello\n");
     assert!(count >= 2, "{count}");
-    let (out, _, count) = attended(json!({"defaultAction": "SCMP_ACT_NOTIFY"}), 0, "echo all");
+    let (out, _, count) = attended(&json!({"defaultAction": "SCMP_ACT_NOTIFY"}), 0, "echo all");
     assert_eq!(out, "all\n");
     assert!(count > 10, "{count}");
 }
@@ -146,7 +146,7 @@ fn an_exec_session_has_a_listener_of_its_own() {
     });
     let mut container_spec = spec(&["sleep", "100"]);
     container_spec["linux"]["seccomp"] =
-        profile(&agent, json!({"syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_NOTIFY"}]}));
+        profile(&agent, &json!({"syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_NOTIFY"}]}));
     let request = rig.request(&container_spec, Stdio::default(), Vec::new());
     let parsed = request.spec.clone();
     let created = container::create(request).unwrap();
@@ -191,13 +191,13 @@ fn without_an_agent_nothing_starts() {
     let rig = Rig::new();
     let notify = json!({"syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}]});
     let mut missing = spec(&["true"]);
-    missing["linux"]["seccomp"] = profile(Path::new("/x"), notify.clone());
+    missing["linux"]["seccomp"] = profile(Path::new("/x"), &notify);
     missing["linux"]["seccomp"].as_object_mut().unwrap().remove("listenerPath");
     let error = rig.create(&missing, Stdio::default()).unwrap_err();
     assert_eq!(error.kind(), Kind::Invalid);
     assert!(error.to_string().contains("linux.seccomp.listenerPath"), "{error}");
     let mut deaf = spec(&["true"]);
-    deaf["linux"]["seccomp"] = profile(&rig.path("nobody.sock"), notify);
+    deaf["linux"]["seccomp"] = profile(&rig.path("nobody.sock"), &notify);
     let request = rig.request(&deaf, Stdio::default(), Vec::new());
     let parsed = request.spec.clone();
     let created = container::create(request).unwrap();

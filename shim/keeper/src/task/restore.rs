@@ -66,7 +66,16 @@ impl Task {
         Arc::new(Self::assemble(facts, state, kept, ended, record.dropped))
     }
 
-    /// Goes on where a former keeper stopped: streams first, then a start that was under way.
+    /// Takes the streams over from a former keeper, before anything else can fail.
+    pub(crate) async fn take_over(&self, keeper: &Keeper) {
+        if self.ended().is_none()
+            && let Err(error) = self.connect(keeper).await
+        {
+            tracing::error!(id = self.facts.id, "take over the streams: {error}");
+        }
+    }
+
+    /// Goes on where a former keeper stopped: with a start that was under way, and the wait for the end.
     pub(crate) async fn resume(self: &Arc<Self>, keeper: &Arc<Keeper>, adopted: Option<Awaited>) {
         if self.ended().is_some() {
             // Perhaps only found out now.
@@ -75,14 +84,13 @@ impl Task {
             }
             return self.let_go(keeper);
         }
-        if let Err(error) = self.connect(keeper).await {
-            tracing::error!(id = self.facts.id, "take over the streams: {error}");
-        }
         let starting = match &*self.lock() {
             Lifecycle::Starting { process, start } => Some((process.clone(), Arc::clone(start))),
             _ => None,
         };
         if let Some((process, start)) = starting {
+            // A client that asks for the start meanwhile waits for this one.
+            let _changing = self.changing.lock().await;
             let (task, starting) = (Arc::clone(self), process.clone());
             match blocking(move || task.finish_start(&starting, &start)).await {
                 Ok(()) => {
