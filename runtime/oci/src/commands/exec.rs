@@ -12,7 +12,7 @@ use clap::Args;
 use oci_spec::runtime::{Process, Spec};
 use serde_json::{Value, json};
 use slipway_runtime::cgroup::Cgroup;
-use slipway_runtime::container::{self, ExecRequest};
+use slipway_runtime::container::{self, ExecRequest, Subject};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -104,7 +104,7 @@ impl Exec {
             exec_id: None,
             pid: container.record.pid,
             pidfd: target.pidfd(),
-            spec: &spec,
+            subject: Subject { id: container.id(), bundle: &container.record.bundle, spec: &spec },
             process: &process,
             cgroup: &group,
             stdio: making::own_streams()?,
