@@ -94,7 +94,7 @@ func restartPolicies(t *T) {
 	fails := once("never", sh("main", "exit 5"))
 	onFailure := once("on-failure", sh("main", "test -e /work/x && exit 0; touch /work/x; exit 5"))
 	onFailure.Spec.RestartPolicy = v1.RestartPolicyOnFailure
-	signalled := once("signalled", sh("main", "sh -c 'kill -SEGV $$'; exit $?"))
+	signalled := once("signalled", sh("main", "sleep 100 & kill -SEGV $!; wait $!; exit $?"))
 	t.run(fails, withWork(onFailure), signalled)
 	p := t.wait("never", "failed", failed)
 	end := status(p, "main").State.Terminated

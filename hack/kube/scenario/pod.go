@@ -20,7 +20,12 @@ import (
 )
 
 func sharedNode() node.Options {
-	return node.Options{Images: []string{"busybox", "witness", "users"}, Kubelet: shortBackOff}
+	return node.Options{Images: []string{"busybox", "witness", "users"}, Kubelet: func(config *kubeletconfig.KubeletConfiguration) {
+		shortBackOff(config)
+		gate(config, "ContainerStopSignals")
+		// Small enough that a test sees logs rotated.
+		config.ContainerLogMaxSize, config.ContainerLogMaxFiles = "64Ki", ptr(int32(10))
+	}}
 }
 
 // shortBackOff keeps what restarts from being waited for.
@@ -209,15 +214,27 @@ func status(p *v1.Pod, container string) v1.ContainerStatus {
 
 func running(p *v1.Pod, container string) bool { return status(p, container).State.Running != nil }
 
-// delete takes pods away and waits until kubelet has forgotten them.
+// delete takes pods away and waits until they have ended. Kubelet's list drops a static pod at once; its sandbox is
+// stopped when its containers have ended.
 func (t *T) delete(names ...string) {
 	for _, name := range names {
 		t.Must(os.Remove(t.manifest(name)))
 	}
 	for _, name := range names {
-		t.until(90*time.Second, func() bool { return t.pod(name) == nil }, "%s is not deleted", name)
+		t.until(90*time.Second, func() bool { return t.pod(name) == nil && !t.alive(name) }, "%s is not deleted", name)
 		t.pods = slices.DeleteFunc(t.pods, func(p string) bool { return p == name })
 	}
+}
+
+// alive tells whether the runtime has a sandbox of the pod that is not stopped.
+func (t *T) alive(name string) bool {
+	filter := &cri.PodSandboxFilter{
+		LabelSelector: map[string]string{"io.kubernetes.pod.name": node.PodName(name)},
+		State:         &cri.PodSandboxStateValue{State: cri.PodSandboxState_SANDBOX_READY},
+	}
+	list, err := t.CRI.ListPodSandbox(t.Ctx, &cri.ListPodSandboxRequest{Filter: filter})
+	t.Must(err)
+	return len(list.Items) > 0
 }
 
 // deleteAll also works after the scenario's own time is over.

@@ -32,7 +32,7 @@ func emptyDirs(t *T) {
 	withVolume(p, "mem", "/mem", v1.VolumeSource{EmptyDir: &v1.EmptyDirVolumeSource{Medium: v1.StorageMediumMemory, SizeLimit: &size}})
 	t.run(p)
 	logs := t.output("emptydir", "main")
-	t.expect(strings.Contains(logs, " 8192 ") && strings.HasSuffix(logs, "tmpfs\n777\n777\n1\nok\n"), "%s", logs)
+	t.expect(strings.Contains(logs, " 8192 ") && strings.HasSuffix(logs, "tmpfs\n1777\n777\n1\nok\n"), "%s", logs)
 }
 
 func emptyDirSurvives(t *T) {
@@ -149,7 +149,7 @@ func (t *T) fetches(url, wanted string) {
 func hostNetwork(t *T) {
 	mapped := witness("main", "serve")
 	mapped.Ports = []v1.ContainerPort{{ContainerPort: 8080, HostPort: 30080}}
-	host := sh("main", "ip -o link | grep -c node0; "+idle)
+	host := sh("main", "ip -o link | grep -c ' node0@'; "+idle)
 	q := pod("hostnet", host)
 	q.Spec.HostNetwork = true
 	t.run(pod("hostport", mapped), q)
@@ -166,11 +166,11 @@ func hostNetwork(t *T) {
 }
 
 func podNetwork(t *T) {
-	t.run(pod("server", witness("main", "serve")), pod("client", sh("main", idle)))
+	t.run(pod("server", witness("main", "serve")), pod("client", witness("main", "serve")))
 	ip := t.ready("server").Status.PodIP
 	t.ready("client")
-	got := t.execSync("client", "main", "wget", "-T", "5", "-qO-", fmt.Sprintf("http://%s:8080/", ip))
+	got := t.execSync("client", "main", "/witness", "get", fmt.Sprintf("http://%s:8080/", ip))
 	t.expect(got == "hello from server-node\n", "%q", got)
-	self := t.execSync("client", "main", "sh", "-c", "ip -4 -o addr show eth0; hostname -i; ip route | grep -c default")
+	self := t.execSync("client", "main", "sh", "-c", "ip -4 -o addr show eth0; ip route | grep -c default")
 	t.expect(strings.Contains(self, t.pod("client").Status.PodIP) && strings.HasSuffix(self, "\n1\n"), "%q", self)
 }

@@ -21,6 +21,7 @@ const usage = `usage: witness serve          http :8080, gRPC health :9090, tcp 
        witness lines N       N numbered lines as fast as they are taken, then sleeps
        witness flood         long lines, for ever
        witness eat MIB       holds that much memory, a MiB after the other
+       witness get URL       fetches it
        witness fork          starts itself again and again
 `
 
@@ -57,6 +58,11 @@ func main() {
 		for {
 			_, _ = os.Stdout.Write(line)
 		}
+	case "get":
+		answer, err := http.Get(os.Args[2])
+		fail(err)
+		_, err = io.Copy(os.Stdout, answer.Body)
+		fail(err)
 	case "eat":
 		eat(arg(2))
 	case "fork":
