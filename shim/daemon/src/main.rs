@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod cdi;
 mod cli;
 mod clock;
 mod config;
@@ -12,6 +13,7 @@ mod error;
 mod events;
 mod handlers;
 mod ids;
+mod incoming;
 mod keeper;
 mod names;
 mod object;
@@ -23,6 +25,7 @@ mod rollback;
 mod serve;
 mod signals;
 mod spec;
+mod usage;
 mod user;
 
 use clap::{Parser, Subcommand};
@@ -47,6 +50,9 @@ struct Args {
 enum Command {
     /// Run the daemon
     Serve(config::ServeArgs),
+    /// Configuration, ours and others'
+    #[command(subcommand)]
+    Config(cli::snippet::ConfigCommand),
     #[command(flatten)]
     Client(cli::Cli),
 }
@@ -55,6 +61,10 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let outcome = match args.command {
         Command::Serve(serve) => run_daemon(&serve, &args.address),
+        Command::Config(command) => {
+            command.run();
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Client(command) => run_client(command, &args.address, args.output),
     };
     outcome.unwrap_or_else(|error| {

@@ -12,7 +12,7 @@ use ttrpc::Code;
 
 #[test]
 fn unknown_ids_are_not_found() {
-    // SHIM-TSK-12, 31, 34
+    // SHIM-TSK-12, SHIM-TSK-31, SHIM-TSK-34
     let rig = Rig::new();
     let tasks = rig.tasks();
     assert_eq!(code(rig.state("x", "")), Code::NOT_FOUND);
@@ -87,7 +87,12 @@ fn bad_bundles_and_streams_are_refused_and_leave_nothing() {
     }
     assert_eq!(code(create(&|request| request.bundle = "/nonexistent".into())), Code::NOT_FOUND);
     assert_eq!(code(create(&|request| request.checkpoint = "/x".into())), Code::UNIMPLEMENTED);
-    assert_eq!(code(create(&|request| request.stdout = "binary:///x".into())), Code::UNIMPLEMENTED);
+    assert_eq!(code(create(&|request| request.stdout = "fd:///3".into())), Code::UNIMPLEMENTED);
+    let no_program = create(&|request| request.stdout = "binary:///no/such/program".into());
+    assert!(format!("{no_program:?}").contains("does not run"), "{no_program:?}");
+    assert_eq!(code(no_program), Code::FAILED_PRECONDITION);
+    let mute = create(&|request| request.stdout = "binary-v2:///bin/true".into());
+    assert!(format!("{mute:?}").contains("without a word"), "{mute:?}");
     assert_eq!(
         code(create(&|request| request.stdout = "cri-log:///no/such/dir/0.log".into())),
         Code::NOT_FOUND
@@ -189,7 +194,7 @@ fn starts_at_the_same_time_give_one_keeper() {
 
 #[test]
 fn the_command_line_is_containerds() {
-    // SHIM-CMD-01..04, SHIM-OUT-07, SHIM-INFO-04
+    // SHIM-CMD-01, SHIM-CMD-02, SHIM-CMD-03, SHIM-CMD-04, SHIM-OUT-07, SHIM-INFO-04
     let run = |args: &[&str]| {
         std::process::Command::new(crate::rig::BINARY)
             .args(args)
