@@ -37,6 +37,7 @@ struct Low {
     images: LowImages,
     logs: LowLogs,
     cdi: LowCdi,
+    nri: crate::nri::LowNri,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -96,6 +97,7 @@ pub(crate) struct Config {
     pub(crate) cdi_dirs: Vec<PathBuf>,
     pub(crate) images: slipway_images::Options,
     pub(crate) network: slipway_network::Options,
+    pub(crate) nri: slipway_nri::Options,
 }
 
 impl Config {
@@ -135,6 +137,7 @@ impl Config {
                 state_dir: root.join("network"),
                 builtin,
             },
+            nri: low.nri.decide(&state)?,
             root,
             state,
         })

@@ -104,7 +104,7 @@ fn add_mount(spec: &mut Value, mount: &Mount) {
 }
 
 /// Parents first; the order of equals stays (CDI-11).
-fn sort_mounts(spec: &mut Value) {
+pub(crate) fn sort_mounts(spec: &mut Value) {
     list(&mut spec["mounts"])
         .sort_by_key(|m| clean(m["destination"].as_str().unwrap_or_default()).components().count());
 }

@@ -5,7 +5,7 @@ use crate::cdi::{self, Edits, sort_mounts};
 use crate::error::Result;
 use crate::spec::clean;
 use cri_proto::nri;
-use protobuf::Enum;
+use protobuf::{Enum, EnumOrUnknown};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 
@@ -127,9 +127,9 @@ fn linux(spec: &mut Value, asked: &nri::LinuxContainerAdjustment) -> Result<Valu
     }
     scheduling(&mut spec["process"], asked);
     if let Some(policy) = asked.memory_policy.as_ref() {
-        let flags: Vec<_> = policy.flags.iter().map(|f| f.enum_value_or_default().to_string()).collect();
+        let flags: Vec<_> = policy.flags.iter().map(word).collect();
         spec["linux"]["memoryPolicy"] =
-            json!({"mode": policy.mode.enum_value_or_default().to_string(), "nodes": policy.nodes, "flags": flags});
+            json!({"mode": word(&policy.mode), "nodes": policy.nodes, "flags": flags});
     }
     rdt(&mut spec["linux"], asked);
     let over = overlay(&asked.resources)?;
@@ -139,15 +139,9 @@ fn linux(spec: &mut Value, asked: &nri::LinuxContainerAdjustment) -> Result<Valu
     Ok(over)
 }
 
-trait Name {
-    fn to_string(&self) -> String;
-}
-
-impl<E: Enum + std::fmt::Debug> Name for E {
-    /// The protocol's names are the kernel's.
-    fn to_string(&self) -> String {
-        format!("{self:?}")
-    }
+/// The protocol's names are the kernel's. An unknown number is the first name, which says nothing.
+fn word<E: Enum + std::fmt::Debug>(value: &EnumOrUnknown<E>) -> String {
+    format!("{:?}", value.enum_value_or_default())
 }
 
 fn set_device(linux: &mut Value, device: &nri::LinuxDevice) {
@@ -230,14 +224,14 @@ fn scheduling(process: &mut Value, asked: &nri::LinuxContainerAdjustment) {
     };
     if let Some(priority) = asked.io_priority.as_ref() {
         let class = priority.class.enum_value_or_default();
-        let value = json!({"class": class.to_string(), "priority": priority.priority});
+        let value = json!({"class": word(&priority.class), "priority": priority.priority});
         set("ioPriority", (class != nri::IOPrioClass::IOPRIO_CLASS_NONE).then_some(value));
     }
     if let Some(scheduler) = asked.scheduler.as_ref() {
         let policy = scheduler.policy.enum_value_or_default();
-        let flags: Vec<_> = scheduler.flags.iter().map(|f| f.enum_value_or_default().to_string()).collect();
+        let flags: Vec<_> = scheduler.flags.iter().map(word).collect();
         let value = json!({
-            "policy": policy.to_string(), "nice": scheduler.nice, "priority": scheduler.priority, "flags": flags,
+            "policy": word(&scheduler.policy), "nice": scheduler.nice, "priority": scheduler.priority, "flags": flags,
             "runtime": scheduler.runtime, "deadline": scheduler.deadline, "period": scheduler.period,
         });
         set("scheduler", (policy != nri::LinuxSchedulerPolicy::SCHED_NONE).then_some(value));

@@ -2,6 +2,7 @@
 //! in the room `slipway_nri`.
 
 mod apply;
+mod config;
 mod container;
 mod host;
 mod pod;
@@ -9,6 +10,7 @@ mod resources;
 mod told;
 
 pub(crate) use apply::apply;
+pub(crate) use config::LowNri;
 pub(crate) use container::container;
 pub(crate) use host::Plugins;
 pub(crate) use pod::pod;
