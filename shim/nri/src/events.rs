@@ -5,8 +5,8 @@ use crate::merge::{self, Creation, Updates};
 use crate::plugin::Outcome;
 use crate::{Admission, Nri};
 use cri_proto::nri::{
-    Container, ContainerAdjustment, ContainerEviction, ContainerUpdate, Event, LinuxResources, PluginInstance,
-    PodSandbox, UpdatePodSandboxRequest, ValidateContainerAdjustmentRequest,
+    Container, ContainerAdjustment, ContainerEviction, ContainerUpdate, Event, LinuxResources,
+    PluginInstance, PodSandbox, UpdatePodSandboxRequest, ValidateContainerAdjustmentRequest,
 };
 use protobuf::MessageField;
 use std::sync::Arc;

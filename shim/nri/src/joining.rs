@@ -68,7 +68,8 @@ impl Nri {
         let config = launch::config(&self.options.config_dir, installed)?;
         let (stream, child) = launch::start(installed)?;
         let identity = (installed.index.clone(), installed.name.clone());
-        let link = Link::open(stream, Some(identity), self.options.registration_timeout, self.host()?).await?;
+        let link =
+            Link::open(stream, Some(identity), self.options.registration_timeout, self.host()?).await?;
         self.join(Plugin::configure(link, config, Some(child), &self.options).await?).await
     }
 
@@ -115,7 +116,11 @@ impl Nri {
 
     /// Between two creations: what exists then is in the snapshot, what comes later waits for the plugin (NRI-17). Never
     /// waits long in front of others, who would wait behind it.
-    async fn enlist(&self, plugin: &Arc<Plugin>, host: &dyn Host) -> Result<(Vec<PodSandbox>, Vec<Container>)> {
+    async fn enlist(
+        &self,
+        plugin: &Arc<Plugin>,
+        host: &dyn Host,
+    ) -> Result<(Vec<PodSandbox>, Vec<Container>)> {
         loop {
             tokio::select! {
                 () = plugin.closed() => {
@@ -165,7 +170,9 @@ async fn listen(socket: &Path) -> Result<Option<UnixListener>> {
         return Ok(None);
     }
     match std::fs::remove_file(socket) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("replace", socket, error)),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(Error::io("replace", socket, error));
+        }
         _ => {}
     }
     UnixListener::bind(socket).map(Some).map_err(|e| Error::io("bind NRI socket", socket, e))

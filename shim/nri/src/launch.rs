@@ -84,7 +84,8 @@ pub(crate) fn config(dir: &Path, plugin: &Installed) -> Result<String> {
 /// # Errors
 /// Io.
 pub(crate) fn start(plugin: &Installed) -> Result<(UnixStream, Child)> {
-    let failed = |e: &dyn std::fmt::Display| Error::new(Kind::Io, format!("start {}: {e}", plugin.path.display()));
+    let failed =
+        |e: &dyn std::fmt::Display| Error::new(Kind::Io, format!("start {}: {e}", plugin.path.display()));
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(|e| failed(&e))?;
     ours.set_nonblocking(true).map_err(|e| failed(&e))?;
     let ours = UnixStream::from_std(ours).map_err(|e| failed(&e))?;

@@ -58,7 +58,10 @@ pub struct Admission(#[allow(dead_code)] Option<OwnedRwLockReadGuard<()>>);
 
 impl std::fmt::Debug for Nri {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Nri").field("options", &self.options).field("plugins", &self.plugins()).finish_non_exhaustive()
+        f.debug_struct("Nri")
+            .field("options", &self.options)
+            .field("plugins", &self.plugins())
+            .finish_non_exhaustive()
     }
 }
 

@@ -122,7 +122,12 @@ impl Runtime for Ears {
         let Some(plugin) = lock(&self.identity).clone() else {
             return Err(invalid("register first".into()));
         };
-        tracing::debug!(plugin, updates = asked.update.len(), evictions = asked.evict.len(), "asked by an NRI plugin");
+        tracing::debug!(
+            plugin,
+            updates = asked.update.len(),
+            evictions = asked.evict.len(),
+            "asked by an NRI plugin"
+        );
         self.host.evict(asked.evict).await;
         let failed = self.host.update(asked.update).await;
         Ok(UpdateContainersResponse { failed, ..Default::default() })
@@ -169,7 +174,8 @@ mod tests {
     #[test]
     fn names_and_indices() {
         assert_eq!(check("00", "a.b_c+d-e"), Ok(()));
-        for (index, name) in [("0", "a"), ("000", "a"), ("a0", "a"), ("00", ""), ("00", "a/b"), ("00", "ä")] {
+        for (index, name) in [("0", "a"), ("000", "a"), ("a0", "a"), ("00", ""), ("00", "a/b"), ("00", "ä")]
+        {
             assert!(check(index, name).is_err(), "{index} {name}");
         }
     }

@@ -49,7 +49,10 @@ impl Owners {
     pub(crate) fn items(&self, container: &str, field: Field) -> impl Iterator<Item = (&str, &str)> {
         let wanted = (container.to_owned(), field.value());
         let of_field = move |(c, f, _): &(String, i32, String)| *c == wanted.0 && *f == wanted.1;
-        self.0.iter().filter(move |(k, _)| of_field(k)).map(|((_, _, key), owner)| (key.as_str(), owner.as_str()))
+        self.0
+            .iter()
+            .filter(move |(k, _)| of_field(k))
+            .map(|((_, _, key), owner)| (key.as_str(), owner.as_str()))
     }
 
     /// For validators.

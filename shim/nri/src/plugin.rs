@@ -12,9 +12,10 @@ use crate::options::Options;
 use crate::tell;
 use cri_proto::nri::nri_ttrpc::PluginClient;
 use cri_proto::nri::{
-    ConfigureRequest, Container, ContainerUpdate, CreateContainerRequest, CreateContainerResponse, Empty, Event,
-    LinuxResources, PluginInstance, PodSandbox, StopContainerRequest, SynchronizeRequest, UpdateContainerRequest,
-    UpdateContainerResponse, UpdatePodSandboxRequest, ValidateContainerAdjustmentRequest,
+    ConfigureRequest, Container, ContainerUpdate, CreateContainerRequest, CreateContainerResponse, Empty,
+    Event, LinuxResources, PluginInstance, PodSandbox, StopContainerRequest, SynchronizeRequest,
+    UpdateContainerRequest, UpdateContainerResponse, UpdatePodSandboxRequest,
+    ValidateContainerAdjustmentRequest,
 };
 use protobuf::{Enum, Message};
 use std::future::Future;
@@ -79,7 +80,10 @@ pub(crate) struct Plugin {
 
 impl std::fmt::Debug for Plugin {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Plugin").field("label", &self.label()).field("events", &self.events).finish_non_exhaustive()
+        f.debug_struct("Plugin")
+            .field("label", &self.label())
+            .field("events", &self.events)
+            .finish_non_exhaustive()
     }
 }
 
@@ -109,7 +113,8 @@ impl Plugin {
             ..Default::default()
         };
         let label = link.label();
-        let refused = |why: String| Error::new(Kind::Refused, format!("NRI plugin {label}: Configure: {why}"));
+        let refused =
+            |why: String| Error::new(Kind::Refused, format!("NRI plugin {label}: Configure: {why}"));
         let answer = client.configure(with_duration(options.request_timeout), &request).await;
         let asked = answer.map_err(|e| refused(said(e)))?.events.cast_unsigned();
         if asked & !ALL != 0 {
@@ -141,7 +146,6 @@ impl Plugin {
     pub(crate) fn wants(&self, event: Event) -> bool {
         self.events & bit(event) != 0
     }
-
 
     pub(crate) async fn closed(&self) {
         self.link.closed().await;
@@ -222,7 +226,8 @@ impl Plugin {
             return Ok(Outcome::Gone);
         }
         // ttrpc's own limit is told to the plugin; ours also counts a connection that takes nothing.
-        let answer = tokio::time::timeout(self.limit, call(self.client.clone(), with_duration(self.limit))).await;
+        let answer =
+            tokio::time::timeout(self.limit, call(self.client.clone(), with_duration(self.limit))).await;
         match answer {
             Ok(Ok(answer)) => Ok(Outcome::Answered(answer)),
             Ok(Err(ttrpc::Error::RpcStatus(status))) if status.code() != ttrpc::Code::DEADLINE_EXCEEDED => {
@@ -261,10 +266,7 @@ impl Plugin {
         told.await
     }
 
-    pub(crate) async fn update_pod(
-        &self,
-        request: &UpdatePodSandboxRequest,
-    ) -> Result<Outcome<()>> {
+    pub(crate) async fn update_pod(&self, request: &UpdatePodSandboxRequest) -> Result<Outcome<()>> {
         let call = |client: PluginClient, context| async move {
             match client.update_pod_sandbox(context, request).await {
                 // Nothing that an older plugin could be told instead.
@@ -285,7 +287,8 @@ impl Plugin {
             container: Some(container.clone()).into(),
             ..Default::default()
         };
-        let call = |client: PluginClient, context| async move { client.create_container(context, &request).await };
+        let call =
+            |client: PluginClient, context| async move { client.create_container(context, &request).await };
         self.call(Event::CREATE_CONTAINER, call).await
     }
 
@@ -301,7 +304,8 @@ impl Plugin {
             linux_resources: Some(resources.clone()).into(),
             ..Default::default()
         };
-        let call = |client: PluginClient, context| async move { client.update_container(context, &request).await };
+        let call =
+            |client: PluginClient, context| async move { client.update_container(context, &request).await };
         self.call(Event::UPDATE_CONTAINER, call).await
     }
 
@@ -326,7 +330,10 @@ impl Plugin {
     /// Rejected: it says no, or does not answer: an outcome that nobody has looked at is none (NRI-26).
     pub(crate) async fn validate(&self, request: &ValidateContainerAdjustmentRequest) -> Result<()> {
         let rejected = |why: &str| {
-            Error::new(Kind::Rejected, format!("NRI validator {} rejects the adjustments: {why}", self.label()))
+            Error::new(
+                Kind::Rejected,
+                format!("NRI validator {} rejects the adjustments: {why}", self.label()),
+            )
         };
         let call = |client: PluginClient, context| async move {
             match client.validate_container_adjustment(context, request).await {
@@ -393,7 +400,8 @@ mod tests {
     /// NRI-16.
     #[test]
     fn a_large_node_is_told_in_parts() {
-        let big = |id: &str| Container { id: id.into(), env: vec!["x".repeat(1 << 20)], ..Default::default() };
+        let big =
+            |id: &str| Container { id: id.into(), env: vec!["x".repeat(1 << 20)], ..Default::default() };
         let pods = vec![PodSandbox { id: "p".into(), ..Default::default() }];
         let parts = parts(pods, ["a", "b", "c", "d", "e"].map(big).into());
         assert_eq!(parts.len(), 2);

@@ -2,9 +2,9 @@
 
 use cri_proto::nri::nri_ttrpc::PluginClient;
 use cri_proto::nri::{
-    Container, Event, PodSandbox, PostCreateContainerRequest, PostStartContainerRequest, PostUpdateContainerRequest,
-    PostUpdatePodSandboxRequest, RemoveContainerRequest, RemovePodSandboxRequest, RunPodSandboxRequest,
-    StartContainerRequest, StateChangeEvent, StopPodSandboxRequest,
+    Container, Event, PodSandbox, PostCreateContainerRequest, PostStartContainerRequest,
+    PostUpdateContainerRequest, PostUpdatePodSandboxRequest, RemoveContainerRequest, RemovePodSandboxRequest,
+    RunPodSandboxRequest, StartContainerRequest, StateChangeEvent, StopPodSandboxRequest,
 };
 use ttrpc::context::Context;
 
@@ -36,7 +36,9 @@ pub(crate) async fn by_its_call(
     match event {
         Event::RUN_POD_SANDBOX => of_pod!(client, run_pod_sandbox, RunPodSandboxRequest, context, pod),
         Event::STOP_POD_SANDBOX => of_pod!(client, stop_pod_sandbox, StopPodSandboxRequest, context, pod),
-        Event::REMOVE_POD_SANDBOX => of_pod!(client, remove_pod_sandbox, RemovePodSandboxRequest, context, pod),
+        Event::REMOVE_POD_SANDBOX => {
+            of_pod!(client, remove_pod_sandbox, RemovePodSandboxRequest, context, pod)
+        }
         Event::POST_UPDATE_POD_SANDBOX => {
             of_pod!(client, post_update_pod_sandbox, PostUpdatePodSandboxRequest, context, pod)
         }

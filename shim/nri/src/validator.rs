@@ -61,7 +61,9 @@ impl Validator {
                 Some(ProfileType::RUNTIME_DEFAULT) => {
                     (self.reject_runtime_default_seccomp_adjustment, "the runtime's default seccomp policy")
                 }
-                Some(ProfileType::LOCALHOST) => (self.reject_custom_seccomp_adjustment, "a custom seccomp policy"),
+                Some(ProfileType::LOCALHOST) => {
+                    (self.reject_custom_seccomp_adjustment, "a custom seccomp policy")
+                }
             };
             if refused {
                 return Err(not_allowed(owner, what));
@@ -84,16 +86,21 @@ impl Validator {
             match value {
                 "true" => return Ok(Vec::new()),
                 "false" => {}
-                other => return Err(rejected(format!("annotation {tolerate} = {other:?} is not true or false"))),
+                other => {
+                    return Err(rejected(format!("annotation {tolerate} = {other:?} is not true or false")));
+                }
             }
         }
         let mut required = self.required_plugins.clone();
         if let Some(value) = annotation(pod, REQUIRED, container) {
-            let more: Vec<String> = serde_saphyr::from_str(value)
-                .map_err(|e| rejected(format!("annotation {REQUIRED} = {value:?} is no list of plugins: {e}")))?;
+            let more: Vec<String> = serde_saphyr::from_str(value).map_err(|e| {
+                rejected(format!("annotation {REQUIRED} = {value:?} is no list of plugins: {e}"))
+            })?;
             required.extend(more);
         }
-        required.retain(|name| !answered.iter().any(|p| p.name == *name || format!("{}-{}", p.index, p.name) == *name));
+        required.retain(|name| {
+            !answered.iter().any(|p| p.name == *name || format!("{}-{}", p.index, p.name) == *name)
+        });
         Ok(required)
     }
 }
@@ -109,7 +116,9 @@ fn rejected(why: String) -> Error {
 }
 
 fn not_allowed(plugin: &str, what: &str) -> Error {
-    rejected(format!("NRI plugin {plugin} changed {what}, which this node's default validator does not allow"))
+    rejected(format!(
+        "NRI plugin {plugin} changed {what}, which this node's default validator does not allow"
+    ))
 }
 
 #[cfg(test)]
@@ -138,7 +147,8 @@ mod tests {
         let indexed = Validator { required_plugins: vec!["10-policy".into()], ..Default::default() };
         assert_eq!(indexed.check(&pod, &container, &owners, &[plugin("policy")]), Ok(()));
         container.name = "special".into();
-        let error = node.check(&pod, &container, &owners, &[plugin("policy"), plugin("net")]).expect_err("annotated");
+        let error =
+            node.check(&pod, &container, &owners, &[plugin("policy"), plugin("net")]).expect_err("annotated");
         assert!(error.to_string().contains("gpu") && !error.to_string().contains("net,"), "{error}");
         pod.annotations.insert(REQUIRED.into(), "nonsense: [".into());
         container.name = "third".into();
@@ -158,7 +168,10 @@ mod tests {
         pod.annotations.insert("tolerate/container.main".into(), "false".into());
         assert!(node.check(&pod, &container, &Owners::default(), &[]).is_err());
         pod.annotations.insert("tolerate/container.main".into(), "yes!".into());
-        assert!(node.check(&pod, &container, &Owners::default(), &[]).is_err_and(|e| e.to_string().contains("yes!")));
+        assert!(
+            node.check(&pod, &container, &Owners::default(), &[])
+                .is_err_and(|e| e.to_string().contains("yes!"))
+        );
     }
 
     /// NRI-27.

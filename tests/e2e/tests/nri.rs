@@ -24,7 +24,10 @@ async fn lives(node: &mut Node) -> Result<()> {
     let plugin = Plugin::connect(node, "10-see", json!({})).await?;
     let sync = plugin.until(|c| c.iter().any(|c| c["event"] == "Synchronize")).await?;
     let sync = sync.iter().find(|c| c["event"] == "Synchronize").context("Synchronize")?;
-    ensure!(sync["pods"] == json!(["seen"]) && sync["ids"] == json!([early]), "it is brought up to date: {sync}");
+    ensure!(
+        sync["pods"] == json!(["seen"]) && sync["ids"] == json!([early]),
+        "it is brought up to date: {sync}"
+    );
 
     let id = node.run(&sandbox, &config, shell("late", &image, "exit 3")).await?;
     node.ended(&id).await?;
@@ -33,6 +36,7 @@ async fn lives(node: &mut Node) -> Result<()> {
     node.remove_container(&id).await?;
     let expected = [
         "CreateContainer",
+        "ValidateContainerAdjustment",
         "PostCreateContainer",
         "StartContainer",
         "PostStartContainer",
@@ -48,7 +52,8 @@ async fn lives(node: &mut Node) -> Result<()> {
     let calls = plugin.calls()?;
     let stop = calls.iter().find(|c| c["id"] == *id && c["event"] == "StopContainer").context("stop")?;
     ensure!(stop["state"] == "CONTAINER_STOPPED" && stop["exit_code"] == 3, "the end as it was: {stop}");
-    let create = calls.iter().find(|c| c["id"] == *id && c["event"] == "CreateContainer").context("create")?;
+    let create =
+        calls.iter().find(|c| c["id"] == *id && c["event"] == "CreateContainer").context("create")?;
     let full = &create["full"];
     ensure!(full["args"] == json!(["sh", "-c", "exit 3"]) && full["pod_sandbox_id"] == *sandbox, "{full}");
     ensure!(full["mounts"].as_array().is_some_and(|m| m.len() > 5), "{full}");
@@ -126,7 +131,11 @@ async fn changes(node: &mut Node) -> Result<()> {
     let answer = calls.iter().find(|c| c["event"] == "Unsolicited").context("answer")?;
     ensure!(answer.get("failed").is_none(), "nothing failed: {answer}");
     ensure!(shares(node, &id).await? == shares_as_written(555), "unsolicited: {}", shares(node, &id).await?);
-    let resources = v1::LinuxContainerResources { cpu_shares: 222, memory_limit_in_bytes: 134_217_728, ..Default::default() };
+    let resources = v1::LinuxContainerResources {
+        cpu_shares: 222,
+        memory_limit_in_bytes: 134_217_728,
+        ..Default::default()
+    };
     let request = v1::UpdateContainerResourcesRequest {
         container_id: id.clone(),
         linux: Some(resources),
@@ -177,27 +186,44 @@ async fn refusals(node: &mut Node) -> Result<()> {
     refused(node.run_pod(&config).await, &["10-no", "says no to RunPodSandbox"])?;
     let pods = node.runtime().await?.list_pod_sandbox(v1::ListPodSandboxRequest::default()).await?;
     ensure!(pods.into_inner().items.is_empty(), "nothing of it is listed");
-    let calls: Vec<_> = no.calls()?.iter().filter(|c| c["pod"] == "refused").map(|c| c["event"].clone()).collect();
+    let calls: Vec<_> =
+        no.calls()?.iter().filter(|c| c["pod"] == "refused").map(|c| c["event"].clone()).collect();
     ensure!(calls == ["RunPodSandbox", "StopPodSandbox", "RemovePodSandbox"], "told of its end: {calls:?}");
     gone(node, no).await?;
     let sandbox = node.run_pod(&config).await?;
 
     let set = |value: &str| json!({"adjust": {"env": [{"key": "WHO", "value": value}]}});
-    let (one, two) = (Plugin::connect(node, "10-one", set("1")).await?, Plugin::connect(node, "20-two", set("2")).await?);
+    let (one, two) =
+        (Plugin::connect(node, "10-one", set("1")).await?, Plugin::connect(node, "20-two", set("2")).await?);
     let create = || node.create(&sandbox, &config, shell("main", &image, SLEEP));
     refused(create().await, &["10-one", "20-two", "WHO"])?;
     gone(node, two).await?;
-    let validator = Plugin::connect(node, "30-check", json!({"reject": "not on my watch", "only": ["ValidateContainerAdjustment"]})).await?;
+    let validator = Plugin::connect(
+        node,
+        "30-check",
+        json!({"reject": "not on my watch", "only": ["ValidateContainerAdjustment"]}),
+    )
+    .await?;
     refused(create().await, &["30-check", "not on my watch"])?;
     let containers = node.runtime().await?.list_containers(v1::ListContainersRequest::default()).await?;
     ensure!(containers.into_inner().containers.is_empty(), "nothing is left of them");
     gone(node, validator).await?;
     let id = create().await?;
-    ensure!(spec_of(node, &id).await?["process"]["env"].as_array().is_some_and(|e| e.contains(&json!("WHO=1"))));
-    let start = Plugin::connect(node, "40-start", json!({"fail": ["StartContainer"], "only": ["StartContainer", "StopContainer"]})).await?;
+    ensure!(
+        spec_of(node, &id).await?["process"]["env"].as_array().is_some_and(|e| e.contains(&json!("WHO=1")))
+    );
+    let start = Plugin::connect(
+        node,
+        "40-start",
+        json!({"fail": ["StartContainer"], "only": ["StartContainer", "StopContainer"]}),
+    )
+    .await?;
     refused(node.start_container(&id).await, &["40-start"])?;
     let status = node.container_status(&id).await?;
-    ensure!(status.state() == v1::ContainerState::ContainerExited && status.reason == "StartError", "{status:?}");
+    ensure!(
+        status.state() == v1::ContainerState::ContainerExited && status.reason == "StartError",
+        "{status:?}"
+    );
     ensure!(start.of(&id)? == ["StartContainer", "StopContainer"], "{:?}", start.of(&id)?);
     start.end().await?;
     one.end().await
@@ -213,7 +239,10 @@ async fn gone(node: &Node, plugin: Plugin) -> Result<()> {
     plugin.end().await?;
     let start = std::time::Instant::now();
     while dropped() == before {
-        ensure!(start.elapsed() < Duration::from_secs(30), "the daemon does not notice that a plugin is gone");
+        ensure!(
+            start.elapsed() < Duration::from_secs(30),
+            "the daemon does not notice that a plugin is gone"
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     Ok(())
@@ -272,7 +301,12 @@ async fn too_late(node: &mut Node) -> Result<()> {
     lax.annotations.insert("tolerate".into(), "true".into());
     let (stricts, laxes) = (node.run_pod(&strict).await?, node.run_pod(&lax).await?);
     for (sandbox, config) in [(&stricts, &strict), (&laxes, &lax)] {
-        let policy = Plugin::connect(node, "10-policy", json!({"stall": ["CreateContainer"]})).await?;
+        let policy = Plugin::connect(
+            node,
+            "10-policy",
+            json!({"stall": ["CreateContainer"], "only": ["CreateContainer"]}),
+        )
+        .await?;
         let outcome = node.create(sandbox, config, shell("main", &image, SLEEP)).await;
         if sandbox == &stricts {
             refused(outcome, &["required", "policy"])?;
@@ -298,7 +332,10 @@ async fn installed(node: &mut Node) -> Result<()> {
     let log = node.path("installed.log");
     let calls = plugin::calls(&log)?;
     let first = calls.first().context("it was configured before the daemon served")?;
-    ensure!(first["event"] == "Configure" && first["config"].as_str().is_some_and(|c| c.starts_with("slipway ")), "{first}");
+    ensure!(
+        first["event"] == "Configure" && first["config"].as_str().is_some_and(|c| c.starts_with("slipway ")),
+        "{first}"
+    );
     let mut env: Vec<_> = first["env"].as_array().context("env")?.iter().filter_map(Value::as_str).collect();
     env.sort_unstable();
     ensure!(env == ["NRI_PLUGIN_IDX=05", "NRI_PLUGIN_NAME=installed", "NRI_PLUGIN_SOCKET=3"], "{env:?}");
@@ -309,7 +346,8 @@ async fn installed(node: &mut Node) -> Result<()> {
     node.kill_daemon().await?;
     plugin::until(&log, |c| c.iter().any(|c| c["event"] == "Closed")).await?;
     node.start_daemon().await?;
-    let calls = plugin::until(&log, |c| c.iter().filter(|c| c["event"] == "Synchronize").count() == 2).await?;
+    let calls =
+        plugin::until(&log, |c| c.iter().filter(|c| c["event"] == "Synchronize").count() == 2).await?;
     let last = calls.iter().rfind(|c| c["event"] == "Synchronize").context("the second one")?;
     ensure!(last["pods"] == json!(["watched"]) && last["ids"] == json!([id]), "{last}");
     node.remove_pod(&sandbox).await?;

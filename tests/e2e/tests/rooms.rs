@@ -12,7 +12,10 @@ const CRATES: &[(&str, &[&str])] = &[
     ("shim/network/src", &["slipway_runtime"]),
     ("shim/nri/src", &["cri_proto"]),
     ("shim/keeper/src", &["slipway_runtime", "cri_proto"]),
-    ("shim/daemon/src", &["slipway_runtime", "slipway_images", "slipway_network", "slipway_nri", "cri_proto"]),
+    (
+        "shim/daemon/src",
+        &["slipway_runtime", "slipway_images", "slipway_network", "slipway_nri", "cri_proto"],
+    ),
     ("tests/e2e/src", &["cri_proto"]),
 ];
 

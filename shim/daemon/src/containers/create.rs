@@ -112,7 +112,8 @@ impl Daemon {
             cdi: &cdi,
             target_pid: target,
         })?;
-        let mut built = serde_json::to_value(built).map_err(|e| Error::internal(format!("encode the spec: {e}")))?;
+        let mut built =
+            serde_json::to_value(built).map_err(|e| Error::internal(format!("encode the spec: {e}")))?;
         let admission = self.nri.admit().await;
         self.adjust(&mut record, &mut built, &sandbox, rollback, &admission).await?;
         let dir = record.bundle.clone();

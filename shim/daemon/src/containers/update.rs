@@ -22,7 +22,10 @@ impl Daemon {
         if !matches!(record.phase, Phase::Created | Phase::Running { .. }) {
             return Err(Error::state(format!("update container {label}: it has ended")));
         }
-        let own = self.ask_to_update(&record, asked).await.map_err(|e| e.of(format_args!("update container {label}")))?;
+        let own = self
+            .ask_to_update(&record, asked)
+            .await
+            .map_err(|e| e.of(format_args!("update container {label}")))?;
         let in_force = record.config.linux.as_ref().and_then(|l| l.resources.clone()).unwrap_or_default();
         let merged = merge(in_force, asked);
         let mut over = record.nri.clone();

@@ -24,12 +24,18 @@ fn adjusted(change: impl FnOnce(&mut nri::ContainerAdjustment)) -> Value {
 /// NRI-21, NRI-22.
 #[test]
 fn process_and_annotations() {
-    let variable = |key: &str, value: &str| nri::KeyValue { key: key.into(), value: value.into(), ..Default::default() };
+    let variable =
+        |key: &str, value: &str| nri::KeyValue { key: key.into(), value: value.into(), ..Default::default() };
     let spec = adjusted(|a| {
         a.annotations = HashMap::from([("-gone".into(), String::new()), ("new".into(), "3".into())]);
         a.env = vec![variable("-A", ""), variable("A", "one"), variable("-B", ""), variable("C", "3")];
         a.args = vec!["/bin/b".into(), "c".into()];
-        a.rlimits.push(nri::POSIXRlimit { type_: "RLIMIT_NOFILE".into(), hard: 5, soft: 4, ..Default::default() });
+        a.rlimits.push(nri::POSIXRlimit {
+            type_: "RLIMIT_NOFILE".into(),
+            hard: 5,
+            soft: 4,
+            ..Default::default()
+        });
         a.hooks.mut_or_insert_default().poststop.push(nri::Hook { path: "/h".into(), ..Default::default() });
     });
     assert_eq!(spec["annotations"], json!({"own": "1", "new": "3"}));
@@ -49,8 +55,11 @@ fn mounts_replace_and_are_sorted() {
         options: options.iter().map(ToString::to_string).collect(),
         ..Default::default()
     };
-    let spec = adjusted(|a| a.mounts = vec![mount("/a/b/c", &["rshared"]), mount("-/proc", &[]), mount("/data/x/", &["ro"])]);
-    let order: Vec<_> = spec["mounts"].as_array().expect("list").iter().map(|m| m["destination"].clone()).collect();
+    let spec = adjusted(|a| {
+        a.mounts = vec![mount("/a/b/c", &["rshared"]), mount("-/proc", &[]), mount("/data/x/", &["ro"])]
+    });
+    let order: Vec<_> =
+        spec["mounts"].as_array().expect("list").iter().map(|m| m["destination"].clone()).collect();
     assert_eq!(order, ["/data/x", "/a/b/c"]);
     assert_eq!(spec["mounts"][0]["options"], json!(["ro"]));
     assert_eq!(spec["linux"]["rootfsPropagation"], "rshared");

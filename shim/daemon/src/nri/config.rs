@@ -125,7 +125,10 @@ mod tests {
     fn defaults_are_containerds() {
         let node = options("", NODE_STATE).expect("defaults");
         assert_eq!(node.socket.as_deref(), Some(Path::new("/var/run/nri/nri.sock")));
-        assert_eq!((node.registration_timeout, node.request_timeout), (Duration::from_secs(5), Duration::from_secs(2)));
+        assert_eq!(
+            (node.registration_timeout, node.request_timeout),
+            (Duration::from_secs(5), Duration::from_secs(2))
+        );
         assert!(node.validator.is_none() && !node.disable);
         let other = options("", "/tmp/x").expect("defaults");
         assert_eq!(other.socket.as_deref(), Some(Path::new("/tmp/x/nri.sock")));

@@ -29,7 +29,11 @@ pub(crate) fn container(record: &ContainerRecord, spec: &Value) -> nri::Containe
         user: user(&process["user"]),
         image: Some(nri::Image {
             name: record.image_name.clone(),
-            digest: record.image_ref.rsplit_once('@').map(|(_, digest)| digest.to_owned()).unwrap_or_default(),
+            digest: record
+                .image_ref
+                .rsplit_once('@')
+                .map(|(_, digest)| digest.to_owned())
+                .unwrap_or_default(),
             config_digest: record.image_id.clone(),
             ..Default::default()
         })
@@ -49,7 +53,8 @@ fn life(message: &mut nri::Container, phase: &Phase) {
             State::CONTAINER_RUNNING
         }
         Phase::Exited { started_at, finished_at, exit_code, reason, message: why } => {
-            (message.started_at, message.finished_at, message.exit_code) = (*started_at, *finished_at, *exit_code);
+            (message.started_at, message.finished_at, message.exit_code) =
+                (*started_at, *finished_at, *exit_code);
             message.status_reason.clone_from(reason);
             message.status_message.clone_from(why);
             State::CONTAINER_STOPPED
@@ -230,7 +235,9 @@ fn scheduler(value: &Value) -> MessageField<nri::LinuxScheduler> {
 
 fn rdt(value: &Value) -> MessageField<nri::LinuxRdt> {
     let string = |value: &Value| {
-        MessageField::from(value.as_str().map(|v| nri::OptionalString { value: v.into(), ..Default::default() }))
+        MessageField::from(
+            value.as_str().map(|v| nri::OptionalString { value: v.into(), ..Default::default() }),
+        )
     };
     let rdt = value.is_object().then(|| nri::LinuxRdt {
         clos_id: string(&value["closID"]),

@@ -19,9 +19,8 @@ fn uint64(value: u64) -> nri::OptionalUInt64 {
 
 pub(crate) fn from_cri(asked: &v1::LinuxContainerResources) -> nri::LinuxResources {
     let signed = |value: i64| MessageField::from((value != 0).then(|| int64(value)));
-    let unsigned = |value: i64| {
-        MessageField::from(u64::try_from(value).ok().filter(|value| *value != 0).map(uint64))
-    };
+    let unsigned =
+        |value: i64| MessageField::from(u64::try_from(value).ok().filter(|value| *value != 0).map(uint64));
     let pages = |limit: &v1::HugepageLimit| nri::HugepageLimit {
         page_size: limit.page_size.clone(),
         limit: limit.limit,
@@ -240,10 +239,17 @@ mod tests {
     #[test]
     fn an_overlay_goes_over_and_is_taken_out_again() {
         let mut over = overlay(&asked()).expect("overlay");
-        assert_eq!(over, json!({"cpu": {"cpus": "0"}, "memory": {"limit": 64, "swap": 64}, "pids": {"limit": 9}}));
-        let mut base = json!({"cpu": {"shares": 2, "cpus": "0-1"}, "hugepageLimits": [{"pageSize": "2MB", "limit": 1}]});
+        assert_eq!(
+            over,
+            json!({"cpu": {"cpus": "0"}, "memory": {"limit": 64, "swap": 64}, "pids": {"limit": 9}})
+        );
+        let mut base =
+            json!({"cpu": {"shares": 2, "cpus": "0-1"}, "hugepageLimits": [{"pageSize": "2MB", "limit": 1}]});
         put_over(&mut base, &over);
-        put_over(&mut base, &json!({"hugepageLimits": [{"pageSize": "2MB", "limit": 2}, {"pageSize": "1GB", "limit": 3}]}));
+        put_over(
+            &mut base,
+            &json!({"hugepageLimits": [{"pageSize": "2MB", "limit": 2}, {"pageSize": "1GB", "limit": 3}]}),
+        );
         assert_eq!(
             base,
             json!({

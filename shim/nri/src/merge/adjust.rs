@@ -85,7 +85,8 @@ impl Creation {
         if *asked == Hooks::default() {
             return;
         }
-        for into in [self.adjust.hooks.mut_or_insert_default(), self.container.hooks.mut_or_insert_default()] {
+        for into in [self.adjust.hooks.mut_or_insert_default(), self.container.hooks.mut_or_insert_default()]
+        {
             into.prestart.extend(asked.prestart.iter().cloned());
             into.create_runtime.extend(asked.create_runtime.iter().cloned());
             into.create_container.extend(asked.create_container.iter().cloned());
@@ -98,7 +99,8 @@ impl Creation {
 
     fn linux_items(&mut self, asked: &LinuxContainerAdjustment, plugin: &str) -> Result<()> {
         let id = self.container.id.clone();
-        let (seen, adjust) = (self.container.linux.mut_or_insert_default(), self.adjust.linux.mut_or_insert_default());
+        let (seen, adjust) =
+            (self.container.linux.mut_or_insert_default(), self.adjust.linux.mut_or_insert_default());
         let owners = &mut self.updates.owners;
         let mut claim = Claim { owners, container: &id, plugin, field: Field::Devices };
         items::list(&mut claim, &mut adjust.devices, &asked.devices, |d| &d.path)?;

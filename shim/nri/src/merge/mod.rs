@@ -57,8 +57,12 @@ impl Updates {
     }
 
     /// What concerns `container`, taken out of the rest.
-    pub(crate) fn split(mut self, container: &str) -> (Option<LinuxResources>, Vec<ContainerUpdate>, Vec<ContainerEviction>) {
-        let own = self.all.iter().position(|u| u.container_id == container).map(|index| self.all.remove(index));
+    pub(crate) fn split(
+        mut self,
+        container: &str,
+    ) -> (Option<LinuxResources>, Vec<ContainerUpdate>, Vec<ContainerEviction>) {
+        let own =
+            self.all.iter().position(|u| u.container_id == container).map(|index| self.all.remove(index));
         let resources = own.and_then(|u| u.linux.into_option()?.resources.into_option());
         (resources, self.all, self.evict)
     }
@@ -73,7 +77,9 @@ impl Updates {
         if asked.iter().any(|u| u.container_id == container) {
             return Err(Error::new(
                 Kind::Conflict,
-                format!("NRI plugin {plugin} asked to update container {container}, which is only being created"),
+                format!(
+                    "NRI plugin {plugin} asked to update container {container}, which is only being created"
+                ),
             ));
         }
         Ok(())
@@ -88,7 +94,13 @@ pub(crate) fn show(resources: &mut MessageField<LinuxResources>, asked: &[Contai
     let seen = resources.mut_or_insert_default();
     for update in asked.iter().filter(|u| u.container_id == container) {
         // Owners of its own: the merge has been checked already.
-        let _ = resources::merge(&mut Owners::default(), container, "", &update.linux.resources, &mut [&mut *seen]);
+        let _ = resources::merge(
+            &mut Owners::default(),
+            container,
+            "",
+            &update.linux.resources,
+            &mut [&mut *seen],
+        );
     }
 }
 

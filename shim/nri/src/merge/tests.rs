@@ -1,6 +1,7 @@
 use super::*;
 use cri_proto::nri::{
-    Container, ContainerAdjustment, CreateContainerResponse, Hook, KeyValue, LinuxContainerUpdate, Mount, OptionalInt64,
+    Container, ContainerAdjustment, CreateContainerResponse, Hook, KeyValue, LinuxContainerUpdate, Mount,
+    OptionalInt64,
 };
 
 fn update(id: &str, limit: i64, ignore_failure: bool) -> ContainerUpdate {
@@ -8,7 +9,12 @@ fn update(id: &str, limit: i64, ignore_failure: bool) -> ContainerUpdate {
     resources.memory.mut_or_insert_default().limit =
         Some(OptionalInt64 { value: limit, ..Default::default() }).into();
     let linux = LinuxContainerUpdate { resources: Some(resources).into(), ..Default::default() };
-    ContainerUpdate { container_id: id.into(), linux: Some(linux).into(), ignore_failure, ..Default::default() }
+    ContainerUpdate {
+        container_id: id.into(),
+        linux: Some(linux).into(),
+        ignore_failure,
+        ..Default::default()
+    }
 }
 
 fn answer(change: impl FnOnce(&mut ContainerAdjustment)) -> CreateContainerResponse {
@@ -18,7 +24,8 @@ fn answer(change: impl FnOnce(&mut ContainerAdjustment)) -> CreateContainerRespo
 }
 
 fn creation() -> Creation {
-    let mut container = Container { id: "c".into(), env: vec!["A=own".into(), "B=own".into()], ..Default::default() };
+    let mut container =
+        Container { id: "c".into(), env: vec!["A=own".into(), "B=own".into()], ..Default::default() };
     container.mounts.push(Mount { destination: "/own".into(), ..Default::default() });
     container.annotations.insert("own".into(), "1".into());
     Creation::of(container)
