@@ -128,9 +128,8 @@ async fn receive(
 
 /// Takes whole ttrpc messages, sends each as one or two frames.
 async fn send(id: u32, mut from: impl AsyncRead + Unpin, trunk: &Mutex<OwnedWriteHalf>) -> io::Result<()> {
-    let mut message = Vec::new();
     loop {
-        message.resize(HEADER, 0);
+        let mut message = vec![0; HEADER];
         from.read_exact(&mut message).await?;
         let length = u32::from_be_bytes([message[0], message[1], message[2], message[3]]) as usize;
         message.resize(HEADER + length, 0);

@@ -185,10 +185,10 @@ impl Plugin {
             part.more = index < last;
             match self.client.synchronize(with_duration(self.sync_limit), &part).await {
                 Ok(answer) if part.more && (!answer.update.is_empty() || !answer.more) => {
-                    return Err(self.failed("Synchronize: it does not handle split messages".into()));
+                    return Err(self.failed("Synchronize: it does not handle split messages"));
                 }
                 Ok(answer) => update = answer.update,
-                Err(error) => return Err(self.failed(format!("Synchronize: {}", said(error)))),
+                Err(error) => return Err(self.failed(&format!("Synchronize: {}", said(error)))),
             }
         }
         let ready = self.state.send_if_modified(|state| {
@@ -198,11 +198,11 @@ impl Plugin {
             }
             joining
         });
-        if ready { Ok(update) } else { Err(self.failed("it has left meanwhile".into())) }
+        if ready { Ok(update) } else { Err(self.failed("it has left meanwhile")) }
     }
 
-    fn failed(&self, why: String) -> Error {
-        self.drop_out(&why);
+    fn failed(&self, why: &str) -> Error {
+        self.drop_out(why);
         Error::new(Kind::Refused, format!("NRI plugin {}: {why}", self.label()))
     }
 

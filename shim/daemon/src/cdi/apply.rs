@@ -157,7 +157,7 @@ fn add_group(spec: &mut Value, gid: u32) {
 }
 
 /// The list at a place of the spec, made where there is none.
-fn list(value: &mut Value) -> &mut Vec<Value> {
+pub(crate) fn list(value: &mut Value) -> &mut Vec<Value> {
     if !value.is_array() {
         *value = json!([]);
     }

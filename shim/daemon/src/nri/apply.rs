@@ -1,7 +1,7 @@
 //! An adjustment onto an OCI spec, as JSON, after everything else of ours (NRI-21, NRI-22, NRI-25).
 
-use super::{list, overlay, put_over};
-use crate::cdi::{self, Edits, sort_mounts};
+use super::{overlay, put_over};
+use crate::cdi::{self, Edits, list, sort_mounts};
 use crate::error::Result;
 use crate::spec::clean;
 use cri_proto::nri;

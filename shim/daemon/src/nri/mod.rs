@@ -17,7 +17,6 @@ pub(crate) use pod::pod;
 pub(crate) use resources::{from_cri, overlay, put_over, take_out};
 
 use crate::error::Error;
-use serde_json::{Value, json};
 use tonic::Code;
 
 impl From<slipway_nri::Error> for Error {
@@ -29,17 +28,5 @@ impl From<slipway_nri::Error> for Error {
             slipway_nri::Kind::Io => Code::Internal,
         };
         Self::new(code, error.to_string())
-    }
-}
-
-/// The list at a place of a spec, made where there is none.
-fn list(value: &mut Value) -> &mut Vec<Value> {
-    if !value.is_array() {
-        *value = json!([]);
-    }
-    match value {
-        Value::Array(list) => list,
-        // Just made one.
-        _ => unreachable!("an array"),
     }
 }

@@ -184,7 +184,7 @@ pub(crate) fn put_over(base: &mut Value, over: &Value) {
     for (key, value) in over {
         match (key.as_str(), value) {
             ("hugepageLimits", Value::Array(limits)) => {
-                let all = super::list(&mut base[key]);
+                let all = crate::cdi::list(&mut base[key]);
                 for limit in limits {
                     all.retain(|old| old["pageSize"] != limit["pageSize"]);
                     all.push(limit.clone());
