@@ -59,9 +59,12 @@ func execTerminal(t *T) {
 			done <- t.API.Stream(t.Ctx, "exec", "terminal", "main", websocket,
 				remotecommand.StreamOptions{Stdin: in, Stdout: &stdout, Tty: true, TerminalSizeQueue: queue}, "sh")
 		}()
-		time.Sleep(time.Second)
-		_, _ = io.WriteString(typing, "stty size; exit 3\n")
+		go func() {
+			time.Sleep(time.Second)
+			_, _ = io.WriteString(typing, "stty size; exit 3\n")
+		}()
 		err := <-done
+		in.Close() // whoever still types is let go
 		close(queue)
 		code, failed := err.(exec.CodeExitError)
 		t.expect(failed && code.Code == 3, "websocket %v: %v, not exit code 3; %q", websocket, err, &stdout)
