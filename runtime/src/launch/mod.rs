@@ -204,6 +204,9 @@ fn hint_for(sentence: &str, errno: i32) -> Option<&'static str> {
         libc::ENOENT | libc::ENOTDIR if is("hang") => {
             Some("hooks look for the root filesystem where root.path says: make that directory")
         }
+        libc::ELOOP if is("mount proc") || is("mount sysfs") => {
+            Some("it must be mounted on ordinary directory: the image has a symlink there")
+        }
         libc::ENODEV if is("mount") => Some("this kernel does not have that file system"),
         libc::EPERM if is("schedule") => {
             Some("needs CAP_SYS_NICE, and a share of real time in the control group (cpu.rt_runtime_us)")
