@@ -19,8 +19,8 @@ import (
 // standing says which node `up` left running: its pid, and then, once it is ready, its directory.
 func standing() string { return filepath.Join(os.TempDir(), "slipway-kubelet.up") }
 
-func test(ctx context.Context, jobs int, words []string) error {
-	if !scenario.Run(ctx, jobs, words) {
+func test(ctx context.Context, jobs int, unready bool, words []string) error {
+	if !scenario.Run(ctx, jobs, unready, words) {
 		return errors.New("not all scenarios passed")
 	}
 	return nil

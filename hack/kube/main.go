@@ -40,6 +40,7 @@ func run(ctx context.Context, action string, args []string) error {
 	flags := flag.NewFlagSet(action, flag.ExitOnError)
 	runtime := flags.String("runtime", node.Slipway, "slipway or containerd")
 	jobs := flags.Int("jobs", 3, "scenarios at the same time")
+	unready := flags.Bool("pending", false, "also those that wait for something Slipway lacks")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -51,7 +52,7 @@ func run(ctx context.Context, action string, args []string) error {
 	case "hold":
 		return inside(func() error { return hold(ctx, *runtime) })
 	case "test":
-		return inside(func() error { return test(ctx, *jobs, flags.Args()) })
+		return inside(func() error { return test(ctx, *jobs, *unready, flags.Args()) })
 	}
 	fmt.Fprint(os.Stderr, usage)
 	os.Exit(2)
