@@ -14,6 +14,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	defaults "k8s.io/kubernetes/pkg/apis/core/v1"
 )
 
 // StandIn answers kubelet as an API server would that knows one node: it keeps what it is given by path, lists and
@@ -57,9 +58,11 @@ func (s *StandIn) kubeconfig(file string) error {
 
 func podPath(name string) string { return "/api/v1/namespaces/default/pods/" + name }
 
-// Put gives the node a pod, or changes the specification of the one of that name.
+// Put gives the node a pod, or changes the specification of the one of that name;
+// with a real one's defaults.
 func (s *StandIn) Put(pod *v1.Pod) error {
 	pod.Spec.NodeName = Name
+	defaults.SetObjectDefaults_Pod(pod)
 	text, err := json.Marshal(pod)
 	if err != nil {
 		return err
@@ -221,7 +224,11 @@ func (s *StandIn) list(collection string) map[string]any {
 			items = append(items, object)
 		}
 	}
-	return map[string]any{"metadata": map[string]any{"resourceVersion": strconv.Itoa(s.version)}, "items": items}
+	list := map[string]any{"metadata": map[string]any{"resourceVersion": strconv.Itoa(s.version)}, "items": items}
+	if path.Base(collection) == "pods" { // the only list that kubelet asks for without saying what it expects
+		list["apiVersion"], list["kind"] = "v1", "PodList"
+	}
+	return list
 }
 
 func (s *StandIn) watch(w http.ResponseWriter, r *http.Request) {

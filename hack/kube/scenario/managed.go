@@ -57,14 +57,16 @@ func (t *T) evicted(name string) string {
 // eviction: the one that fills the disk goes, by what the runtime says that it uses, and its neighbours stay; as goes
 // who writes more than its own limit into its layer or its log.
 func eviction(t *T) {
+	// Killed for good: kubelet calls a pod whose containers end with 0 succeeded, evicted or not.
+	const deaf = "exec sleep 100000"
 	t.give(pod("modest", sh("main", idle)))
 	t.ready("modest")
-	over := sh("main", "dd if=/dev/zero of=/big bs=1M count=8 2>/dev/null; "+idle)
+	over := sh("main", "dd if=/dev/zero of=/big bs=1M count=8 2>/dev/null; "+deaf)
 	over.Resources.Limits = v1.ResourceList{v1.ResourceEphemeralStorage: resource.MustParse("4Mi")}
 	t.give(pod("over-limit", over))
 	said := t.evicted("over-limit")
 	t.expect(strings.Contains(said, "ephemeral") && strings.Contains(said, "4Mi"), "over its limit: %q", said)
-	t.give(pod("greedy", sh("main", "sleep 2; dd if=/dev/zero of=/big bs=1M count=85 2>/dev/null; "+idle)))
+	t.give(pod("greedy", sh("main", "sleep 2; dd if=/dev/zero of=/big bs=1M count=85 2>/dev/null; "+deaf)))
 	said = t.evicted("greedy")
 	t.expect(strings.Contains(said, "ephemeral-storage") && strings.Contains(said, "main was using"), "greedy: %q", said)
 	t.until(90*time.Second, func() bool { return t.free() > 0.5 }, "the space does not come back: %s", lazy(func() string { return fmt.Sprint(t.free()) }))

@@ -124,13 +124,10 @@ func survive(t *T) {
 
 // logIsWhole reads the log's file, and what was rotated away, and expects each line once, up to now.
 func (t *T) logIsWhole(name string) error {
-	dir := t.logDir(name)
-	files, err := filepath.Glob(dir + "/0.log*")
-	if err != nil || len(files) == 0 {
-		return fmt.Errorf("%s: no log in %s (%w)", name, dir, err)
+	files, err := logFiles(t.logDir(name))
+	if err != nil {
+		return err
 	}
-	slices.Sort(files)
-	files = append(files[1:], files[0]) // rotated ones carry a time behind the name
 	next := 1
 	for _, file := range files {
 		text, err := readLog(file)
@@ -153,11 +150,28 @@ func (t *T) logIsWhole(name string) error {
 	return nil
 }
 
-// readLog also reads what kubelet compressed. A file that is renamed or compressed at this very moment is looked for
-// under its next name.
+// logFiles of a container from the oldest to the one written now. While kubelet compresses one there are two of it, or
+// a temporary file beside it.
+func logFiles(dir string) ([]string, error) {
+	found, err := filepath.Glob(dir + "/0.log*")
+	if err != nil || len(found) == 0 {
+		return nil, fmt.Errorf("no log in %s (%w)", dir, err)
+	}
+	var files []string
+	for _, file := range found {
+		file = strings.TrimSuffix(file, ".gz")
+		if !strings.HasSuffix(file, ".tmp") && !slices.Contains(files, file) {
+			files = append(files, file)
+		}
+	}
+	slices.Sort(files)
+	return append(files[1:], files[0]), nil // rotated ones carry a time behind the name
+}
+
+// readLog reads a file, or what kubelet has made of it by compression.
 func readLog(file string) ([]byte, error) {
 	data, err := os.ReadFile(file)
-	if errors.Is(err, fs.ErrNotExist) && !strings.HasSuffix(file, ".gz") {
+	if errors.Is(err, fs.ErrNotExist) {
 		file += ".gz"
 		data, err = os.ReadFile(file)
 	}
