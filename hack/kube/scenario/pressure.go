@@ -50,7 +50,7 @@ func (t *T) free() float64 {
 // pressure), so what is left to see is the reclaiming.
 func diskPressure(t *T) {
 	// Dead layer and unused image both have to go: what remains is just under two thirds of the disk.
-	t.run(pod("stays", sh("main", "dd if=/dev/zero of=/big bs=1M count=60 2>/dev/null; "+idle)))
+	t.run(pod("stays", sh("main", "dd if=/dev/zero of=/big bs=1M count=70 2>/dev/null; "+idle)))
 	t.ready("stays")
 	t.run(once("dead", sh("main", "dd if=/dev/zero of=/big bs=1M count=20 2>/dev/null; echo written")))
 	t.expect(t.output("dead", "main") == "written\n", "the dead one could not write")
