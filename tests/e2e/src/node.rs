@@ -23,6 +23,8 @@ pub struct Setup {
     pub plugins: &'static [(&'static str, &'static str)],
     /// containerd instead of our daemon.
     pub containerd: Option<(Release, Handler)>,
+    /// More tables for the daemon's configuration file.
+    pub config: &'static str,
 }
 
 /// Which daemon a node runs.
@@ -51,7 +53,14 @@ impl Node {
         if let Some(conflist) = setup.cni {
             std::fs::write(node.path("cni/10-test.conflist"), conflist)?;
         }
-        std::fs::write(node.path("config.toml"), format!("{}{}\n", node.config(), setup.nri))?;
+        let text = format!(
+            "{}{}
+{}",
+            node.config(),
+            setup.nri,
+            setup.config
+        );
+        std::fs::write(node.path("config.toml"), text)?;
         node.install_plugins(setup.plugins)?;
         if setup.small_state {
             let state = node.path("state");
