@@ -16,7 +16,6 @@ use slipway_runtime::container::{self, ExecRequest, Subject};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Run a process inside a running container
 #[derive(Debug, Args)]
 pub(crate) struct Exec {
     /// JSON file that describes the whole process
@@ -109,6 +108,7 @@ impl Exec {
             cgroup: &group,
             stdio: making::own_streams()?,
             preserved: making::preserved(&global.inherited, self.preserve_fds),
+            no_new_keyring: container.record.no_new_keyring,
         };
         let session =
             container::exec(request).map_err(|error| fault::launch(error, bundle::command(&process)))?;

@@ -19,7 +19,6 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Make a container again from what `checkpoint` wrote, by CRIU
 #[derive(Debug, Args)]
 pub(crate) struct Restore {
     #[command(flatten)]
