@@ -71,7 +71,7 @@ fn a_plan_holds_what_a_failed_preparation_and_a_failed_limit_quote() {
     rig.configure(|config| {
         config["mounts"].as_array_mut().unwrap().pop();
         config["linux"]["resources"] =
-            serde_json::json!({"pids": {"limit": 5}, "cpu": {"cpus": "4000"}, "devices": [{"allow": false, "access": "rwm"}]});
+            serde_json::json!({"pids": {"limit": 5}, "blockIO": {"throttleReadBpsDevice": [{"major": 4000, "minor": 1, "rate": 5}]}, "devices": [{"allow": false, "access": "rwm"}]});
     });
     let groups = lines(&plan(), "groups");
     let written =
@@ -80,7 +80,7 @@ fn a_plan_holds_what_a_failed_preparation_and_a_failed_limit_quote() {
     let human = rig.ok(&["plan"]);
     assert!(groups.iter().all(|line| human.contains(line)), "{human}");
     let said = rig.fails(1, &["create", "c"]);
-    assert!(said.contains(written("4000")), "{said}");
+    assert!(said.contains(written("4000:1 5")), "{said}");
     rig.finish();
 }
 
