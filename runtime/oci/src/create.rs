@@ -64,6 +64,7 @@ pub(crate) struct Made {
 pub(crate) fn create(global: &Global, args: &CreateArgs, stays: bool) -> Result<Made> {
     store::check_id(&args.id)?;
     let bundle = Bundle::load(&args.bundle)?;
+    bundle.ignored.iter().for_each(|what| global.journal.warn(what));
     check_terminal(&bundle, args.console_socket.as_deref(), stays)?;
     let store = Store::new(global.root());
     let record = Record { no_new_keyring: args.no_new_keyring, ..record(global, &args.id, &bundle)? };

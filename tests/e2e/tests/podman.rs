@@ -218,7 +218,9 @@ fn sessions_signals_and_ends() -> Result<()> {
     ensure!(podman.ok(&["wait", "a"])? == "33");
     podman.ok(&["restart", "a"])?;
     podman.await_state("a", "running")?;
-    podman.ok(&["update", "--pids-limit", "33", "a"])?;
+    podman.ok(&["update", "--memory", "48m", "a"])?;
+    let stats = podman.ok(&["stats", "--no-stream", "--format", "{{.MemUsage}}", "a"])?;
+    ensure!(stats.ends_with("/ 50.33MB"), "{stats}");
     podman.ok(&["rm", "--force", "--time", "0", "a"])?;
     podman.finish()
 }

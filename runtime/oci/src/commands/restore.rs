@@ -56,6 +56,7 @@ impl Restore {
     pub(super) fn run(self, global: &Global) -> Result<ExitCode> {
         store::check_id(&self.id)?;
         let bundle = Bundle::load(&self.bundle)?;
+        bundle.ignored.iter().for_each(|what| global.journal.warn(what));
         making::check_terminal(&bundle, self.console_socket.as_deref(), !self.detach)?;
         own_mounts()?;
         let images =

@@ -235,3 +235,17 @@ fn device_rules_leave_the_usual_devices_usable() {
     rig.ok(&["run", "c"]);
     rig.finish();
 }
+
+/// config.md, `process.capabilities`: what cannot be granted is a warning.
+#[test]
+fn a_capability_that_nobody_knows_is_a_warning() {
+    let rig = Rig::new(&["sleep", "1000"]);
+    rig.configure(|config| {
+        config["process"]["capabilities"]["bounding"].as_array_mut().unwrap().push(json!("CAP_TEST"));
+    });
+    rig.ok(&["--log", "log", "run", "-d", "c"]);
+    assert!(fs::read_to_string(rig.path("log")).unwrap().contains("CAP_TEST is not known here"));
+    rig.ok(&["exec", "c", "true"]);
+    rig.ok(&["delete", "--force", "c"]);
+    rig.finish();
+}
