@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -143,8 +144,8 @@ func belongs(name, collection string) bool {
 	return dir == collection
 }
 
-// merge is RFC 7386, which for what kubelet patches comes to the same as a strategic merge patch, but for lists of
-// addresses and conditions: the last one sent stands.
+// merge is RFC 7386, but that lists of things that have a type are merged by it: as much of strategic merge patches as
+// kubelet uses for the status of nodes and pods.
 func merge(into, patch map[string]any) {
 	for key, value := range patch {
 		if strings.HasPrefix(key, "$") {
@@ -152,15 +153,39 @@ func merge(into, patch map[string]any) {
 		}
 		inner, isMap := value.(map[string]any)
 		old, wasMap := into[key].(map[string]any)
+		items, isList := value.([]any)
 		switch {
 		case value == nil:
 			delete(into, key)
 		case isMap && wasMap:
 			merge(old, inner)
+		case isList && (key == "conditions" || key == "addresses"):
+			before, _ := into[key].([]any)
+			into[key] = mergeByType(before, items)
 		default:
 			into[key] = value
 		}
 	}
+}
+
+func mergeByType(before, patch []any) []any {
+	merged := slices.Clone(before)
+	for _, item := range patch {
+		change, _ := item.(map[string]any)
+		at := slices.IndexFunc(merged, func(have any) bool {
+			old, isMap := have.(map[string]any)
+			return isMap && old["type"] == change["type"]
+		})
+		switch {
+		case change["$patch"] == "delete" && at >= 0:
+			merged = slices.Delete(merged, at, at+1)
+		case at >= 0:
+			merge(merged[at].(map[string]any), change)
+		case change["$patch"] != "delete":
+			merged = append(merged, item)
+		}
+	}
+	return merged
 }
 
 func (s *StandIn) ServeHTTP(w http.ResponseWriter, r *http.Request) {

@@ -3,6 +3,7 @@ package scenario
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -28,6 +29,9 @@ var managed = []Scenario{
 // one, so that t.pod finds it.
 func (t *T) give(pods ...*v1.Pod) {
 	for _, p := range pods {
+		if !slices.Contains(t.pods, p.Name) {
+			t.pods = append(t.pods, p.Name)
+		}
 		p = p.DeepCopy()
 		p.Name, p.UID = node.PodName(p.Name), types.UID("uid-"+p.Name)
 		t.Must(t.StandIn.Put(p))

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -93,12 +94,21 @@ func (t *T) keeper() int {
 	return keeper.KeeperPid
 }
 
+// loggers is how many pods log: 50, or SLIPWAY_KUBE_LOGGERS on a small machine.
+func loggers() int {
+	if count, err := strconv.Atoi(os.Getenv("SLIPWAY_KUBE_LOGGERS")); err == nil && count > 0 {
+		return count
+	}
+	return 50
+}
+
 func survive(t *T) {
-	const count = 50
+	count := loggers()
 	var names []string
 	for i := range count {
 		c := witness("main", "count", "100")
-		c.ReadinessProbe = every(5, execProbe("test", "-e", "/witness"))
+		c.ReadinessProbe = every(10, execProbe("test", "-e", "/witness"))
+		c.ReadinessProbe.TimeoutSeconds = 60 // a slow machine is no unready pod
 		name := fmt.Sprintf("log-%02d", i)
 		// A kubelet without API server forgets at its end who was ready: these have one, which keeps their status.
 		t.give(pod(name, c))
