@@ -109,6 +109,7 @@ fn sessions(rig: &Rig, rounds: usize) {
             cgroup: &created.cgroup,
             stdio: Stdio::default(),
             preserved: Vec::new(),
+            no_new_keyring: false,
         };
         let begun = Instant::now();
         let exec = container::exec(request).unwrap();

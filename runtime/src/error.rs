@@ -70,6 +70,13 @@ impl Error {
         self
     }
 
+    /// Puts the sentence of the step that failed before what is known of it.
+    #[must_use]
+    pub fn quoting(mut self, sentence: &str) -> Self {
+        self.step = format!("{sentence}: {}", self.step);
+        self
+    }
+
     pub fn kind(&self) -> Kind {
         self.kind
     }

@@ -316,6 +316,7 @@ fn exec_runs_inside_and_reads_its_input() {
         cgroup: &created.cgroup,
         stdio,
         preserved: Vec::new(),
+        no_new_keyring: false,
     };
     let exec = container::exec(request).unwrap();
     feed.write_all(b"fed\n").unwrap();
@@ -425,6 +426,7 @@ fn exec_takes_filter_and_rights_from_the_container() {
         cgroup: &created.cgroup,
         stdio: Stdio::default(),
         preserved: Vec::new(),
+        no_new_keyring: false,
     };
     let exec = container::exec(request).unwrap();
     let mut out = Vec::new();
@@ -443,6 +445,7 @@ fn exec_takes_filter_and_rights_from_the_container() {
         cgroup: &created.cgroup,
         stdio: Stdio::default(),
         preserved: Vec::new(),
+        no_new_keyring: false,
     };
     let error = container::exec(request).unwrap_err();
     assert_eq!(error.kind(), Kind::NotFound, "{error}");
@@ -460,6 +463,7 @@ fn exec_takes_filter_and_rights_from_the_container() {
         cgroup: &group,
         stdio: Stdio::default(),
         preserved: Vec::new(),
+        no_new_keyring: false,
     };
     let error = container::exec(request).unwrap_err();
     assert_eq!(error.kind(), Kind::State, "{error}");

@@ -157,6 +157,7 @@ fn exec_affinity_and_what_exec_shares_with_the_container() {
             cgroup: &created.cgroup,
             stdio,
             preserved: Vec::new(),
+            no_new_keyring: false,
         })?;
         let mut out = String::new();
         read.read_to_string(&mut out).unwrap();

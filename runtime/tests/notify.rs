@@ -170,6 +170,7 @@ fn an_exec_session_has_a_listener_of_its_own() {
         cgroup: &created.cgroup,
         stdio,
         preserved: Vec::new(),
+        no_new_keyring: false,
     })
     .unwrap();
     let mut out = String::new();

@@ -65,6 +65,7 @@ fn rounds() {
             cgroup: &created.cgroup,
             stdio,
             preserved: Vec::new(),
+            no_new_keyring: false,
         };
         let exec = container::exec(request).unwrap();
         let mut out = String::new();

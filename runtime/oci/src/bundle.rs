@@ -3,6 +3,8 @@
 use anyhow::{Context, Result, bail};
 use oci_spec::runtime::{Process, Spec};
 use serde::de::DeserializeOwned;
+use serde_json::Value;
+use slipway_runtime::plan::capability_names;
 use slipway_runtime::rootfs::Rootfs;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,6 +22,8 @@ pub(crate) struct Bundle {
     pub(crate) directory: PathBuf,
     pub(crate) config: Vec<u8>,
     pub(crate) spec: Spec,
+    /// What was left out of the configuration, a sentence each: warnings.
+    pub(crate) ignored: Vec<String>,
 }
 
 impl Bundle {
@@ -29,9 +33,9 @@ impl Bundle {
         let directory =
             fs::canonicalize(directory).with_context(|| format!("bundle {}", directory.display()))?;
         let config = read(&directory.join("config.json"))?;
-        let spec: Spec = parse("config.json", &config)?;
+        let (spec, config, ignored) = tolerant::<Spec>("config.json", config, "/process/capabilities")?;
         check_version(spec.version())?;
-        Ok(Self { directory, config, spec })
+        Ok(Self { directory, config, spec, ignored })
     }
 
     /// Where the root filesystem is: `root.path`, from the bundle on.
@@ -75,6 +79,39 @@ pub(crate) fn parse<T: DeserializeOwned>(name: &str, bytes: &[u8]) -> Result<T> 
     Ok(value)
 }
 
+/// As [`parse`], but capabilities that nobody knows here are left out and told: a runtime "SHOULD NOT fail" for them
+/// (config.md, `process.capabilities`). Answers what the value was read from, too.
+pub(crate) fn tolerant<T: DeserializeOwned>(
+    name: &str,
+    bytes: Vec<u8>,
+    capabilities: &str,
+) -> Result<(T, Vec<u8>, Vec<String>)> {
+    let error = match parse(name, &bytes) {
+        Ok(value) => return Ok((value, bytes, Vec::new())),
+        Err(error) => error,
+    };
+    let Ok(mut json) = serde_json::from_slice::<Value>(&bytes) else { return Err(error) };
+    let mut ignored = Vec::new();
+    let known = capability_names();
+    let sets = json.pointer_mut(capabilities).and_then(Value::as_object_mut);
+    for (set, list) in sets.into_iter().flatten() {
+        let Some(list) = list.as_array_mut() else { continue };
+        list.retain(|capability| {
+            let known = |word: &str| known.iter().any(|known| known == word || known[4..] == *word);
+            let unknown = capability.as_str().filter(|word| !known(&word.to_ascii_uppercase()));
+            ignored.extend(
+                unknown.map(|word| format!("{name}: process.capabilities.{set}: {word} is not known here")),
+            );
+            unknown.is_none()
+        });
+    }
+    if ignored.is_empty() {
+        return Err(error);
+    }
+    let bytes = serde_json::to_vec(&json)?;
+    Ok((parse(name, &bytes)?, bytes, ignored))
+}
+
 /// Semantic versioning: all of 1.x that we know of, and later ones, which may not take away (semver.org).
 fn check_version(version: &str) -> Result<()> {
     let core = version.split(['-', '+']).next().unwrap_or_default();
@@ -102,6 +139,22 @@ mod tests {
         for bad in ["", "1", "1.0", "2.0.0", "0.9.0", "one.two.three", "1.0.0.0"] {
             assert!(check_version(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn unknown_capabilities_are_left_out_and_other_faults_are_not() {
+        let read = |capability: &str, uid: &str| {
+            let text = format!(
+                r#"{{"cwd": "/", "user": {{"uid": {uid}, "gid": 0}}, "capabilities": {{"bounding": ["CAP_KILL", "{capability}"]}}}}"#
+            );
+            tolerant::<Process>("process", text.into_bytes(), "/capabilities")
+        };
+        let (process, bytes, ignored) = read("CAP_TEST", "0").unwrap();
+        assert_eq!(process.capabilities().as_ref().unwrap().bounding().as_ref().unwrap().len(), 1);
+        assert_eq!(ignored, ["process: process.capabilities.bounding: CAP_TEST is not known here"]);
+        assert!(!String::from_utf8(bytes).unwrap().contains("CAP_TEST"));
+        assert!(read("CAP_CHOWN", "0").unwrap().2.is_empty());
+        assert!(read("CAP_TEST", "-1").unwrap_err().to_string().contains("user.uid"));
     }
 
     #[test]

@@ -37,10 +37,10 @@ pub(crate) struct CreateArgs {
     /// File for the pid of the container's process
     #[arg(long, value_name = "FILE")]
     pub(crate) pid_file: Option<PathBuf>,
-    /// Accepted for runc's sake: the root is entered by pivot_root wherever the kernel allows it
+    /// Enter the root without pivot_root, for hosts whose root is an initramfs
     #[arg(long)]
     pub(crate) no_pivot: bool,
-    /// Accepted for runc's sake: no keyring is made
+    /// Let the container keep the caller's session keyring
     #[arg(long)]
     pub(crate) no_new_keyring: bool,
     /// Pass on this many descriptors from 3 on (LISTEN_FDS counts as well)
@@ -64,9 +64,10 @@ pub(crate) struct Made {
 pub(crate) fn create(global: &Global, args: &CreateArgs, stays: bool) -> Result<Made> {
     store::check_id(&args.id)?;
     let bundle = Bundle::load(&args.bundle)?;
+    bundle.ignored.iter().for_each(|what| global.journal.warn(what));
     check_terminal(&bundle, args.console_socket.as_deref(), stays)?;
     let store = Store::new(global.root());
-    let record = record(global, &args.id, &bundle)?;
+    let record = Record { no_new_keyring: args.no_new_keyring, ..record(global, &args.id, &bundle)? };
     refuse_foreign_group(&record.cgroup)?;
     let container = store.create(record, &bundle.config)?;
     match launch(global, &container, &bundle, args) {
@@ -106,6 +107,7 @@ pub(crate) fn record(global: &Global, id: &str, bundle: &Bundle) -> Result<Recor
         pid: 0,
         start_time: 0,
         attended: container::is_attended(&bundle.spec),
+        no_new_keyring: false,
         annotations: bundle.spec.annotations().clone().unwrap_or_default().into_iter().collect(),
     })
 }
@@ -145,6 +147,8 @@ fn launch(global: &Global, container: &Container, bundle: &Bundle, args: &Create
         options: Options {
             listener: Some(listener),
             preserved: preserved(&global.inherited, args.preserve_fds),
+            no_pivot: args.no_pivot,
+            no_new_keyring: args.no_new_keyring,
         },
     };
     container::create(request)

@@ -28,6 +28,7 @@ use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    commands::protect_early();
     // Before we open anything ourselves.
     let inherited = slipway_runtime::sys::process::inherited();
     let mut cli = match cli::Cli::try_parse() {

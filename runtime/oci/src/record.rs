@@ -30,6 +30,9 @@ pub(crate) struct Record {
     /// Whether start and deletion need the spec: for hooks, or a seccomp agent.
     #[serde(default)]
     pub(crate) attended: bool,
+    /// Its sessions keep their caller's keyring, too.
+    #[serde(default)]
+    pub(crate) no_new_keyring: bool,
     #[serde(default)]
     pub(crate) annotations: BTreeMap<String, String>,
 }

@@ -217,6 +217,7 @@ fn unrecorded(id: &str) -> Record {
         pid: 0,
         start_time: 0,
         attended: false,
+        no_new_keyring: false,
         annotations: Default::default(),
     }
 }

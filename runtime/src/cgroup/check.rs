@@ -8,8 +8,8 @@ use crate::{Error, Result};
 use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxResources};
 use std::fmt::Display;
 
-/// Below this not even a small shell can be executed; the kernel would answer with the OOM killer. Bytes.
-const MEMORY_MIN: i64 = 512 * 1024;
+/// Below this nothing can be executed at all: the kernel would answer with the OOM killer, in our own code. Bytes.
+const MEMORY_MIN: i64 = 16 * 1024;
 /// Bounds of CFS bandwidth (kernel/sched/core.c): at least 1 ms, at most 1 s. Microseconds.
 const CFS_MIN_US: u64 = 1_000;
 const CFS_MAX_US: u64 = 1_000_000;

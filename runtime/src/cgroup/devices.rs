@@ -201,6 +201,15 @@ pub(super) fn apply_v1(dir: &str, rules: &[Rule]) -> Result<()> {
     write_v1(dir, with, gone.iter().map(ToString::to_string))
 }
 
+/// What brings a new group to `rules`: files, and what is written to them.
+pub(super) fn writes_v1(rules: &[Rule]) -> Result<Vec<(&'static str, String)>> {
+    let policy = Policy::of(rules)?;
+    let (with, against) =
+        if policy.allow { ("devices.allow", "devices.deny") } else { ("devices.deny", "devices.allow") };
+    let exceptions = policy.exceptions.iter().map(|exception| (against, exception.to_string()));
+    Ok(std::iter::once((with, "a".to_owned())).chain(exceptions).collect())
+}
+
 /// Writes line after line into one file, opened once: a list has a dozen, and each container gets one.
 fn write_v1(dir: &str, file: &str, lines: impl IntoIterator<Item = String>) -> Result<()> {
     let path = format!("{dir}/{file}");
@@ -219,7 +228,7 @@ fn write_v1(dir: &str, file: &str, lines: impl IntoIterator<Item = String>) -> R
                 Some(libc::EINVAL) => "groups below this one keep it from changing its default",
                 _ => "see devices.list of this group and of its parent",
             };
-            Error::sys(format!("set devices limit {line:?}"), &*path, e).hint(hint)
+            Error::sys(super::explain::write(&line, &path), "device rule", e).hint(hint)
         })?;
     }
     Ok(())

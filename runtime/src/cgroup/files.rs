@@ -18,7 +18,8 @@ impl Refused<'_> {
     /// The sentence for `source`; the kinds follow what the kernel means by each errno in kernfs control files.
     pub(super) fn because(&self, source: io::Error) -> Error {
         let errno = source.raw_os_error().unwrap_or(0);
-        let error = Error::sys(format!("set {} limit {:?}", self.controller, self.value), self.path, source);
+        let sentence = super::explain::write(self.value, self.path);
+        let error = Error::sys(sentence, format!("{} limit", self.controller), source);
         match errno {
             libc::ENOENT => error.with_kind(Kind::Unsupported).hint(format!(
                 "this kernel or this group has no such file: enable the {} controller or drop the limit",

@@ -17,6 +17,7 @@
 mod apply;
 mod check;
 mod devices;
+mod explain;
 mod files;
 mod freeze;
 mod layout;

@@ -59,6 +59,17 @@ pub struct Options {
     /// Descriptors that the container's process keeps, by number (LISTEN_FDS of sd_listen_fds(3) and the like); open and
     /// without close-on-exec.
     pub preserved: Vec<i32>,
+    /// Enter the root without pivot_root(2), for hosts whose root is an initramfs.
+    pub no_pivot: bool,
+    /// Keep the session keyring (session-keyring(7)) of this process instead of giving the container one of its own.
+    pub no_new_keyring: bool,
+}
+
+impl Options {
+    fn apply(&self, program: Program, id: &str) -> Program {
+        let program = if self.no_pivot { program.without_pivot() } else { program };
+        if self.no_new_keyring { program } else { program.with_keyring(id) }
+    }
 }
 
 /// A child that has done everything but execve and waits for its byte.
@@ -135,7 +146,6 @@ pub fn release_at(path: &Path) {
 /// namespace or cgroup.
 pub fn create(request: CreateRequest) -> Result<Created> {
     let CreateRequest { id, bundle, spec, rootfs, join, stdio, options } = request;
-    let Options { listener, preserved } = options;
     forbid_inspection()?;
     let filter = filter(&spec)?;
     let root = rootfs::mount_root(&rootfs)?;
@@ -149,8 +159,9 @@ pub fn create(request: CreateRequest) -> Result<Created> {
         home: home.as_deref(),
     };
     let plan = Plan::new(&id, &spec, &facts)?;
-    let parking = if listener.is_some() { Parking::CommandFound } else { Parking::CommandOpen };
-    let program = Program::create(&plan, parking)?;
+    let parking = if options.listener.is_some() { Parking::CommandFound } else { Parking::CommandOpen };
+    let program = options.apply(Program::create(&plan, parking)?, &id);
+    let Options { listener, preserved, .. } = options;
     let cgroup = Cgroup::create(&plan.cgroup_path, resources(&spec).as_ref())?;
     let subject = Subject { id: &id, bundle: &bundle, spec: &spec };
     let mut met = false;
@@ -217,6 +228,8 @@ pub struct ExecRequest<'a> {
     pub stdio: Stdio,
     /// As [`Options::preserved`].
     pub preserved: Vec<i32>,
+    /// As [`Options::no_new_keyring`]: what the container was made with.
+    pub no_new_keyring: bool,
 }
 
 /// A process that runs inside a container beside its init. It has passed execve.
@@ -232,13 +245,15 @@ pub struct Exec {
 
 /// Starts a process in a running container: one clone3, no helper program. Returns after execve.
 pub fn exec(request: ExecRequest<'_>) -> Result<Exec> {
-    let ExecRequest { exec_id, pid, pidfd, subject, process, cgroup, stdio, preserved } = request;
+    let ExecRequest { exec_id, pid, pidfd, subject, process, cgroup, stdio, preserved, no_new_keyring } =
+        request;
     let spec = subject.spec;
     forbid_inspection()?;
     let filter = filter(spec)?;
     let home = home::find_in_process(pid, process);
     let plan = plan::exec(process, spec, Host::current(), home.as_deref())?;
     let program = Program::exec(&plan)?;
+    let program = if no_new_keyring { program } else { program.with_keyring(subject.id) };
     let group = exec_id.map_or_else(|| Ok(cgroup.clone()), |id| cgroup.exec_group(id))?;
     let launched = group.join().and_then(|join| {
         let target = Some(pidfd.as_fd());
@@ -275,7 +290,9 @@ pub fn explain(request: &CreateRequest, parking: Parking) -> Result<Explanation>
     let (bundle, rootfs) = (&request.bundle, &request.rootfs);
     let facts = Facts { host: Host::current(), bundle, rootfs, given: &kinds, home: None };
     let plan = Plan::new(&request.id, &request.spec, &facts)?;
-    Ok(Program::create(&plan, parking)?.explanation())
+    let groups = Cgroup::explain(&plan.cgroup_path, resources(&request.spec).as_ref())?;
+    let program = request.options.apply(Program::create(&plan, parking)?, &request.id);
+    Ok(Explanation { groups, ..program.explanation() })
 }
 
 fn filter(spec: &Spec) -> Result<Option<Filter>> {

@@ -41,13 +41,14 @@ impl<'a> Prepared<'a> {
         let mut given: Vec<Option<OwnedFd>> =
             std::mem::take(&mut launch.given).into_iter().map(Some).collect();
         let mut descriptors = Vec::with_capacity(program.prepare.len());
-        for prepare in &program.prepare {
+        for (index, prepare) in program.prepare.iter().enumerate() {
             let made = match prepare {
-                Prepare::CopyUp { plan, below } => {
-                    Some(filesystem::copy_up(plan, made_root(program, &descriptors)?, below)?)
-                }
-                _ => make(prepare, &mut launch.root, &mut given)?,
+                Prepare::CopyUp { plan, below } => made_root(program, &descriptors)
+                    .and_then(|root| filesystem::copy_up(plan, root, below))
+                    .map(Some),
+                _ => make(prepare, &mut launch.root, &mut given),
             };
+            let made = made.map_err(|error| error.quoting(&program.preparation(index)))?;
             descriptors.push(made.map(raise).transpose()?);
         }
         let target = launch.target.map(|fd| fd.as_raw_fd());

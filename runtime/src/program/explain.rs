@@ -15,9 +15,11 @@ pub const EXECUTE: &str = "execute";
 /// The sentence of [`Step::Park`].
 pub const PARK: &str = "wait for the start byte";
 
-/// A program in words: what the parent prepares, the clone, and the child's steps by number.
+/// A program in words: the control group, what the parent prepares, the clone, and the child's steps by number.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Explanation {
+    /// Of whoever makes the group; empty for the program alone.
+    pub groups: Vec<String>,
     pub prepare: Vec<String>,
     pub clone: String,
     pub steps: Vec<String>,
@@ -26,14 +28,20 @@ pub struct Explanation {
 impl Program {
     /// One line per thing the parent prepares (`prepare`), the clone, and one per step of the child.
     pub fn explain(&self) -> Vec<String> {
-        let Explanation { prepare, clone, steps } = self.explanation();
+        let Explanation { prepare, clone, steps, .. } = self.explanation();
         let prepare = prepare.into_iter().map(|thing| format!("prepare {thing}"));
         prepare.chain([clone]).chain(steps).collect()
     }
 
     pub fn explanation(&self) -> Explanation {
         let prepare = self.prepare.iter().map(describe).collect();
-        Explanation { prepare, clone: self.explain_clone(), steps: self.sentences() }
+        Explanation { groups: Vec::new(), prepare, clone: self.explain_clone(), steps: self.sentences() }
+    }
+
+    /// The sentence of one thing that the parent prepares, as a failed one is quoted.
+    pub fn preparation(&self, index: usize) -> String {
+        let thing = self.prepare.get(index).map(describe).unwrap_or_default();
+        format!("prepare {thing} ({} of {})", index + 1, self.prepare.len())
     }
 
     /// Sentences of the child's steps, by index: what a report's number means.
@@ -69,6 +77,7 @@ impl Program {
             Step::CloseForeign => "close foreign descriptors".to_owned(),
             Step::ResetSignals => "reset signals".to_owned(),
             Step::NewSession => "new session".to_owned(),
+            Step::SessionKeyring(name) => format!("join session keyring {}", lossy(name)),
             Step::WriteProc { path, value, .. } => format!("write {} to {}", lossy(value), lossy(path)),
             Step::JoinNamespace { from, .. } => format!("join {}", self.name(*from)),
             Step::JoinProcess { .. } => "join the container's namespaces".to_owned(),
@@ -98,6 +107,9 @@ impl Program {
             Step::EnterRoot(_) => "pivot into the root filesystem".to_owned(),
             Step::HangRoot { at, .. } => format!("hang the root filesystem at {}", lossy(at)),
             Step::Pivot => "pivot into it".to_owned(),
+            Step::MoveRoot(_) => {
+                "move the root filesystem to / and change into it, without pivot_root".to_owned()
+            }
             Step::MountFresh { mount, target, propagation, .. } => {
                 fresh(mount, target, propagation.is_some())
             }

@@ -4,6 +4,7 @@
 
 mod explain;
 mod hook;
+mod wish;
 
 pub use explain::{EXECUTE, Explanation, FIND_COMMAND, PARK};
 pub use hook::HookPlace;

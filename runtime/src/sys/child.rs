@@ -122,6 +122,7 @@ impl Child<'_> {
             | Step::EnterRoot(_)
             | Step::HangRoot { .. }
             | Step::Pivot
+            | Step::MoveRoot(_)
             | Step::DetachPropagation
             | Step::MakeDirectory(_)
             | Step::Symlink { .. }

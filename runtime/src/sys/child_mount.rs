@@ -26,6 +26,7 @@ impl Child<'_> {
             Step::EnterRoot(root) => enter_root(self.descriptor(*root)?),
             Step::HangRoot { root, at } => hang_root(self.descriptor(*root)?, at),
             Step::Pivot => pivot(),
+            Step::MoveRoot(root) => move_root(root.map(|root| self.descriptor(root)).transpose()?),
             Step::MountFresh { mount, target, propagation, recursive } => {
                 self.mount_fresh(mount, target, propagation.as_ref().map(|p| (p, *recursive)))
             }
@@ -144,6 +145,26 @@ fn hang_root(root: i32, at: &CStr) -> Raw<()> {
 fn pivot() -> Raw<()> {
     call(libc::SYS_pivot_root, [ptr(c"."), ptr(c"."), 0, 0, 0, 0])?;
     call(libc::SYS_umount2, [ptr(c"."), libc::MNT_DETACH as usize, 0, 0, 0, 0])?;
+    call(libc::SYS_chdir, [ptr(c"/"), 0, 0, 0, 0, 0]).map(drop)
+}
+
+/// chroot(2) can be left by who may call it again: then at least the host's procfs and sysfs are not there.
+fn move_root(root: Option<i32>) -> Raw<()> {
+    for path in [c"/proc", c"/sys"] {
+        // EINVAL where nothing is mounted.
+        let _ = call(libc::SYS_umount2, [ptr(path), libc::MNT_DETACH as usize, 0, 0, 0, 0]);
+    }
+    match root {
+        Some(root) => {
+            raw::move_mount(root, HERE, c"/")?;
+            call(libc::SYS_fchdir, [word(root), 0, 0, 0, 0, 0])?;
+        }
+        None => {
+            let here = Fd(open_host(c".", libc::O_PATH | libc::O_DIRECTORY)?);
+            raw::move_mount(here.0, HERE, c"/")?;
+        }
+    }
+    call(libc::SYS_chroot, [ptr(c"."), 0, 0, 0, 0, 0])?;
     call(libc::SYS_chdir, [ptr(c"/"), 0, 0, 0, 0, 0]).map(drop)
 }
 

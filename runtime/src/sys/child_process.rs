@@ -16,6 +16,7 @@ impl Child<'_> {
             Step::CloseForeign => close_all_but(self.script.keep),
             Step::CloseAll => close_all_but(self.script.stay),
             Step::ResetSignals => reset_signals(),
+            Step::SessionKeyring(name) => join_keyring(name),
             Step::NewSession => call(libc::SYS_setsid, [0; 6]).map(drop),
             Step::WriteProc { path, value, forgive: errno } => {
                 forgive(write_file(path, value.to_bytes()), *errno)
@@ -187,6 +188,38 @@ fn set_ns(fd: i32, kinds: u32) -> Raw<()> {
 
 fn set_name(number: libc::c_long, name: &CStr) -> Raw<()> {
     call(number, [ptr(name), name.count_bytes(), 0, 0, 0, 0]).map(drop)
+}
+
+/// A kernel without keys, or a sandbox around us that forbids them, keeps them from the container, too. A keyring of that
+/// name which somebody else made first is not ours to join: then it is a new one without a name.
+fn join_keyring(name: &CStr) -> Raw<()> {
+    let keyctl = |command: u32, first: usize, second: usize| {
+        call(libc::SYS_keyctl, [command as usize, first, second, 0, 0, 0])
+    };
+    let ring = match keyctl(libc::KEYCTL_JOIN_SESSION_KEYRING, ptr(name), 0) {
+        Err(libc::ENOSYS | libc::EPERM) => return Ok(()),
+        ring => ring?,
+    };
+    if !is_own_key(ring)? {
+        return keyctl(libc::KEYCTL_JOIN_SESSION_KEYRING, 0, 0).map(drop);
+    }
+    // Its holder may do all; its owner may see, read and link as ever, and find it: sessions join it by its name.
+    const PERMISSIONS: usize = 0x3f1b_0000;
+    keyctl(libc::KEYCTL_SETPERM, ring, PERMISSIONS).map(drop)
+}
+
+/// keyctl_describe(3): `keyring;UID;GID;…`.
+fn is_own_key(key: usize) -> Raw<bool> {
+    let mut text = [0u8; 512];
+    let describe = [libc::KEYCTL_DESCRIBE as usize, key, text.as_mut_ptr() as usize, text.len(), 0, 0];
+    call(libc::SYS_keyctl, describe)?;
+    let own = call(libc::SYS_geteuid, [0; 6])?;
+    let mut owner = 0usize;
+    for byte in text.iter().skip_while(|byte| **byte != b';').skip(1).take_while(|byte| byte.is_ascii_digit())
+    {
+        owner = owner.wrapping_mul(10).wrapping_add(usize::from(byte - b'0'));
+    }
+    Ok(owner == own)
 }
 
 fn is_null(fd: i32) -> bool {

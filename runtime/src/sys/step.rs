@@ -139,6 +139,8 @@ pub enum Step {
     SetDomainName(CString),
     /// unshare(2) CLONE_NEWCGROUP, after the group was joined so that it becomes the root.
     NewCgroupNamespace,
+    /// keyctl(2) KEYCTL_JOIN_SESSION_KEYRING: the host's keys stay with the host.
+    SessionKeyring(CString),
     /// Make every inherited mount private: nothing done here can reach the host.
     DetachPropagation,
     /// move_mount(2) the new root onto `/`, pivot_root(2) into it, drop the old tree.
@@ -148,6 +150,9 @@ pub enum Step {
     HangRoot { root: Handle, at: CString },
     /// The second half: pivot_root(2) into the working directory, drop the old tree.
     Pivot,
+    /// In place of pivot_root(2), which an initramfs does not take: move_mount(2) of the new root (or of the working
+    /// directory, which is it) onto `/`, chroot(2). What the host has mounted on /proc and /sys goes first.
+    MoveRoot(Option<Handle>),
     /// Tell the parent that everything is there but the change of root, and wait for its byte.
     Meet,
     /// fsopen, fsconfig, fsmount, move_mount.

@@ -178,6 +178,7 @@ impl Exec {
             cgroup: &cgroup,
             stdio: opened.child,
             preserved: Vec::new(),
+            no_new_keyring: false,
         })?;
         let started = Process::new(session.pid, session.pidfd);
         let mut kept = opened.kept;

@@ -81,9 +81,9 @@ impl Podman {
     }
 
     fn await_state(&self, name: &str, state: &str) -> Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(30);
         while self.ok(&["inspect", name, "--format", "{{.State.Status}}"])? != state {
-            ensure!(Instant::now() < deadline, "{name} is not {state} within 20 s");
+            ensure!(Instant::now() < deadline, "{name} is not {state} within 30 s");
             std::thread::sleep(Duration::from_millis(50));
         }
         Ok(())
@@ -94,7 +94,7 @@ impl Podman {
         self.ok(&["rm", "--all", "--force", "--time", "0"])?;
         let left = self.ok(&["ps", "--all", "--quiet"])?;
         ensure!(left.is_empty(), "containers are left: {left}");
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(30);
         while !e2e::leaks::processes_naming(self.dir.path()).is_empty() {
             let left = e2e::leaks::processes_naming(self.dir.path());
             ensure!(Instant::now() < deadline, "processes are left: {left:?}");
@@ -159,22 +159,31 @@ fn a_container_s_day() -> Result<()> {
     podman.finish()
 }
 
+impl Podman {
+    /// Runs podman on a terminal of its own, made by script(1); what came out of it.
+    fn on_terminal(&self, words: &[&str]) -> Result<String> {
+        let plain = self.command(words);
+        let line: Vec<String> = std::iter::once(plain.get_program())
+            .chain(plain.get_args())
+            .map(|w| format!("'{}'", w.to_string_lossy()))
+            .collect();
+        let script = Command::new("script")
+            .args(["-qec", &line.join(" "), "/dev/null"])
+            .env("CONTAINERS_CONF", self.path("containers.conf"))
+            .stdin(Stdio::null())
+            .output()?;
+        ensure!(script.status.success(), "{words:?}: {script:?}");
+        Ok(String::from_utf8(script.stdout)?)
+    }
+}
+
 #[test]
-fn terminals_logs_health_and_pods() -> Result<()> {
+fn terminals_and_logs() -> Result<()> {
     let podman = Podman::new()?;
-    // script(1) gives podman a terminal of its own.
     let words = ["run", "-it", "--rm", "--network", "none", "localhost/box", "tty"];
-    let plain = podman.command(&words);
-    let line: Vec<String> = std::iter::once(plain.get_program())
-        .chain(plain.get_args())
-        .map(|w| format!("'{}'", w.to_string_lossy()))
-        .collect();
-    let script = Command::new("script")
-        .args(["-qec", &line.join(" "), "/dev/null"])
-        .env("CONTAINERS_CONF", podman.path("containers.conf"))
-        .stdin(Stdio::null())
-        .output()?;
-    ensure!(String::from_utf8_lossy(&script.stdout).contains("/dev/pts/"), "{script:?}");
+    ensure!(podman.on_terminal(&words)?.contains("/dev/pts/"));
+    podman.sleeper("a", &[])?;
+    ensure!(podman.on_terminal(&["exec", "-it", "a", "tty"])?.contains("/dev/pts/"));
     podman.ok(&[
         "run",
         "--name",
@@ -188,16 +197,100 @@ fn terminals_logs_health_and_pods() -> Result<()> {
     ])?;
     let logs = podman.run(&["logs", "log"])?;
     ensure!(logs.stdout == b"one\n" && logs.stderr == b"two\n", "{logs:?}");
-    podman.sleeper(
-        "health",
-        &["--health-cmd", "test -e /etc/passwd || exit 1", "--health-interval", "disable"],
-    )?;
-    ensure!(podman.code(&["healthcheck", "run", "health"])? == Some(0));
-    podman.ok(&["pod", "create", "--name", "pod", "--infra=false"])?;
-    podman.sleeper("member", &["--pod", "pod"])?;
-    ensure!(podman.ok(&["pod", "ps", "--format", "{{.Name}} {{.Status}}"])? == "pod Running");
-    podman.ok(&["pod", "kill", "pod"])?;
+    podman.finish()
+}
+
+#[test]
+fn sessions_signals_and_ends() -> Result<()> {
+    let podman = Podman::new()?;
+    let script = "trap 'exit 33' USR1; touch /tmp/ready; while :; do sleep 0.05; done";
+    podman.ok(&["run", "-d", "--name", "a", "--network", "none", "localhost/box", "sh", "-c", script])?;
+    podman.ok(&["exec", "-d", "a", "sleep", "1000"])?;
+    ensure!(podman.ok(&["exec", "--env", "A=b", "a", "sh", "-c", "echo $A"])? == "b");
+    podman.ok(&["pause", "a"])?;
+    ensure!(podman.code(&["exec", "a", "true"])? != Some(0), "into a paused container");
+    podman.ok(&["unpause", "a"])?;
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while podman.code(&["exec", "a", "cat", "/tmp/ready"])? != Some(0) {
+        ensure!(Instant::now() < deadline, "the container is not ready");
+    }
+    podman.ok(&["kill", "--signal", "USR1", "a"])?;
+    ensure!(podman.ok(&["wait", "a"])? == "33");
+    podman.ok(&["restart", "a"])?;
+    podman.await_state("a", "running")?;
+    podman.ok(&["update", "--memory", "48m", "a"])?;
+    let limit =
+        "cat /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null || cat /sys/fs/cgroup/memory.max";
+    ensure!(podman.ok(&["exec", "a", "sh", "-c", limit])? == (48 << 20).to_string());
+    podman.ok(&["rm", "--force", "--time", "0", "a"])?;
+    podman.finish()
+}
+
+#[test]
+fn what_a_container_is_given() -> Result<()> {
+    let podman = Podman::new()?;
+    let shared = podman.path("shared");
+    fs::create_dir(&shared)?;
+    fs::write(shared.join("file"), "from outside\n")?;
+    let volume = format!("{}:/data:ro", shared.display());
+    let common = ["run", "--rm", "--network", "none"];
+    let run = |options: &[&str], script: &str| {
+        podman.ok(&[&common, options, &["localhost/box", "sh", "-c", script]].concat())
+    };
+    ensure!(run(&["--volume", &volume], "cat /data/file")? == "from outside");
+    ensure!(run(&["--volume", &volume], "echo x 2>/dev/null > /data/new || echo kept out")? == "kept out");
+    ensure!(run(&["--read-only", "--tmpfs", "/scratch"], "echo x > /scratch/y; cat /scratch/y")? == "x");
+    ensure!(
+        run(&["--hostname", "box", "--workdir", "/tmp"], "cat /proc/sys/kernel/hostname; pwd")?
+            == "box\n/tmp"
+    );
+    ensure!(run(&[], "echo x > /dev/null && echo usable")? == "usable", "podman forbids all devices by rule");
+    let none = run(&["--cap-drop", "all"], "cat /proc/self/status")?;
+    ensure!(none.contains("CapEff:\t0000000000000000"), "{none}");
+    podman.finish()
+}
+
+#[test]
+fn health_checks_tell_good_from_bad() -> Result<()> {
+    let podman = Podman::new()?;
+    let check =
+        ["--health-cmd", "cat /tmp/well || exit 1", "--health-interval", "disable", "--health-retries", "1"];
+    podman.sleeper("a", &check)?;
+    ensure!(podman.code(&["healthcheck", "run", "a"])? == Some(1));
+    podman.ok(&["exec", "a", "sh", "-c", "echo > /tmp/well"])?;
+    ensure!(podman.code(&["healthcheck", "run", "a"])? == Some(0));
+    podman.finish()
+}
+
+#[test]
+fn pods_share_what_their_infra_container_has() -> Result<()> {
+    let podman = Podman::new()?;
+    podman.ok(&["pod", "create", "--name", "bare", "--infra=false"])?;
+    podman.sleeper("member", &["--pod", "bare"])?;
+    ensure!(podman.ok(&["pod", "ps", "--format", "{{.Name}} {{.Status}}"])? == "bare Running");
+    podman.ok(&["pod", "kill", "bare"])?;
     podman.await_state("member", "exited")?;
-    podman.ok(&["pod", "rm", "--force", "pod"])?;
+    podman.ok(&["pod", "rm", "--force", "bare"])?;
+    let infra = ["--infra-image", "localhost/box", "--infra-command", "sleep 1000"];
+    podman.ok(&[&["pod", "create", "--name", "pod", "--network", "none"], &infra[..]].concat())?;
+    for name in ["one", "two"] {
+        podman.ok(&["run", "-d", "--name", name, "--pod", "pod", "localhost/box", "sleep", "1000"])?;
+    }
+    for namespace in ["net", "ipc", "uts"] {
+        let of = |name: &str| podman.ok(&["exec", name, "ls", "-l", &format!("/proc/self/ns/{namespace}")]);
+        let last = |text: String| text.split(' ').next_back().unwrap_or_default().to_owned();
+        let (one, two) = (last(of("one")?), last(of("two")?));
+        ensure!(one == two && one.starts_with(namespace), "{namespace}: {one} {two}");
+    }
+    let stats = podman.ok(&["pod", "stats", "--no-stream", "--format", "{{.Name}}", "pod"])?;
+    ensure!(stats.contains("one") && stats.contains("two"), "{stats}");
+    podman.ok(&["pod", "pause", "pod"])?;
+    podman.await_state("one", "paused")?;
+    podman.ok(&["pod", "unpause", "pod"])?;
+    podman.ok(&["pod", "stop", "--time", "0", "pod"])?;
+    podman.await_state("one", "exited")?;
+    podman.ok(&["pod", "start", "pod"])?;
+    podman.await_state("two", "running")?;
+    podman.ok(&["pod", "rm", "--force", "--time", "0", "pod"])?;
     podman.finish()
 }

@@ -19,7 +19,6 @@ use std::path::PathBuf;
 /// What the standard streams were, beside the images: a restore connects its own in their place.
 pub(super) const DESCRIPTORS: &str = "descriptors.json";
 
-/// Freeze a running container into files, by CRIU
 #[derive(Debug, Args)]
 pub(crate) struct Checkpoint {
     #[command(flatten)]

@@ -3,7 +3,6 @@ use crate::create::{self, CreateArgs};
 use anyhow::Result;
 use clap::Args;
 
-/// Create a container from a bundle; it waits for `start`
 #[derive(Debug, Args)]
 pub(crate) struct Create {
     #[command(flatten)]

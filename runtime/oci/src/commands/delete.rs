@@ -20,7 +20,6 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a forced deletion waits for whoever changes the container, before it goes on regardless.
 const POLITE: Duration = Duration::from_secs(2);
 
-/// Remove a stopped container and all that was made for it
 #[derive(Debug, Args)]
 pub(crate) struct Delete {
     #[command(flatten)]

@@ -11,7 +11,6 @@ use slipway_runtime::cgroup::{Cgroup, Stats};
 use std::io::Write;
 use std::time::Duration;
 
-/// Print statistics and out-of-memory events of a container, one JSON object a line
 #[derive(Debug, Args)]
 pub(crate) struct Events {
     #[command(flatten)]

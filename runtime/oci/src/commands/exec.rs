@@ -16,7 +16,6 @@ use slipway_runtime::container::{self, ExecRequest, Subject};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Run a process inside a running container
 #[derive(Debug, Args)]
 pub(crate) struct Exec {
     /// JSON file that describes the whole process
@@ -95,7 +94,7 @@ impl Exec {
         let container = Id { id: id.clone() }.open(global)?;
         let target = self.target(&container)?;
         let spec: Spec = bundle::parse("config.json", &container.config()?)?;
-        let process = self.process(&spec, command)?;
+        let process = self.process(global, &spec, command)?;
         let terminal = process.terminal().unwrap_or(false);
         self.check_terminal(terminal)?;
         let group = self.group(&container)?;
@@ -109,6 +108,7 @@ impl Exec {
             cgroup: &group,
             stdio: making::own_streams()?,
             preserved: making::preserved(&global.inherited, self.preserve_fds),
+            no_new_keyring: container.record.no_new_keyring,
         };
         let session =
             container::exec(request).map_err(|error| fault::launch(error, bundle::command(&process)))?;
@@ -169,9 +169,12 @@ impl Exec {
     }
 
     /// The process as its file has it, or the container's own with the words and flags of the command line.
-    fn process(&self, spec: &Spec, command: &[String]) -> Result<Process> {
+    fn process(&self, global: &Global, spec: &Spec, command: &[String]) -> Result<Process> {
         if let Some(path) = &self.process {
-            let mut process: Process = bundle::parse(&path.display().to_string(), &bundle::read(path)?)?;
+            let name = path.display().to_string();
+            let (mut process, _, ignored) =
+                bundle::tolerant::<Process>(&name, bundle::read(path)?, "/capabilities")?;
+            ignored.iter().for_each(|what| global.journal.warn(what));
             if self.tty {
                 process.set_terminal(Some(true));
             }

@@ -2,7 +2,6 @@ use crate::bundle::SPEC_VERSION;
 use anyhow::Result;
 use clap::Args;
 
-/// Print what this runtime can do, as the runtime specification's features.md has it
 #[derive(Debug, Args)]
 pub(crate) struct Features {}
 

@@ -11,7 +11,6 @@ use slipway_runtime::cgroup::Cgroup;
 use slipway_runtime::sys;
 use std::os::fd::AsFd;
 
-/// Send a signal to a container's first process
 #[derive(Debug, Args)]
 pub(crate) struct Kill {
     #[command(flatten)]

@@ -5,7 +5,6 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use serde_json::Value;
 
-/// List containers
 #[derive(Debug, Args)]
 pub(crate) struct List {
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]

@@ -6,14 +6,12 @@ use anyhow::{Result, bail};
 use clap::Args;
 use slipway_runtime::cgroup::Cgroup;
 
-/// Stop all processes of a container where they are
 #[derive(Debug, Args)]
 pub(crate) struct Pause {
     #[command(flatten)]
     id: Id,
 }
 
-/// Let a paused container go on
 #[derive(Debug, Args)]
 pub(crate) struct Resume {
     #[command(flatten)]

@@ -6,7 +6,6 @@ use slipway_runtime::container::{self, CreateRequest, Options, Stdio};
 use slipway_runtime::program::{Explanation, Parking};
 use std::path::PathBuf;
 
-/// Print every kernel step that a start of this bundle would take, in order, without taking any
 #[derive(Debug, Args)]
 pub(crate) struct Plan {
     /// Directory with config.json
@@ -43,8 +42,9 @@ impl Plan {
 
 /// The steps of the child are numbered as a failed start numbers them.
 fn human(plan: &Explanation) -> String {
+    let groups = plan.groups.iter().map(|line| format!("      {line}\n"));
     let prepare = plan.prepare.iter().map(|line| format!("      prepare {line}\n"));
     let clone = std::iter::once(format!("      {}\n", plan.clone));
     let steps = plan.steps.iter().enumerate().map(|(index, line)| format!("{:>4}  {line}\n", index + 1));
-    prepare.chain(clone).chain(steps).collect()
+    groups.chain(prepare).chain(clone).chain(steps).collect()
 }

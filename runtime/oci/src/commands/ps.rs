@@ -6,7 +6,6 @@ use clap::Args;
 use slipway_runtime::cgroup::Cgroup;
 use std::process::Command;
 
-/// List the processes of a container
 #[derive(Debug, Args)]
 pub(crate) struct Ps {
     #[command(flatten)]

@@ -19,7 +19,6 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Make a container again from what `checkpoint` wrote, by CRIU
 #[derive(Debug, Args)]
 pub(crate) struct Restore {
     #[command(flatten)]
@@ -57,6 +56,7 @@ impl Restore {
     pub(super) fn run(self, global: &Global) -> Result<ExitCode> {
         store::check_id(&self.id)?;
         let bundle = Bundle::load(&self.bundle)?;
+        bundle.ignored.iter().for_each(|what| global.journal.warn(what));
         making::check_terminal(&bundle, self.console_socket.as_deref(), !self.detach)?;
         own_mounts()?;
         let images =

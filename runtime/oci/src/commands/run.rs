@@ -6,7 +6,6 @@ use anyhow::Result;
 use clap::Args;
 use std::process::ExitCode;
 
-/// Create a container, start it, and wait for its end
 #[derive(Debug, Args)]
 pub(crate) struct Run {
     #[command(flatten)]

@@ -4,7 +4,6 @@ use clap::Args;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
-/// Write a config.json to start from
 #[derive(Debug, Args)]
 pub(crate) struct Spec {
     /// Directory to write it to

@@ -12,7 +12,6 @@ use slipway_runtime::cgroup::Cgroup;
 use slipway_runtime::container::{self, Parked, StartRequest, Subject};
 use std::path::Path;
 
-/// Start what `create` made
 #[derive(Debug, Args)]
 pub(crate) struct Start {
     #[command(flatten)]

@@ -7,7 +7,6 @@ use anyhow::Result;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-/// Print the state of a container as JSON
 #[derive(Debug, Args)]
 pub(crate) struct State {
     #[command(flatten)]

@@ -11,7 +11,6 @@ use slipway_runtime::cgroup::Cgroup;
 use std::io::Read;
 use std::path::PathBuf;
 
-/// Change the limits of a running container
 #[derive(Debug, Args)]
 pub(crate) struct Update {
     #[command(flatten)]

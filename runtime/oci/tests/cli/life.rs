@@ -177,3 +177,75 @@ fn bad_bundles_are_refused_by_field_and_leave_nothing() {
     }
     rig.finish();
 }
+
+/// Names of containers differ: the kernel drops a keyring some time after its last process.
+#[test]
+fn a_container_has_a_session_keyring_of_its_own_unless_told_otherwise() {
+    let rig = Rig::new(&["cat", "/proc/keys"]);
+    let own = rig.ok(&["run", "kept-apart"]);
+    assert!(own.contains("_ses.kept-apart"), "{own}");
+    let ours = rig.ok(&["run", "--no-new-keyring", "together"]);
+    assert!(!ours.contains("_ses.together"), "{ours}");
+    rig.configure(|config| config["process"]["args"] = json!(["sleep", "1000"]));
+    rig.ok(&["run", "-d", "c"]);
+    assert!(rig.ok(&["exec", "c", "cat", "/proc/keys"]).contains("_ses.c"));
+    rig.ok(&["delete", "--force", "c"]);
+    rig.ok(&["run", "-d", "--no-new-keyring", "other"]);
+    assert!(!rig.ok(&["exec", "other", "cat", "/proc/keys"]).contains("_ses.other"));
+    rig.ok(&["delete", "--force", "other"]);
+    rig.finish();
+}
+
+#[test]
+fn without_pivot_root_the_container_still_sees_its_own_root_only() {
+    let rig = Rig::new(&["sh", "-c", "ls /; cat /proc/self/mountinfo"]);
+    let with = rig.ok(&["run", "c"]);
+    let without = rig.ok(&["run", "--no-pivot", "c"]);
+    assert_eq!(with.lines().take(6).collect::<Vec<_>>(), without.lines().take(6).collect::<Vec<_>>());
+    let plan = rig.ok(&["plan"]);
+    assert!(plan.contains("pivot into the root filesystem"), "{plan}");
+    rig.configure(|config| config["hooks"] = json!({"createRuntime": [{"path": "/bin/true"}]}));
+    let hooked = rig.ok(&["run", "--no-pivot", "c"]);
+    assert_eq!(with.lines().take(6).collect::<Vec<_>>(), hooked.lines().take(6).collect::<Vec<_>>());
+    rig.finish();
+}
+
+#[test]
+fn a_failing_poststop_hook_is_a_warning_in_the_log() {
+    let rig = Rig::new(&["true"]);
+    rig.configure(|config| config["hooks"] = json!({"poststop": [{"path": "/bin/false"}]}));
+    let output = rig.run(&["--log", "log", "--log-format", "json", "run", "c"]);
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    let line: Value = serde_json::from_str(fs::read_to_string(rig.path("log")).unwrap().trim()).unwrap();
+    assert_eq!(line["level"], "warning");
+    assert!(line["msg"].as_str().unwrap().contains("poststop hook"), "{line}");
+    rig.finish();
+}
+
+#[test]
+fn device_rules_leave_the_usual_devices_usable() {
+    let rig = Rig::new(&[
+        "sh",
+        "-c",
+        "echo x > /dev/null && cat /dev/zero | read -r -n 1 c; ls -l /proc/self/fd/0",
+    ]);
+    rig.configure(|config| {
+        config["linux"]["resources"] = json!({"devices": [{"allow": false, "access": "rwm"}]})
+    });
+    rig.ok(&["run", "c"]);
+    rig.finish();
+}
+
+/// config.md, `process.capabilities`: what cannot be granted is a warning.
+#[test]
+fn a_capability_that_nobody_knows_is_a_warning() {
+    let rig = Rig::new(&["sleep", "1000"]);
+    rig.configure(|config| {
+        config["process"]["capabilities"]["bounding"].as_array_mut().unwrap().push(json!("CAP_TEST"));
+    });
+    rig.ok(&["--log", "log", "run", "-d", "c"]);
+    assert!(fs::read_to_string(rig.path("log")).unwrap().contains("CAP_TEST is not known here"));
+    rig.ok(&["exec", "c", "true"]);
+    rig.ok(&["delete", "--force", "c"]);
+    rig.finish();
+}

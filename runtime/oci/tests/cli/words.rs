@@ -53,6 +53,38 @@ fn a_plan_numbers_its_steps_as_a_failed_start_quotes_them() {
 }
 
 #[test]
+fn a_plan_holds_what_a_failed_preparation_and_a_failed_limit_quote() {
+    let rig = Rig::new(&["true"]);
+    let plan = || -> Value { serde_json::from_str(&rig.ok(&["plan", "--format", "json", "."])).unwrap() };
+    let lines = |plan: &Value, part: &str| -> Vec<String> {
+        plan[part].as_array().unwrap().iter().map(|line| line.as_str().unwrap().to_owned()).collect()
+    };
+    rig.configure(|config| {
+        config["mounts"].as_array_mut().unwrap().push(serde_json::json!(
+            {"destination": "/x", "type": "bind", "source": "/no/such/source", "options": ["bind"]}
+        ));
+    });
+    let prepared = lines(&plan(), "prepare");
+    let at = prepared.iter().position(|line| line.contains("/no/such/source")).unwrap();
+    let said = rig.fails(1, &["create", "c"]);
+    assert!(said.contains(&format!("prepare {} ({} of {})", prepared[at], at + 1, prepared.len())), "{said}");
+    rig.configure(|config| {
+        config["mounts"].as_array_mut().unwrap().pop();
+        config["linux"]["resources"] =
+            serde_json::json!({"pids": {"limit": 5}, "blockIO": {"throttleReadBpsDevice": [{"major": 4000, "minor": 1, "rate": 5}]}, "devices": [{"allow": false, "access": "rwm"}]});
+    });
+    let groups = lines(&plan(), "groups");
+    let written =
+        |value: &str| groups.iter().find(|line| line.starts_with(&format!("write {value} to "))).unwrap();
+    assert!(written("5").ends_with("/pids.max"), "{groups:?}");
+    let human = rig.ok(&["plan"]);
+    assert!(groups.iter().all(|line| human.contains(line)), "{human}");
+    let said = rig.fails(1, &["create", "c"]);
+    assert!(said.contains(written("4000:1 5")), "{said}");
+    rig.finish();
+}
+
+#[test]
 fn version_and_help() {
     let rig = Rig::new(&["true"]);
     let version = rig.ok(&["--version"]);
