@@ -271,7 +271,7 @@ fn count(path: &Path) -> usize {
 /// Waits until nothing half-made and nothing thrown away is left; then the layers must be `layers`.
 pub fn assert_layers(dir: &TempDir, layers: usize) {
     let root = dir.path().join("store");
-    let until = Instant::now() + Duration::from_secs(10);
+    let until = Instant::now() + Duration::from_secs(60);
     while count(&root.join("tmp")) + count(&root.join("trash")) > 0 || layer_dirs(&root) != layers {
         let seen = (count(&root.join("tmp")), count(&root.join("trash")), layer_dirs(&root));
         assert!(Instant::now() < until, "left: tmp, trash, layers {seen:?}, wanted {layers} layers");
