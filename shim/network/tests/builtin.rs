@@ -30,10 +30,9 @@ fn pods_reach_each_other_the_host_and_the_outside() {
         serve_tcp(&host, Some(&outside.net.netns), 80, "outside");
         serve_tcp(&host, None, 8000, "host");
         let from_a = |to: (IpAddr, u16)| host.enter(&a.net.netns, || ask_tcp(to));
-        // The very first packet already passes: no second of waiting for a bridge port or a neighbour.
-        let start = Instant::now();
+        // The very first packet already passes: nothing is sent twice for a bridge port or a neighbour that is not ready.
         assert_eq!(from_a((in_b.ips[0], 80)).unwrap(), "b 10.88.0.2");
-        assert!(start.elapsed() < Duration::from_millis(500), "{:?}", start.elapsed());
+        assert_eq!(host.enter(&a.net.netns, common::retransmitted), 0);
         // Host and pod see each other's own addresses: no NAT between them.
         assert_eq!(from_a((ip("10.88.0.1"), 8000)).unwrap(), "host 10.88.0.2");
         assert_eq!(from_a((ip("192.0.2.1"), 8000)).unwrap(), "host 10.88.0.2");
@@ -274,7 +273,7 @@ fn medians_of_setup_and_teardown() {
             figures.push((up[0], down[0]));
         }
         // The best of fifteen, far above the target: a busy machine does not fail this, a slept second does.
-        assert!(figures.iter().all(|(up, down)| *up.max(down) < Duration::from_millis(60)), "{figures:?}");
+        assert!(figures.iter().all(|(up, down)| *up.max(down) < Duration::from_millis(900)), "{figures:?}");
         network.teardown(&warm.net, None).await.unwrap();
         network.close().await.unwrap();
         host.assert_clean();

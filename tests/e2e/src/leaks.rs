@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// Things that end asynchronously (a keeper that was told to go, a veth of a dying namespace) get this long.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Everything that still belongs to the node in `dir` with control groups below `cgroup_root`.
 pub fn of(dir: &Path, cgroup_root: &str) -> Vec<String> {

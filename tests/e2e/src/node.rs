@@ -161,7 +161,7 @@ impl Node {
     }
 
     async fn wait_until_it_answers(&mut self) -> Result<()> {
-        let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
         loop {
             if let Ok(mut client) = self.runtime().await {
                 // Not Version alone: a network may need a moment, and containerd loads its CRI part late.

@@ -44,7 +44,7 @@ impl Registry {
             storage.display()
         );
         std::fs::write(&config, yaml)?;
-        let process = tokio::process::Command::new("docker-registry")
+        let mut process = tokio::process::Command::new("docker-registry")
             .arg("serve")
             .arg(&config)
             .stdin(Stdio::null())
@@ -53,13 +53,20 @@ impl Registry {
             .kill_on_drop(true)
             .spawn()
             .context("start docker-registry: hack/deps test installs it")?;
-        for _ in 0..200 {
-            if tokio::net::TcpStream::connect(&host).await.is_ok() {
-                return Ok(Self { process, storage, host });
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+        while tokio::net::TcpStream::connect(&host).await.is_err() {
+            let said = || std::fs::read_to_string(node.path("registry.log")).unwrap_or_default();
+            if let Some(status) = process.try_wait()? {
+                anyhow::bail!("docker-registry ended with {status}: {}", said());
             }
+            ensure!(
+                tokio::time::Instant::now() < deadline,
+                "docker-registry does not listen on {host}: {}",
+                said()
+            );
             tokio::time::sleep(Duration::from_millis(25)).await;
         }
-        anyhow::bail!("docker-registry does not listen on {host}")
+        Ok(Self { process, storage, host })
     }
 
     pub fn image(&self, name: &str) -> String {

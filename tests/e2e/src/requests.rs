@@ -149,7 +149,7 @@ impl Node {
             if status.state() == v1::ContainerState::ContainerExited {
                 return Ok(status);
             }
-            ensure!(start.elapsed() < Duration::from_secs(60), "container {id} does not end: {status:?}");
+            ensure!(start.elapsed() < Duration::from_secs(150), "container {id} does not end: {status:?}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -211,7 +211,7 @@ impl Node {
             if lines.iter().any(|(_, _, text)| probe(text)) {
                 return Ok(());
             }
-            ensure!(start.elapsed() < Duration::from_secs(30), "the log does not show it: {lines:?}");
+            ensure!(start.elapsed() < Duration::from_secs(60), "the log does not show it: {lines:?}");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }

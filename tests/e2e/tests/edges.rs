@@ -88,7 +88,7 @@ async fn reaper_dies(node: &mut Node) -> Result<()> {
     ensure!(node.ended(&id).await?.exit_code == 137, "its processes die with it");
     let start = Instant::now();
     while node.pod_status(&sandbox).await?.state() == v1::PodSandboxState::SandboxReady {
-        ensure!(start.elapsed() < Duration::from_secs(10), "the pod stays ready");
+        ensure!(start.elapsed() < Duration::from_secs(30), "the pod stays ready");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let told = async {
@@ -100,7 +100,7 @@ async fn reaper_dies(node: &mut Node) -> Result<()> {
             }
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), told).await.context("an event tells it")??;
+    tokio::time::timeout(Duration::from_secs(30), told).await.context("an event tells it")??;
     let again = shell("late", &image, "true");
     ensure!(node.create(&sandbox, &config, again).await.is_err(), "nothing is made in a dead pod");
     Ok(())
@@ -267,7 +267,7 @@ async fn late_listener(node: &mut Node) -> Result<()> {
         [v1::ContainerEventType::ContainerCreatedEvent, v1::ContainerEventType::ContainerStartedEvent]
     {
         let event =
-            tokio::time::timeout(Duration::from_secs(10), stream.message()).await??.context("an event")?;
+            tokio::time::timeout(Duration::from_secs(30), stream.message()).await??.context("an event")?;
         ensure!(event.container_id == sandbox && event.container_event_type() == expected, "{event:?}");
     }
     Ok(())

@@ -6,6 +6,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use std::time::Duration;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 
 fn manifest(node: &Node, name: &str, body: &str) -> Result<String> {
     let path = node.path(&format!("{name}.yaml"));
@@ -65,7 +66,7 @@ async fn run_and_remove(node: &mut Node) -> Result<()> {
 }
 
 async fn wait_for_log(node: &Node, pod: &str, text: &str) -> Result<()> {
-    for _ in 0..100 {
+    for _ in 0..300 {
         if node.slipway(&["logs", pod]).await.unwrap_or_default().contains(text) {
             return Ok(());
         }
@@ -82,14 +83,21 @@ fn ctrl_c_removes_everything() {
 async fn ctrl_c(node: &mut Node) -> Result<()> {
     node.import("busybox").await?;
     let file = manifest(node, "two", TWO)?;
-    let child = node.slipway_command(&["run", "-f", &file]).stdout(std::process::Stdio::piped()).spawn()?;
-    wait_for_log(node, "two", "me is done").await?;
-    // The follower looks at the file on its own beat.
-    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let mut child =
+        node.slipway_command(&["run", "-f", &file]).stdout(std::process::Stdio::piped()).spawn()?;
+    let mut lines = BufReader::new(child.stdout.take().context("its output")?).lines();
+    let followed = async {
+        while let Some(line) = lines.next_line().await? {
+            if line.contains("me is done") {
+                return Ok(());
+            }
+        }
+        anyhow::bail!("it ended before")
+    };
+    tokio::time::timeout(Duration::from_secs(60), followed).await.context("-f follows the logs")??;
     let pid = child.id().context("it runs")?;
     kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGINT)?;
-    let output = tokio::time::timeout(Duration::from_secs(60), child.wait_with_output()).await??;
-    ensure!(String::from_utf8_lossy(&output.stdout).contains("me is done"), "-f follows the logs");
+    tokio::time::timeout(Duration::from_secs(60), child.wait()).await.context("Ctrl-C ends it")??;
     ensure!(node.crictl(&["pods", "-q"]).await?.trim().is_empty(), "the pod is gone");
     Ok(())
 }
@@ -130,7 +138,7 @@ async fn restarts(node: &mut Node) -> Result<()> {
     node.kill_daemon().await?;
     tokio::time::sleep(Duration::from_millis(300)).await;
     node.start_daemon().await?;
-    for _ in 0..150 {
+    for _ in 0..400 {
         let list = node.crictl(&["ps", "-o", "json"]).await?;
         let list: Value = serde_json::from_str(&list)?;
         if list["containers"][0]["metadata"]["attempt"].as_u64().is_some_and(|a| a >= 2) {

@@ -222,14 +222,14 @@ async fn http_get(host: &str, port: u16, path: &str) -> Result<String> {
         stream.read_to_end(&mut answer).await?;
         Ok::<_, std::io::Error>(String::from_utf8_lossy(&answer).into_owned())
     };
-    let answer = tokio::time::timeout(Duration::from_secs(5), talk).await??;
+    let answer = tokio::time::timeout(Duration::from_secs(20), talk).await??;
     ensure!(!answer.is_empty(), "{host}:{port} answered nothing");
     Ok(answer)
 }
 
 /// The same, while the server may still be starting.
 async fn eventually(host: &str, port: u16, path: &str) -> Result<String> {
-    for _ in 0..100 {
+    for _ in 0..300 {
         if let Ok(answer) = http_get(host, port, path).await {
             return Ok(answer);
         }

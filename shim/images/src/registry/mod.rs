@@ -3,6 +3,7 @@
 
 mod auth;
 pub(crate) mod blob;
+mod certificate;
 mod challenge;
 mod connect;
 mod request;

@@ -1,6 +1,7 @@
 //! One request to one host: authorisation, redirects, a few retries, and errors in the registry's own words.
 
 use super::auth::{Session, name};
+use super::certificate;
 use crate::{Error, Kind, Result};
 use reqwest::header::{AUTHORIZATION, HeaderMap, LOCATION, RETRY_AFTER, WARNING};
 use reqwest::{Method, Response, StatusCode, Url};
@@ -174,26 +175,21 @@ pub(super) fn registry_errors(body: &[u8]) -> String {
     errors.iter().take(3).map(|e| format!(": {}: {}", printable(&e.code), printable(&e.message))).collect()
 }
 
-/// An error without its URL (which may hold secrets in its query), with its causes, as the first alone says little.
+/// An error without its URL (which may hold secrets in its query), with its causes, as the first alone says little; a
+/// failed handshake is a sentence of its own.
 pub(super) fn text(error: &reqwest::Error) -> String {
-    use std::error::Error as _;
-    let mut text = if error.is_connect() {
-        "cannot connect"
-    } else if error.is_timeout() {
-        "timed out"
-    } else {
-        "connection failed"
+    let causes = || std::iter::successors(std::error::Error::source(error), |cause| cause.source());
+    if let Some(sentence) = causes().find_map(certificate::explain) {
+        return sentence;
     }
-    .to_owned();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let line = error.to_string();
-        if !text.contains(&line) {
-            text = format!("{text}: {line}");
-        }
-        cause = error.source();
-    }
-    text
+    let first = match (error.is_connect(), error.is_timeout()) {
+        (true, _) => "cannot connect",
+        (_, true) => "timed out",
+        _ => "connection failed",
+    };
+    causes().map(ToString::to_string).fold(first.to_owned(), |text, line| {
+        if text.contains(&line) { text } else { format!("{text}: {line}") }
+    })
 }
 
 /// The body, if it is not longer than `limit`. Each piece must come within a minute.

@@ -125,25 +125,53 @@ fn free_port() -> u16 {
     }
 }
 
+fn is_up(server: &mut Child, address: SocketAddr) -> bool {
+    let until = Instant::now() + Duration::from_secs(30);
+    while Instant::now() < until {
+        if server.try_wait().unwrap().is_some() {
+            return false;
+        }
+        if TcpStream::connect(address).is_ok() {
+            // Somebody else may have taken the port in between: then ours is about to give up.
+            std::thread::sleep(Duration::from_millis(100));
+            return server.try_wait().unwrap().is_none();
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    false
+}
+
 /// Debian's docker-registry on a free loopback port, ended by its pid.
 pub struct Registry {
     child: Child,
     pub dir: TempDir,
+    data: PathBuf,
     pub address: SocketAddr,
 }
 
 impl Registry {
     pub fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data");
+        Self::serve(dir, data, "")
+    }
+
+    /// Another server of the same content, with more lines for its `http` section: what is pushed to this one can be
+    /// pulled from that one.
+    pub fn behind(&self, http: &str) -> Self {
+        Self::serve(tempfile::tempdir().unwrap(), self.data.clone(), http)
+    }
+
+    fn serve(dir: TempDir, data: PathBuf, http: &str) -> Self {
         for _ in 0..5 {
             let port = free_port();
-            let dir = tempfile::tempdir().unwrap();
             let config = dir.path().join("config.yml");
             let text = format!(
-                "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 127.0.0.1:{port}\n",
-                dir.path().join("data").display()
+                "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 127.0.0.1:{port}\n{http}",
+                data.display()
             );
             std::fs::write(&config, text).unwrap();
-            let child = Command::new("/usr/bin/docker-registry")
+            let mut child = Command::new("/usr/bin/docker-registry")
                 .arg("serve")
                 .arg(&config)
                 .env("OTEL_TRACES_EXPORTER", "none")
@@ -152,28 +180,14 @@ impl Registry {
                 .stderr(Stdio::null())
                 .spawn()
                 .unwrap();
-            let mut this = Self { child, dir, address: SocketAddr::from(([127, 0, 0, 1], port)) };
-            if this.is_up() {
-                return this;
+            let address = SocketAddr::from(([127, 0, 0, 1], port));
+            if is_up(&mut child, address) {
+                return Self { child, dir, data, address };
             }
+            let _ = child.kill();
+            let _ = child.wait();
         }
         panic!("docker-registry does not come up");
-    }
-
-    fn is_up(&mut self) -> bool {
-        let until = Instant::now() + Duration::from_secs(20);
-        while Instant::now() < until {
-            if self.child.try_wait().unwrap().is_some() {
-                return false;
-            }
-            if TcpStream::connect(self.address).is_ok() {
-                // Somebody else may have taken the port in between: then ours is about to give up.
-                std::thread::sleep(Duration::from_millis(100));
-                return self.child.try_wait().unwrap().is_none();
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        false
     }
 
     pub fn name(&self, path: &str) -> String {
@@ -182,7 +196,7 @@ impl Registry {
 
     pub fn blob_file(&self, digest: &str) -> PathBuf {
         let hex = &digest[7..];
-        self.dir.path().join("data/docker/registry/v2/blobs/sha256").join(&hex[..2]).join(hex).join("data")
+        self.data.join("docker/registry/v2/blobs/sha256").join(&hex[..2]).join(hex).join("data")
     }
 
     pub async fn push(&self, path: &str, image: &Built, tag: &str) {
@@ -257,7 +271,7 @@ fn count(path: &Path) -> usize {
 /// Waits until nothing half-made and nothing thrown away is left; then the layers must be `layers`.
 pub fn assert_layers(dir: &TempDir, layers: usize) {
     let root = dir.path().join("store");
-    let until = Instant::now() + Duration::from_secs(10);
+    let until = Instant::now() + Duration::from_secs(60);
     while count(&root.join("tmp")) + count(&root.join("trash")) > 0 || layer_dirs(&root) != layers {
         let seen = (count(&root.join("tmp")), count(&root.join("trash")), layer_dirs(&root));
         assert!(Instant::now() < until, "left: tmp, trash, layers {seen:?}, wanted {layers} layers");

@@ -198,7 +198,7 @@ fn a_grandchild_that_keeps_printing_does_not_hold_up_the_drain() {
     File::from(write).write_all(b"mine\n").unwrap();
     let start = Instant::now();
     rig.drain();
-    assert!(start.elapsed() < Duration::from_secs(5));
+    assert!(start.elapsed() < Duration::from_secs(60));
     noisy.kill().unwrap();
     noisy.wait().unwrap();
     assert_eq!(rig.lines(&rig.path(), "stdout").iter().filter(|(_, line)| line == "mine").count(), 1);

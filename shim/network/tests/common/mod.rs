@@ -235,6 +235,15 @@ pub(crate) fn ask_udp(to: (IpAddr, u16)) -> Result<String, String> {
     Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
 }
 
+/// TCP segments that were sent again in this thread's namespace (`RetransSegs` of proc_net_snmp).
+pub(crate) fn retransmitted() -> u64 {
+    let text = std::fs::read_to_string("/proc/thread-self/net/snmp").unwrap();
+    let mut lines = text.lines().filter(|line| line.starts_with("Tcp:"));
+    let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
+    let found = names.split(' ').zip(values.split(' ')).find(|(name, _)| *name == "RetransSegs");
+    found.unwrap().1.parse().unwrap()
+}
+
 pub(crate) fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
