@@ -13,6 +13,7 @@ pub mod cgroup;
 pub mod container;
 pub mod error;
 pub mod host;
+pub mod idmap;
 pub mod launch;
 pub mod namespace;
 pub mod plan;

@@ -4,6 +4,7 @@
 //! survive its own death with them (DESIGN 1B). Nobody here waits for exits: that is the holder of the pidfd.
 
 mod home;
+mod user;
 
 use crate::cgroup::Cgroup;
 use crate::host::Host;
@@ -79,16 +80,12 @@ pub fn create(request: CreateRequest) -> Result<Created> {
     let CreateRequest { id, bundle, spec, rootfs, join, stdio } = request;
     forbid_inspection()?;
     let filter = filter(&spec)?;
-    let root = rootfs::mount_root(&rootfs)?;
-    let home = spec.process().as_ref().and_then(|process| home::find(&root, process));
+    let host = Host::current();
     let kinds: Vec<NamespaceKind> = join.iter().map(|(kind, _)| *kind).collect();
-    let facts = Facts {
-        host: Host::current(),
-        bundle: &bundle,
-        rootfs: &rootfs,
-        given: &kinds,
-        home: home.as_deref(),
-    };
+    let user = user::prepare(&spec, &kinds, host)?;
+    let root = rootfs::mount_root(&rootfs, user.for_layers(&rootfs, &join))?;
+    let home = spec.process().as_ref().and_then(|process| home::find(&root, process));
+    let facts = Facts { host, bundle: &bundle, rootfs: &rootfs, given: &kinds, home: home.as_deref() };
     let plan = Plan::new(&id, &spec, &facts)?;
     let program = Program::create(&plan)?;
     let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
@@ -98,7 +95,7 @@ pub fn create(request: CreateRequest) -> Result<Created> {
         let (root, window) = (Some(root), plan.process.window);
         launch::launch(
             &program,
-            Launch { root, given, target: None, stdio, filter, join: Some(group), window },
+            Launch { root, user: user.made, given, target: None, stdio, filter, join: Some(group), window },
         )
     });
     match launched {
@@ -145,8 +142,10 @@ pub fn exec(request: ExecRequest<'_>) -> Result<Exec> {
     forbid_inspection()?;
     let filter = filter(spec)?;
     let home = home::find_in_process(pid, process);
-    let plan = plan::exec(process, spec, Host::current(), home.as_deref())?;
-    let program = Program::exec(&plan)?;
+    let host = Host::current();
+    let inside = user::differs(pid, "user").then(|| plan::of_running(spec, host)).transpose()?;
+    let plan = plan::exec(process, spec, host, home.as_deref(), inside.as_ref())?;
+    let program = Program::exec(&plan, inside.as_ref(), user::differs(pid, "time"))?;
     let group = cgroup.exec_group(exec_id)?;
     let launched = group.join().and_then(|join| {
         let target = Some(pidfd.as_fd());

@@ -3,6 +3,8 @@
 //! Owns everything it makes until it answers; on error the child is dead and reaped and every descriptor closed, and with
 //! them every mount and namespace that only they held.
 
+mod bind;
+mod device;
 mod prepare;
 mod stdio;
 
@@ -12,19 +14,23 @@ use crate::cgroup::Join;
 use crate::error::Kind;
 use crate::program::{EXECUTE, FIND_COMMAND, PidNamespace, Program};
 use crate::seccomp::Filter;
-use crate::sys::child::{PARKED, Report, Script, TERMINAL};
+use crate::sys::child::{PARKED, REBORN, Report, Script, TERMINAL};
 use crate::sys::clone::{Born, spawn};
 use crate::sys::socket::{self, Message};
+use crate::sys::step::Step;
 use crate::sys::{namespace, process};
 use crate::{Error, Result};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::Ordering::Relaxed;
 
 /// What a program needs that is not data.
 #[derive(Debug, Default)]
 pub struct Launch<'a> {
     /// The root filesystem, when the caller has it already.
     pub root: Option<OwnedFd>,
+    /// The container's new user namespace, when the caller has it already.
+    pub user: Option<OwnedFd>,
     /// For `Prepare::Given`.
     pub given: Vec<OwnedFd>,
     /// For `Prepare::Target`.
@@ -51,9 +57,9 @@ pub fn launch(program: &Program, launch: Launch<'_>) -> Result<Launched> {
     let prepared = prepare::Prepared::new(program, launch)?;
     let (ours, theirs) = socket::pair().map_err(|e| Error::sys("make the launch socket", "socketpair", e))?;
     let theirs = process::raised(theirs).map_err(|e| Error::sys("make the launch socket", "fcntl", e))?;
-    let born = clone_child(program, &prepared, &theirs)?;
+    let mut born = clone_child(program, &prepared, &theirs)?;
     drop((theirs, prepared));
-    match follow(&ours, &program.sentences()) {
+    match follow(&ours, &mut born, &program.sentences()) {
         Ok(pty) => {
             if let (Some(pty), Some((columns, rows))) = (&pty, window) {
                 // A terminal without its first size still works, and resizes later.
@@ -72,18 +78,23 @@ enum Failure {
     Silent,
 }
 
-/// Reads the child's messages until it is parked or gone through execve.
-fn follow(socket: &OwnedFd, sentences: &[String]) -> Result<Option<OwnedFd>, Failure> {
+/// Reads the child's messages until it is parked or gone through execve. `born` becomes the process that is so.
+fn follow(socket: &OwnedFd, born: &mut Born, sentences: &[String]) -> Result<Option<OwnedFd>, Failure> {
     let parks = sentences.iter().any(|sentence| sentence == crate::program::PARK);
     let mut pty = None;
     loop {
-        match socket::receive(socket)
+        match socket::receive_from(socket, &born.pidfd)
             .map_err(|e| Failure::Told(Error::sys("follow the launch", "recvmsg", e)))?
         {
             Message::End if parks => return Err(Failure::Silent),
             Message::End => return Ok(pty),
             Message::Report(Report { step: PARKED, .. }, _) => return Ok(pty),
             Message::Report(Report { step: TERMINAL, .. }, master) => pty = master,
+            Message::Report(Report { step: REBORN, errno: pid }, Some(pidfd)) => {
+                let former = std::mem::replace(born, Born { pid, pidfd });
+                let _ = process::reap(&former.pidfd);
+                socket::send_byte(socket).map_err(|_| Failure::Silent)?;
+            }
             Message::Report(report, _) => return Err(Failure::Told(explain_report(report, sentences))),
         }
     }
@@ -153,6 +164,13 @@ fn hint_for(sentence: &str, errno: i32) -> Option<&'static str> {
             Some("the target is missing on a read-only file system")
         }
         libc::ENODEV if is("mount") => Some("this kernel does not have that file system"),
+        libc::EACCES | libc::EOVERFLOW if is("place") || is("mount") || is("make") || is("link") => Some(
+            "in a user namespace the root filesystem must belong to its users: files of ids outside the mapping are nobody's",
+        ),
+        libc::EPERM if is("mount") => Some(
+            "in a user namespace proc, sysfs and mqueue need a pid, network and ipc namespace that belong to it, and an uncovered one on the host",
+        ),
+        libc::EINVAL if is("become") => Some("that id is outside the user namespace's mapping"),
         libc::EPERM if is("limit") => {
             Some("raising a hard limit needs CAP_SYS_RESOURCE, which this process lacks")
         }
@@ -169,10 +187,14 @@ fn hint_for(sentence: &str, errno: i32) -> Option<&'static str> {
 fn clone_child(program: &Program, prepared: &prepare::Prepared<'_>, socket: &OwnedFd) -> Result<Born> {
     let stdio = prepared.stdio();
     let tasks = prepared.tasks();
-    let mut keep: Vec<i32> = prepared.numbers().iter().copied().filter(|fd| *fd > 2).collect();
+    let mut keep: Vec<i32> =
+        prepared.numbers().iter().map(|fd| fd.load(Relaxed)).filter(|fd| *fd > 2).collect();
     keep.extend(stdio.iter().chain(&tasks).copied().chain([socket.as_raw_fd()]));
+    keep.extend(prepared.cgroup().map(|group| group.as_raw_fd()));
     keep.sort_unstable();
     keep.dedup();
+    // Who is born twice enters its group the second time, so that there is one process in it, never two.
+    let reborn = program.steps.contains(&Step::Rebirth);
     let script = Script {
         steps: &program.steps,
         descriptors: prepared.numbers(),
@@ -180,12 +202,13 @@ fn clone_child(program: &Program, prepared: &prepare::Prepared<'_>, socket: &Own
         stdio,
         tasks: &tasks,
         keep: &keep,
+        cgroup: prepared.cgroup().filter(|_| reborn).map(|group| group.as_raw_fd()),
         filter: prepared.filter(),
         filter_flags: prepared.filter_flags(),
         own_binary: process::own_binary()
             .map_err(|e| Error::sys("look at our own program", "/proc/self/exe", e))?,
     };
-    let cgroup = prepared.cgroup();
+    let cgroup = prepared.cgroup().filter(|_| !reborn);
     let clone = || spawn(&script, program.new_namespaces, cgroup).map_err(clone_error);
     let (handle, by_process) = match program.pid_namespace {
         PidNamespace::Inherited => return clone(),

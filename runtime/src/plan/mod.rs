@@ -4,11 +4,15 @@
 //! After this nobody looks at the spec again.
 
 mod capabilities;
+mod mapped;
 mod mounts;
 mod process;
+mod time;
+mod user;
 
-pub use mounts::{BindPlan, Delivery, FreshPlan, MountPlan};
+pub use mounts::{BindPlan, Delivery, FreshPlan, IdmapPlan, MountPlan};
 pub use process::{Limit, ProcessPlan};
+pub use user::{UserPlan, of_running};
 
 use crate::error::Kind;
 use crate::host::{CgroupLayout, Host};
@@ -50,7 +54,11 @@ pub struct DevicePlan {
 /// A container, decided.
 #[derive(Debug, Clone)]
 pub struct Plan {
+    /// All but the user namespace.
     pub namespaces: Vec<NamespacePlan>,
+    pub user: Option<UserPlan>,
+    /// For a new time namespace: the lines of /proc/<pid>/timens_offsets.
+    pub time_offsets: String,
     pub rootfs: Rootfs,
     pub root_readonly: bool,
     /// MS_* propagation of the root in the end, and whether for all below it.
@@ -88,31 +96,54 @@ impl Plan {
         let none = Linux::default();
         let linux = spec.linux().as_ref().unwrap_or(&none);
         refuse_unsupported(linux)?;
-        let namespaces = namespaces(linux, facts.given)?;
+        let mut namespaces = namespaces(linux, facts.given)?;
+        let user = user::plan(linux, &mut namespaces, facts.host)?;
         let has = |kind| namespaces.iter().any(|namespace| namespace.kind == kind);
         if !has(NamespaceKind::Mount) {
             return Err(invalid("linux.namespaces", "a container needs its own mount namespace"));
         }
         let cgroup_path = cgroup_path(id, linux)?;
-        let mounts =
-            mounts::plan(spec.mounts().as_deref().unwrap_or_default(), facts, &cgroup_path, &namespaces)?;
+        let mounts = {
+            let context = mounts::Context {
+                facts,
+                cgroup_path: &cgroup_path,
+                namespaces: &namespaces,
+                user: user.as_ref(),
+            };
+            mounts::plan(spec.mounts().as_deref().unwrap_or_default(), &context)?
+        };
         Ok(Self {
             hostname: name_in(spec.hostname().as_ref(), "hostname", has(NamespaceKind::Uts))?,
             domainname: name_in(spec.domainname().as_ref(), "domainname", has(NamespaceKind::Uts))?,
             sysctls: sysctls(linux, &namespaces)?,
             devices: devices(linux, &mounts)?,
+            time_offsets: time::offsets(linux, &namespaces)?,
             masked: paths(linux.masked_paths().as_deref(), "linux.maskedPaths")?,
             readonly: paths(linux.readonly_paths().as_deref(), "linux.readonlyPaths")?,
             root_readonly: spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false),
             root_propagation: linux.rootfs_propagation().as_deref().map(mounts::propagation).transpose()?,
             rootfs: facts.rootfs.clone(),
-            process: process::plan(process, linux.seccomp().is_some(), facts.host, facts.home)?,
+            process: process::plan(
+                process,
+                linux.seccomp().is_some(),
+                facts.host,
+                facts.home,
+                user.as_ref(),
+            )?,
             cgroup_layout: facts.host.cgroups,
             namespaces,
+            user,
             mounts,
             cgroup_path,
         })
     }
+}
+
+/// The user namespace of a container, for whoever must have it before the rest is planned.
+pub fn user_namespace(spec: &Spec, given: &[NamespaceKind], host: &Host) -> Result<Option<UserPlan>> {
+    let none = Linux::default();
+    let linux = spec.linux().as_ref().unwrap_or(&none);
+    user::plan(linux, &mut namespaces(linux, given)?, host)
 }
 
 impl Plan {
@@ -124,7 +155,13 @@ impl Plan {
 }
 
 /// Decides for a process beside the container's first one.
-pub fn exec(process: &Process, spec: &Spec, host: &Host, home: Option<&str>) -> Result<ProcessPlan> {
+pub fn exec(
+    process: &Process,
+    spec: &Spec,
+    host: &Host,
+    home: Option<&str>,
+    user: Option<&UserPlan>,
+) -> Result<ProcessPlan> {
     let filtered = spec.linux().as_ref().is_some_and(|linux| linux.seccomp().is_some());
     let mut process = process.clone();
     if let Some(init) = spec.process() {
@@ -138,7 +175,7 @@ pub fn exec(process: &Process, spec: &Spec, host: &Host, home: Option<&str>) -> 
             process.set_oom_score_adj(init.oom_score_adj());
         }
     }
-    process::plan(&process, filtered, host, home)
+    process::plan(&process, filtered, host, home, user)
 }
 
 pub(crate) fn invalid(field: &str, what: impl Into<String>) -> Error {
@@ -150,9 +187,7 @@ fn unsupported(field: &str, what: &str) -> Error {
 }
 
 fn refuse_unsupported(linux: &Linux) -> Result<()> {
-    let mapped = linux.uid_mappings().is_some() || linux.gid_mappings().is_some();
     let refused = [
-        ("linux.uidMappings", mapped, "user namespaces"),
         (
             "linux.netDevices",
             linux.net_devices().as_ref().is_some_and(|d| !d.is_empty()),
@@ -161,7 +196,6 @@ fn refuse_unsupported(linux: &Linux) -> Result<()> {
         ("linux.intelRdt", linux.intel_rdt().is_some(), "resctrl"),
         ("linux.memoryPolicy", linux.memory_policy().is_some(), "NUMA memory policies"),
         ("linux.personality", linux.personality().is_some(), "execution domains"),
-        ("linux.timeOffsets", linux.time_offsets().as_ref().is_some_and(|o| !o.is_empty()), "clock offsets"),
     ];
     match refused.into_iter().find(|(_, asked, _)| *asked) {
         Some((field, _, what)) => Err(unsupported(field, &format!("this runtime does not do {what} yet"))),
@@ -193,9 +227,6 @@ fn namespaces(linux: &Linux, given: &[NamespaceKind]) -> Result<Vec<NamespacePla
             None => NamespaceSource::New,
         };
         plans.push(NamespacePlan { kind, source });
-    }
-    if plans.iter().any(|p| p.kind == NamespaceKind::User) {
-        return Err(unsupported("linux.namespaces", "this runtime does not do user namespaces yet"));
     }
     if plans.iter().any(|p| p.kind == NamespaceKind::Mount && p.source != NamespaceSource::New) {
         return Err(unsupported(

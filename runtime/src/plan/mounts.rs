@@ -1,8 +1,9 @@
 //! What the mounts of a spec mean: options in mount(8)'s words become attributes, propagation and file system options.
 
-use super::{Facts, NamespacePlan, NamespaceSource, clean, invalid};
+use super::{Facts, NamespacePlan, NamespaceSource, UserPlan, clean, invalid, mapped};
 use crate::Result;
 use crate::host::CgroupLayout;
+use crate::idmap::IdMappings;
 use crate::namespace::NamespaceKind;
 use crate::sys::raw::MountAttr;
 use oci_spec::runtime::Mount;
@@ -43,6 +44,15 @@ pub struct BindPlan {
     pub recursive_attributes: MountAttr,
     /// MS_* and whether for all below; none keeps the copy apart from the host (private).
     pub propagation: Option<(u64, bool)>,
+    pub idmap: Option<IdmapPlan>,
+}
+
+/// Other owners for the files of a bind mount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdmapPlan {
+    pub mappings: IdMappings,
+    /// For what is mounted below, too.
+    pub recursive: bool,
 }
 
 /// A file system instance.
@@ -55,33 +65,34 @@ pub struct FreshPlan {
     pub propagation: Option<(u64, bool)>,
 }
 
-pub(super) fn plan(
-    mounts: &[Mount],
-    facts: &Facts<'_>,
-    cgroup_path: &str,
-    namespaces: &[NamespacePlan],
-) -> Result<Vec<MountPlan>> {
-    mounts.iter().map(|mount| one(mount, facts, cgroup_path, namespaces)).collect()
+/// What a mount may depend on.
+#[derive(Debug)]
+pub(super) struct Context<'a> {
+    pub(super) facts: &'a Facts<'a>,
+    pub(super) cgroup_path: &'a str,
+    pub(super) namespaces: &'a [NamespacePlan],
+    pub(super) user: Option<&'a UserPlan>,
 }
 
-fn one(
-    mount: &Mount,
-    facts: &Facts<'_>,
-    cgroup_path: &str,
-    namespaces: &[NamespacePlan],
-) -> Result<MountPlan> {
+pub(super) fn plan(mounts: &[Mount], context: &Context<'_>) -> Result<Vec<MountPlan>> {
+    mounts.iter().map(|mount| one(mount, context)).collect()
+}
+
+fn one(mount: &Mount, context: &Context<'_>) -> Result<MountPlan> {
     let destination = clean(mount.destination(), "mounts.destination")?;
     refuse_destination(&destination)?;
     let options = Options::parse(mount.options().as_deref().unwrap_or_default())?;
     let fstype = mount.typ().as_deref().unwrap_or("none");
-    if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() || options.idmap {
-        return Err(super::unsupported("mounts.uidMappings", "this runtime does not do idmapped mounts yet"));
-    }
-    let delivery = if options.bind || fstype == "bind" {
-        Delivery::Bind(bind(mount, &options, facts.bundle)?)
+    let is_bind = options.bind || fstype == "bind";
+    let idmap = mapped::idmap(mount, options.idmap, is_bind, context.user)?;
+    let delivery = if is_bind {
+        Delivery::Bind(BindPlan { idmap, ..bind(mount, &options, context.facts.bundle)? })
     } else if fstype == "cgroup" || fstype == "cgroup2" {
-        groups(&options, facts, cgroup_path, namespaces)
+        groups(&options, context)
+    } else if let Some(bind) = mapped::in_place_of(fstype, options.attributes, options.propagation, context) {
+        Delivery::Bind(bind)
     } else {
+        mapped::check_owners(&options.data, destination.display(), context.user)?;
         Delivery::Fresh(fresh(mount, fstype, options)?)
     };
     Ok(MountPlan { destination, delivery })
@@ -128,6 +139,7 @@ fn bind(mount: &Mount, options: &Options, bundle: &Path) -> Result<BindPlan> {
         attributes: options.attributes,
         recursive_attributes: options.recursive_attributes,
         propagation: options.propagation,
+        idmap: None,
     })
 }
 
@@ -150,11 +162,27 @@ fn fresh(mount: &Mount, fstype: &str, options: Options) -> Result<FreshPlan> {
     })
 }
 
-fn groups(options: &Options, facts: &Facts<'_>, cgroup_path: &str, namespaces: &[NamespacePlan]) -> Delivery {
+fn groups(options: &Options, context: &Context<'_>) -> Delivery {
+    let Context { facts, cgroup_path, namespaces, user } = *context;
+    let readonly = options.attributes.set & libc::MOUNT_ATTR_RDONLY != 0;
+    if user.is_some_and(|user| user.ordinary) && facts.host.cgroups == CgroupLayout::V1 {
+        // No group of its own, and none of the host's that it could change.
+        let attributes = options.attributes;
+        let (recursive_attributes, propagation) =
+            (MountAttr { set: attributes.set, ..MountAttr::default() }, None);
+        let source = PathBuf::from("/sys/fs/cgroup");
+        return Delivery::Bind(BindPlan {
+            source,
+            recursive: true,
+            attributes,
+            recursive_attributes,
+            propagation,
+            idmap: None,
+        });
+    }
     if facts.host.cgroups == CgroupLayout::V1 {
         let below = cgroup_path.trim_start_matches('/');
         let own = |h: &crate::host::Hierarchy| (h.name.clone(), h.path.join(below));
-        let readonly = options.attributes.set & libc::MOUNT_ATTR_RDONLY != 0;
         return Delivery::Groups { hierarchies: facts.host.hierarchies.iter().map(own).collect(), readonly };
     }
     let new = |n: &NamespacePlan| n.kind == NamespaceKind::Cgroup && n.source == NamespaceSource::New;
@@ -175,6 +203,7 @@ fn groups(options: &Options, facts: &Facts<'_>, cgroup_path: &str, namespaces: &
         attributes,
         recursive_attributes: MountAttr::default(),
         propagation: None,
+        idmap: None,
     })
 }
 
@@ -202,7 +231,8 @@ fn propagation_word(word: &str) -> Option<(u64, bool)> {
 struct Options {
     bind: bool,
     recursive: bool,
-    idmap: bool,
+    /// Asked for, and whether for all below.
+    idmap: Option<bool>,
     attributes: MountAttr,
     recursive_attributes: MountAttr,
     propagation: Option<(u64, bool)>,
@@ -226,7 +256,8 @@ impl Options {
             "defaults" | "async" | "nomand" | "mand" | "loud" | "silent" | "auto" | "noauto" | "nouser" => {}
             "bind" => self.bind = true,
             "rbind" => (self.bind, self.recursive) = (true, true),
-            "idmap" | "ridmap" => self.idmap = true,
+            "idmap" => self.idmap = Some(false),
+            "ridmap" => self.idmap = Some(true),
             _ => self.take_attribute(word),
         }
     }

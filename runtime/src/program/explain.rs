@@ -1,8 +1,9 @@
 //! A program in words: one sentence per step, the same in `explain`, in error messages and in golden files.
 
 use super::{PidNamespace, Prepare, Program};
+use crate::idmap::Setgroups;
 use crate::namespace::NamespaceKind;
-use crate::plan::BindPlan;
+use crate::plan::{BindPlan, IdmapPlan};
 use crate::rootfs::Rootfs;
 use crate::sys::raw::MountAttr;
 use crate::sys::step::{FreshMount, Handle, Node, Step, Target};
@@ -17,7 +18,8 @@ pub const PARK: &str = "wait for the start byte";
 impl Program {
     /// One line per thing the parent prepares (`prepare`), the clone, and one per step of the child.
     pub fn explain(&self) -> Vec<String> {
-        let prepare = self.prepare.iter().map(|p| format!("prepare {}", describe(p)));
+        let by_parent = self.prepare.iter().filter(|p| !matches!(p, Prepare::InChild { .. }));
+        let prepare = by_parent.map(|p| format!("prepare {}", describe(p)));
         prepare.chain([self.explain_clone()]).chain(self.sentences()).collect()
     }
 
@@ -27,13 +29,8 @@ impl Program {
     }
 
     fn explain_clone(&self) -> String {
-        let names: Vec<String> = NamespaceKind::ALL
-            .iter()
-            .filter(|kind| self.new_namespaces & kind.clone_flag() != 0)
-            .map(ToString::to_string)
-            .collect();
-        let new =
-            if names.is_empty() { "nothing new".to_owned() } else { format!("new {}", names.join(", ")) };
+        let names = kind_names(self.new_namespaces);
+        let new = if names.is_empty() { "nothing new".to_owned() } else { format!("new {names}") };
         match self.pid_namespace {
             PidNamespace::Inherited => format!("clone3: {new}"),
             PidNamespace::Joined(from) => format!("clone3: {new}, in {}", self.name(from)),
@@ -53,6 +50,13 @@ impl Program {
             Step::WriteProc { path, value, .. } => format!("write {} to {}", lossy(value), lossy(path)),
             Step::JoinNamespace { from, .. } => format!("join {}", self.name(*from)),
             Step::JoinProcess { .. } => "join the container's namespaces".to_owned(),
+            Step::Unshare(kinds) => format!("new {} namespaces", kind_names(*kinds)),
+            Step::Rebirth => "go on as a new process".to_owned(),
+            Step::BecomeNamespaceRoot { groups: true } => "become root of the user namespace".to_owned(),
+            Step::BecomeNamespaceRoot { groups: false } => {
+                "become root of the user namespace, groups as they are".to_owned()
+            }
+            Step::GiveStreams { uid } => format!("give the standard streams to uid {uid} of the host"),
             Step::SetHostName(name) => format!("set host name {}", lossy(name)),
             Step::SetDomainName(name) => format!("set domain name {}", lossy(name)),
             Step::NewCgroupNamespace => "new cgroup namespace".to_owned(),
@@ -75,6 +79,7 @@ impl Program {
             Step::MountFresh { mount, target, propagation, .. } => {
                 fresh(mount, target, propagation.is_some())
             }
+            Step::MakeMount { mount, .. } => format!("mount {}, to be placed", lossy(&mount.fstype)),
             Step::Place { from, target } => format!("place {} on {}", self.name(*from), rooted(&target.path)),
             Step::MakeDirectory(path) => format!("make directory {}", rooted(path)),
             Step::Symlink { target, path } => format!("link {} to {}", rooted(path), lossy(target)),
@@ -94,7 +99,12 @@ fn end_sentence(step: &Step) -> String {
     match step {
         Step::FileModeMask(mask) => format!("umask {mask:03o}"),
         Step::BoundingSet(mask) => format!("bound capabilities to {mask:#x}"),
-        Step::Credentials { uid, gid, groups } => format!("become uid {uid}, gid {gid}, groups {groups:?}"),
+        Step::Credentials { uid, gid, groups: Some(groups) } => {
+            format!("become uid {uid}, gid {gid}, groups {groups:?}")
+        }
+        Step::Credentials { uid, gid, groups: None } => {
+            format!("become uid {uid}, gid {gid}, groups as they are")
+        }
         Step::Capabilities { masks, extra } => format!(
             "capabilities effective {:#x}, permitted {:#x}, inheritable {:#x}, ambient {:#x}{}",
             masks.effective,
@@ -123,6 +133,12 @@ fn end_sentence(step: &Step) -> String {
     }
 }
 
+fn kind_names(kinds: u32) -> String {
+    let in_it = |kind: &&NamespaceKind| kinds & kind.clone_flag() != 0;
+    let names: Vec<String> = NamespaceKind::ALL.iter().filter(in_it).map(ToString::to_string).collect();
+    names.join(", ")
+}
+
 fn describe(prepare: &Prepare) -> String {
     match prepare {
         Prepare::Root(Rootfs::Directory(path)) => format!("root filesystem {}", path.display()),
@@ -138,6 +154,24 @@ fn describe(prepare: &Prepare) -> String {
         Prepare::Null => "/dev/null".to_owned(),
         Prepare::Namespace { kind, path } => format!("{kind} namespace {}", path.display()),
         Prepare::Given { kind, .. } => format!("the pod's {kind} namespace"),
+        Prepare::NewUser { mappings, setgroups } => {
+            let denied = if *setgroups == Setgroups::Deny { ", setgroups denied" } else { "" };
+            format!("a user namespace mapped {mappings}{denied}")
+        }
+        Prepare::NewTime { offsets } if offsets.is_empty() => "a time namespace".to_owned(),
+        Prepare::NewTime { offsets } => {
+            format!("a time namespace, offset {}", offsets.trim_end().replace('\n', ", "))
+        }
+        Prepare::Device(device) => format!(
+            "device {} {}:{} mode {:04o} owner {}:{}",
+            device.path.display(),
+            device.major,
+            device.minor,
+            device.mode & 0o7777,
+            device.uid,
+            device.gid
+        ),
+        Prepare::InChild { what } => what.clone(),
         Prepare::Reaper => "the reaper".to_owned(),
         Prepare::Empty => "an empty root".to_owned(),
         Prepare::Target => "the container's first process".to_owned(),
@@ -149,12 +183,17 @@ fn describe_bind(bind: &BindPlan) -> String {
     let parts = [
         attributes(&bind.attributes, false),
         attributes(&bind.recursive_attributes, true),
+        bind.idmap.as_ref().map(describe_idmap).unwrap_or_default(),
         bind.propagation.map(|(kind, recursive)| propagation(kind, recursive)).unwrap_or_default(),
     ];
     for part in parts.iter().filter(|part| !part.is_empty()) {
         text = format!("{text} {part}");
     }
     text
+}
+
+fn describe_idmap(idmap: &IdmapPlan) -> String {
+    format!("{} {}", if idmap.recursive { "ridmap" } else { "idmap" }, idmap.mappings)
 }
 
 fn fresh(mount: &FreshMount, target: &Target, propagated: bool) -> String {

@@ -2,17 +2,21 @@
 //!
 //! Owns the order of things. Each rule of order stands where the step is appended, with its reason.
 
+mod birth;
 mod explain;
+mod pod;
 
 pub use explain::{EXECUTE, FIND_COMMAND, PARK};
+pub use pod::PodPlan;
 
 use crate::error::Kind;
 use crate::host::CgroupLayout;
+use crate::idmap::{IdMappings, Setgroups};
 use crate::namespace::NamespaceKind;
-use crate::plan::{BindPlan, Delivery, DevicePlan, FreshPlan, MountPlan, NamespaceSource, Plan, ProcessPlan};
+use crate::plan::{BindPlan, Delivery, DevicePlan, FreshPlan, MountPlan, Plan, ProcessPlan, UserPlan};
 use crate::rootfs::Rootfs;
 use crate::sys::raw::MountAttr;
-use crate::sys::step::{CapabilityMasks, FreshMount, Handle, Node, Step, StringTable, Target, TargetKind};
+use crate::sys::step::{FreshMount, Handle, Node, Step, StringTable, Target, TargetKind};
 use crate::{Error, Result};
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
@@ -41,6 +45,21 @@ pub enum Prepare {
         kind: NamespaceKind,
         index: usize,
     },
+    /// A new user namespace.
+    NewUser {
+        mappings: IdMappings,
+        setgroups: Setgroups,
+    },
+    /// A new time namespace with these lines of /proc/<pid>/timens_offsets.
+    NewTime {
+        offsets: String,
+    },
+    /// Nothing: the child makes it on its way.
+    InChild {
+        what: String,
+    },
+    /// A device node for a user namespace, in which nobody may make one; owners are the host's.
+    Device(DevicePlan),
     /// The pidfd of the container's first process.
     Target,
     /// Our reaper, as a sealed memfd.
@@ -67,6 +86,8 @@ pub struct Program {
     /// CLONE_NEW* for clone3.
     pub new_namespaces: u32,
     pub pid_namespace: PidNamespace,
+    /// The container's user namespace and its maps, where they are known: id-mapped mounts can use it.
+    pub user: Option<(Handle, IdMappings)>,
     pub steps: Vec<Step>,
 }
 
@@ -74,55 +95,35 @@ impl Program {
     /// The program that creates a container.
     pub fn create(plan: &Plan) -> Result<Self> {
         let mut builder = Builder::default();
-        let pid_namespace = builder.birth(plan);
+        let birth = builder.birth(plan);
         builder.tree(plan)?;
         let late_namespace = plan.new_cgroup_namespace() && plan.cgroup_layout == CgroupLayout::V1;
-        builder.process_end(&plan.process, true, late_namespace)?;
-        let new = plan.namespaces.iter().filter(|n| n.source == NamespaceSource::New);
-        // The cgroup namespace is made after the group was joined.
-        let new_namespaces =
-            new.filter(|n| n.kind != NamespaceKind::Cgroup).fold(0, |flags, n| flags | n.kind.clone_flag());
-        Ok(Self { prepare: builder.prepare, new_namespaces, pid_namespace, steps: builder.steps })
+        builder
+            .process_end(&plan.process, End { parked: true, late_namespace, limits: plan.user.is_none() })?;
+        Ok(builder.program(birth.new_namespaces, birth.pid_namespace))
     }
 
-    /// The program that becomes the first process of a shared PID namespace: nothing to see, nothing to do, no rights.
-    pub fn reaper() -> Self {
-        const NOBODY: u32 = 65535;
-        let mut builder = Builder::default();
-        let (empty, reaper) = (builder.handle(Prepare::Empty), builder.handle(Prepare::Reaper));
-        let steps = [
-            Step::CloseForeign,
-            Step::ResetSignals,
-            Step::NewSession,
-            Step::DetachPropagation,
-            Step::EnterRoot(empty),
-            Step::StandardStreams { uid: 0 },
-            Step::BoundingSet(0),
-            Step::Credentials { uid: NOBODY, gid: NOBODY, groups: Vec::new() },
-            Step::Capabilities { masks: CapabilityMasks::default(), extra: 0 },
-            Step::NoNewPrivileges,
-            Step::UnblockSignals,
-            Step::ExecuteDescriptor { from: reaper, argv: StringTable::new(vec![text("slipway-reaper")]) },
-        ];
-        let new_namespaces = (libc::CLONE_NEWPID | libc::CLONE_NEWNS) as u32;
-        let pid_namespace = PidNamespace::Inherited;
-        Self { prepare: builder.prepare, new_namespaces, pid_namespace, steps: steps.into() }
-    }
-
-    /// The program that starts a process inside a container whose first process is behind [`Prepare::Target`].
-    pub fn exec(process: &ProcessPlan) -> Result<Self> {
+    /// The program that starts a process inside a container whose first process is behind [`Prepare::Target`]; `inside`
+    /// are the kinds of its namespaces that need not exist, and `user` its user namespace if that is not ours.
+    pub fn exec(process: &ProcessPlan, user: Option<&UserPlan>, time: bool) -> Result<Self> {
         let mut builder = Builder::default();
         builder.begin(process);
         let target = builder.handle(Prepare::Target);
         let inside = libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWNET;
-        let kinds = (inside | libc::CLONE_NEWCGROUP) as u32;
-        builder.push(Step::JoinProcess { pidfd: target, kinds });
+        let mut kinds = (inside | libc::CLONE_NEWCGROUP) as u32;
+        if time {
+            kinds |= NamespaceKind::Time.clone_flag();
+        }
+        let mut pid_namespace = PidNamespace::OfProcess(target);
+        match user {
+            None => builder.push(Step::JoinProcess { pidfd: target, kinds }),
+            Some(user) => pid_namespace = builder.enter_user_namespace_of(target, process, user, kinds),
+        }
         if process.terminal {
             builder.push(Step::OpenTerminal);
         }
-        builder.process_end(process, false, false)?;
-        let pid_namespace = PidNamespace::OfProcess(target);
-        Ok(Self { prepare: builder.prepare, new_namespaces: 0, pid_namespace, steps: builder.steps })
+        builder.process_end(process, End { parked: false, late_namespace: false, limits: user.is_none() })?;
+        Ok(builder.program(0, pid_namespace))
     }
 }
 
@@ -130,9 +131,28 @@ impl Program {
 struct Builder {
     prepare: Vec<Prepare>,
     steps: Vec<Step>,
+    user: Option<(Handle, IdMappings)>,
+    joined_pid: Option<Handle>,
+    /// In a user namespace: steps that must come before the root changes, put there in the end.
+    early: Option<Vec<Step>>,
+}
+
+/// How the last part of a program differs.
+#[derive(Clone, Copy)]
+struct End {
+    parked: bool,
+    /// A cgroup namespace is made after the group was joined.
+    late_namespace: bool,
+    /// Not set earlier.
+    limits: bool,
 }
 
 impl Builder {
+    fn program(self, new_namespaces: u32, pid_namespace: PidNamespace) -> Program {
+        let Self { prepare, steps, user, .. } = self;
+        Program { prepare, new_namespaces, pid_namespace, user, steps }
+    }
+
     fn push(&mut self, step: Step) {
         self.steps.push(step);
     }
@@ -162,51 +182,17 @@ impl Builder {
         }
     }
 
-    /// Namespaces, and what is said about them while the host's procfs is in reach.
-    fn birth(&mut self, plan: &Plan) -> PidNamespace {
-        self.begin(&plan.process);
-        let mut pid_namespace = PidNamespace::Inherited;
-        for namespace in &plan.namespaces {
-            let kind = namespace.kind;
-            let prepare = match &namespace.source {
-                NamespaceSource::New => continue,
-                NamespaceSource::Path(path) => Prepare::Namespace { kind, path: path.clone() },
-                NamespaceSource::Given(index) => Prepare::Given { kind, index: *index },
-            };
-            let from = self.handle(prepare);
-            if kind == NamespaceKind::Pid {
-                pid_namespace = PidNamespace::Joined(from);
-            } else {
-                self.push(Step::JoinNamespace { from, kind: kind.clone_flag() });
-            }
-        }
-        for (file, value) in &plan.sysctls {
-            let path = text(&format!("/proc/sys/{file}"));
-            self.push(Step::WriteProc { path, value: text(value), forgive: 0 });
-        }
-        if let Some(name) = &plan.hostname {
-            self.push(Step::SetHostName(text(name)));
-        }
-        if let Some(name) = &plan.domainname {
-            self.push(Step::SetDomainName(text(name)));
-        }
-        // On version 2 clone3 has put us into the group already, and the mount of cgroup2 below needs the namespace.
-        if plan.new_cgroup_namespace() && plan.cgroup_layout == CgroupLayout::V2 {
-            self.push(Step::NewCgroupNamespace);
-        }
-        pid_namespace
-    }
-
     /// The file system tree, from the bare root to the last mask.
     fn tree(&mut self, plan: &Plan) -> Result<()> {
         let root = self.handle(Prepare::Root(plan.rootfs.clone()));
         self.push(Step::DetachPropagation);
+        let entrance = self.steps.len();
         self.push(Step::EnterRoot(root));
         for mount in &plan.mounts {
             self.mount(mount)?;
         }
         if let Some(devices) = &plan.devices {
-            self.device_tree(devices)?;
+            self.device_tree(devices, plan.user.as_ref())?;
         }
         if plan.process.terminal {
             self.push(Step::OpenTerminal);
@@ -227,6 +213,9 @@ impl Builder {
             for path in &plan.masked {
                 self.push(Step::Mask { path: relative(path)?, null });
             }
+        }
+        if let Some(early) = self.early.take() {
+            self.steps.splice(entrance..entrance, early);
         }
         // Last: until here missing mount targets had to be made.
         if plan.root_readonly {
@@ -262,6 +251,13 @@ impl Builder {
         let (propagation, recursive) = plan.propagation.unwrap_or((0, false));
         let propagation = (propagation != 0).then(|| MountAttr { propagation, ..MountAttr::default() });
         let target = target(destination, TargetKind::Directory)?;
+        if self.early.is_some() && matches!(plan.fstype.as_str(), "proc" | "sysfs") {
+            let into = self.handle(Prepare::InChild { what: format!("the new {}", plan.fstype) });
+            let early = Step::MakeMount { mount, into, propagation, recursive };
+            self.early.get_or_insert_default().push(early);
+            self.push(Step::Place { from: into, target });
+            return Ok(());
+        }
         self.push(Step::MountFresh { mount, target, propagation, recursive });
         Ok(())
     }
@@ -298,8 +294,15 @@ impl Builder {
         Ok(())
     }
 
-    fn device_tree(&mut self, devices: &[DevicePlan]) -> Result<()> {
+    fn device_tree(&mut self, devices: &[DevicePlan], user: Option<&UserPlan>) -> Result<()> {
         for device in devices {
+            let fifo = device.mode & libc::S_IFMT == libc::S_IFIFO;
+            if let Some(user) = user.filter(|_| !fifo) {
+                let from = self.handle(Prepare::Device(user.on_host(device)));
+                let target = target(&device.path, TargetKind::File)?;
+                self.push(Step::Place { from, target });
+                continue;
+            }
             let DevicePlan { mode, major, minor, uid, gid, .. } = *device;
             let path = relative(&device.path)?;
             self.push(Step::MakeNode(Node { path, mode, major, minor, uid, gid }));
@@ -317,25 +320,26 @@ impl Builder {
         Ok(())
     }
 
+    fn limits(&mut self, process: &ProcessPlan) {
+        for limit in &process.limits {
+            let (resource, soft, hard) = (limit.resource, limit.soft, limit.hard);
+            self.push(Step::ResourceLimit { resource, soft, hard });
+        }
+    }
+
     /// From the finished tree to execve.
-    fn process_end(
-        &mut self,
-        process: &ProcessPlan,
-        parked: bool,
-        late_cgroup_namespace: bool,
-    ) -> Result<()> {
+    fn process_end(&mut self, process: &ProcessPlan, end: End) -> Result<()> {
         let uid = process.uid;
         self.push(Step::StandardStreams { uid });
         if process.terminal {
             self.push(Step::ControlTerminal);
         }
-        for limit in &process.limits {
-            let (resource, soft, hard) = (limit.resource, limit.soft, limit.hard);
-            self.push(Step::ResourceLimit { resource, soft, hard });
+        if end.limits {
+            self.limits(process);
         }
         // As late as possible, so that what was done above is not charged to the group.
         self.push(Step::EnterCgroup);
-        if late_cgroup_namespace {
+        if end.late_namespace {
             self.push(Step::NewCgroupNamespace);
         }
         // Before the working directory: no descriptor of the host may be left to name one.
@@ -350,7 +354,7 @@ impl Builder {
         }
         self.push(Step::VerifyDirectory(cwd));
         self.push(Step::FileModeMask(process.umask));
-        if parked {
+        if end.parked {
             self.push(Step::Park);
         }
         self.push(Step::FindCommand { candidates: process.candidates.clone() });

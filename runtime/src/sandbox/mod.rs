@@ -1,10 +1,12 @@
 //! A pod's namespaces, held as descriptors; no pause process (DESIGN 1B).
 
 mod netns;
+mod user;
 
 pub use netns::{pin_netns, release_netns_dir, unpin_netns};
 
 use crate::error::Kind;
+use crate::idmap::IdMappings;
 use crate::launch::{self, Launch, Launched};
 use crate::plan;
 use crate::program::Program;
@@ -30,6 +32,8 @@ pub struct SandboxRequest {
     pub sysctls: BTreeMap<String, String>,
     /// The pod's network namespace, already pinned; none: the host's.
     pub netns: Option<std::path::PathBuf>,
+    /// Make everything in a user namespace with these maps: the one that owns `netns` if it is not ours, else a new one.
+    pub user: Option<IdMappings>,
     /// Make a shared PID namespace whose pid 1 is our own reaper (no image; a few KB).
     pub shared_pid: bool,
 }
@@ -49,6 +53,9 @@ impl Sandbox {
     pub fn create(request: &SandboxRequest) -> Result<Self> {
         let sysctls = check_sysctls(request)?;
         let netns = request.netns.as_deref().map(open_netns).transpose()?;
+        if let Some(mappings) = &request.user {
+            return user::make(request, mappings, netns, sysctls);
+        }
         let made = namespace::on_own_thread("sandbox", || make(request, netns, &sysctls));
         made.map_err(|e| Error::sys("make the pod's namespaces", "thread", e))?
     }

@@ -6,14 +6,17 @@
 
 use super::raw::{self, Errno, Raw, call, ptr, word};
 use super::step::{Handle, Step};
+use core::sync::atomic::{AtomicI32, Ordering::Relaxed};
 
 /// `Report::step` of a child that has reached [`Step::Park`].
 pub const PARKED: u32 = u32::MAX;
 /// `Report::step` of the message that carries the terminal's master.
 pub const TERMINAL: u32 = u32::MAX - 1;
+/// `Report::step` of the message that carries the process that goes on; its pid is in `errno`.
+pub const REBORN: u32 = u32::MAX - 2;
 
 /// A descriptor of the script for something that is not there and need not be: its placement is skipped.
-pub const ABSENT: i32 = -1;
+pub const ABSENT: i32 = raw::NONE;
 
 /// All a child can say: 8 bytes, one message.
 #[repr(C)]
@@ -35,14 +38,16 @@ impl Report {
 #[derive(Debug)]
 pub struct Script<'a> {
     pub steps: &'a [Step],
-    /// By [`Handle`].
-    pub descriptors: &'a [i32],
+    /// By [`Handle`]; the child adds its own.
+    pub descriptors: &'a [AtomicI32],
     /// Child's end of the report socket; above 2.
     pub socket: i32,
     /// What becomes 0, 1, 2; above 2.
     pub stdio: [i32; 3],
     /// Version 1 `tasks` files.
     pub tasks: &'a [i32],
+    /// Version 2 group for [`Step::Rebirth`].
+    pub cgroup: Option<i32>,
     /// Every descriptor above, sorted ascending.
     pub keep: &'a [i32],
     pub filter: &'a [libc::sock_filter],
@@ -104,6 +109,7 @@ impl Child<'_> {
     fn step(&mut self, step: &Step) -> Raw<()> {
         match step {
             Step::MountFresh { .. }
+            | Step::MakeMount { .. }
             | Step::Place { .. }
             | Step::EnterRoot(_)
             | Step::DetachPropagation
@@ -116,13 +122,21 @@ impl Child<'_> {
             | Step::OpenTerminal
             | Step::BindConsole => self.file_system_step(step),
             Step::Park => self.park(),
+            Step::Rebirth => self.rebirth(),
             _ => self.process_step(step),
         }
     }
 
     /// The descriptor behind a handle; EBADF if the launcher prepared too few.
     pub(super) fn descriptor(&self, handle: Handle) -> Raw<i32> {
-        self.script.descriptors.get(handle.0).copied().ok_or(libc::EBADF)
+        self.script.descriptors.get(handle.0).map(|fd| fd.load(Relaxed)).ok_or(libc::EBADF)
+    }
+
+    /// Fills a place that the launcher left [`ABSENT`].
+    pub(super) fn keep(&self, handle: Handle, fd: i32) -> Raw<()> {
+        let place = self.script.descriptors.get(handle.0).ok_or(libc::EBADF)?;
+        place.store(fd, Relaxed);
+        Ok(())
     }
 
     fn report(&self, report: Report) {
@@ -151,11 +165,16 @@ impl Child<'_> {
     /// Says "parked" and waits for one byte. No byte but an end: whoever could start us is gone, so we go too.
     fn park(&self) -> Raw<()> {
         self.send(Report { step: PARKED, errno: 0 }, None)?;
+        self.wait_for_byte();
+        Ok(())
+    }
+
+    pub(super) fn wait_for_byte(&self) {
         let mut byte = 0u8;
         loop {
             let args = [word(self.script.socket), &raw mut byte as usize, 1, 0, 0, 0];
             match call(libc::SYS_recvfrom, args) {
-                Ok(1) => return Ok(()),
+                Ok(1) => return,
                 Err(libc::EINTR) => {}
                 _ => exit(),
             }

@@ -27,6 +27,15 @@ impl Child<'_> {
             Step::MountFresh { mount, target, propagation, recursive } => {
                 self.mount_fresh(mount, target, propagation.as_ref().map(|p| (p, *recursive)))
             }
+            Step::MakeMount { mount, into, propagation, recursive } => {
+                let made = make_mount(mount)?;
+                if let Some(attr) = propagation {
+                    raw::mount_setattr(made.0, c"", *recursive, attr)?;
+                }
+                self.keep(*into, made.0)?;
+                core::mem::forget(made);
+                Ok(())
+            }
             Step::Place { from, target } => {
                 let from = self.descriptor(*from)?;
                 if from == ABSENT {

@@ -24,9 +24,14 @@ impl Child<'_> {
             Step::JoinProcess { pidfd, kinds } => set_ns(self.descriptor(*pidfd)?, *kinds),
             Step::SetHostName(name) => set_name(libc::SYS_sethostname, name),
             Step::SetDomainName(name) => set_name(libc::SYS_setdomainname, name),
-            Step::NewCgroupNamespace => {
-                call(libc::SYS_unshare, [libc::CLONE_NEWCGROUP as usize, 0, 0, 0, 0, 0]).map(drop)
+            Step::NewCgroupNamespace => unshare(libc::CLONE_NEWCGROUP as u32),
+            Step::Unshare(kinds) => unshare(*kinds),
+            Step::BecomeNamespaceRoot { groups } => become_namespace_root(*groups),
+            Step::GiveStreams { uid } => {
+                self.script.stdio.iter().for_each(|&fd| give_to(fd, *uid));
+                Ok(())
             }
+            Step::AllowInspection => prctl(libc::PR_SET_DUMPABLE, 1, 0).map(drop),
             Step::StandardStreams { uid } => self.standard_streams(*uid),
             Step::ControlTerminal => {
                 call(libc::SYS_ioctl, [0, libc::TIOCSCTTY as usize, 0, 0, 0, 0]).map(drop)
@@ -35,7 +40,7 @@ impl Child<'_> {
             Step::EnterCgroup => self.enter_cgroup(),
             Step::FileModeMask(mask) => call(libc::SYS_umask, [*mask as usize, 0, 0, 0, 0, 0]).map(drop),
             Step::BoundingSet(mask) => drop_bounding(*mask),
-            Step::Credentials { uid, gid, groups } => set_credentials(*uid, *gid, groups),
+            Step::Credentials { uid, gid, groups } => set_credentials(*uid, *gid, groups.as_deref()),
             Step::Capabilities { masks, extra } => set_capabilities(masks, *extra),
             Step::NoNewPrivileges => prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).map(drop),
             Step::ChangeDirectory(path) => self.change_directory(path),
@@ -174,6 +179,15 @@ fn set_ns(fd: i32, kinds: u32) -> Raw<()> {
     call(libc::SYS_setns, [word(fd), kinds as usize, 0, 0, 0, 0]).map(drop)
 }
 
+fn unshare(kinds: u32) -> Raw<()> {
+    call(libc::SYS_unshare, [kinds as usize, 0, 0, 0, 0, 0]).map(drop)
+}
+
+/// Capabilities stay: who becomes a namespace's root gets those that it was permitted (capabilities(7)).
+fn become_namespace_root(groups: bool) -> Raw<()> {
+    set_ids(0, 0, groups.then_some(&[]))
+}
+
 fn set_name(number: libc::c_long, name: &CStr) -> Raw<()> {
     call(number, [ptr(name), name.count_bytes(), 0, 0, 0, 0]).map(drop)
 }
@@ -218,9 +232,15 @@ fn drop_bounding(mask: u64) -> Raw<()> {
 }
 
 /// The calls themselves, not libc's: those lock and speak to all threads.
-fn set_credentials(uid: u32, gid: u32, groups: &[u32]) -> Raw<()> {
+fn set_credentials(uid: u32, gid: u32, groups: Option<&[u32]>) -> Raw<()> {
     prctl(libc::PR_SET_KEEPCAPS, 1, 0)?;
-    call(libc::SYS_setgroups, [groups.len(), groups.as_ptr() as usize, 0, 0, 0, 0])?;
+    set_ids(uid, gid, groups)
+}
+
+fn set_ids(uid: u32, gid: u32, groups: Option<&[u32]>) -> Raw<()> {
+    if let Some(groups) = groups {
+        call(libc::SYS_setgroups, [groups.len(), groups.as_ptr() as usize, 0, 0, 0, 0])?;
+    }
     let (uid, gid) = (uid as usize, gid as usize);
     call(libc::SYS_setresgid, [gid, gid, gid, 0, 0, 0])?;
     call(libc::SYS_setresuid, [uid, uid, uid, 0, 0, 0])?;

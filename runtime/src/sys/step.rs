@@ -107,6 +107,17 @@ pub enum Step {
     JoinNamespace { from: Handle, kind: u32 },
     /// setns(2) by a pidfd: all kinds of this CLONE_NEW* mask at once.
     JoinProcess { pidfd: Handle, kinds: u32 },
+    /// unshare(2) of these CLONE_NEW* kinds; a PID namespace is for what [`Step::Rebirth`] makes.
+    Unshare(u32),
+    /// clone3(2) once more: the next steps are those of a new child of our parent (see `sys::rebirth`).
+    Rebirth,
+    /// Become user and group 0 of the user namespace just joined, in which our ids so far mean nobody; `groups`: leave all
+    /// supplementary ones (an ordinary user may not).
+    BecomeNamespaceRoot { groups: bool },
+    /// Pipes and terminals among the streams go to this user of the host, while we may still give them.
+    GiveStreams { uid: u32 },
+    /// prctl(2) PR_SET_DUMPABLE: for a child without secrets, whose files in /proc the parent must open.
+    AllowInspection,
     /// sethostname(2).
     SetHostName(CString),
     /// setdomainname(2).
@@ -119,7 +130,10 @@ pub enum Step {
     EnterRoot(Handle),
     /// fsopen, fsconfig, fsmount, move_mount.
     MountFresh { mount: FreshMount, target: Target, propagation: Option<MountAttr>, recursive: bool },
-    /// move_mount(2) of a tree the parent prepared.
+    /// The same without move_mount: kept for a later [`Step::Place`]. What may be mounted only where the host's own is in
+    /// sight (proc and sysfs in a user namespace) is made before the root changes.
+    MakeMount { mount: FreshMount, into: Handle, propagation: Option<MountAttr>, recursive: bool },
+    /// move_mount(2) of a tree the parent prepared, or [`Step::MakeMount`] made.
     Place { from: Handle, target: Target },
     /// mkdir -p.
     MakeDirectory(CString),
@@ -149,8 +163,8 @@ pub enum Step {
     FileModeMask(u32),
     /// prctl(2) PR_CAPBSET_DROP of all capabilities not in the mask.
     BoundingSet(u64),
-    /// setgroups, setresgid, setresuid, keeping capabilities.
-    Credentials { uid: u32, gid: u32, groups: Vec<u32> },
+    /// setgroups (none: not allowed, stays as it is), setresgid, setresuid, keeping capabilities.
+    Credentials { uid: u32, gid: u32, groups: Option<Vec<u32>> },
     /// capset(2) and the ambient set; `extra` stays effective until execve takes it away (CAP_SYS_ADMIN for seccomp).
     Capabilities { masks: CapabilityMasks, extra: u64 },
     /// prctl(2) PR_SET_NO_NEW_PRIVS.

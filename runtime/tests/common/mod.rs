@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use slipway_runtime::Result;
 use slipway_runtime::cgroup::Cgroup;
 use slipway_runtime::container::{self, CreateRequest, Created, Stdio};
+use slipway_runtime::idmap::{IdMap, IdMappings};
 use slipway_runtime::rootfs::{Overlay, Rootfs};
 use slipway_runtime::sandbox::NamespaceKind;
 use slipway_runtime::sys::{process, signal};
@@ -20,6 +21,8 @@ use std::time::Duration;
 /// A directory tree that goes away with its value.
 pub struct Rig {
     pub dir: tempfile::TempDir,
+    /// Maps of the root filesystem's layers.
+    pub idmap: Option<IdMappings>,
 }
 
 /// What a container wrote and how it ended (signals negative).
@@ -50,7 +53,17 @@ impl Rig {
         fs::create_dir_all(dir.path().join("upper")).unwrap();
         fs::create_dir_all(dir.path().join("work")).unwrap();
         fs::create_dir_all(dir.path().join("extra")).unwrap();
-        Self { dir }
+        Self { dir, idmap: None }
+    }
+
+    /// The same for containers in a user namespace whose root is this user of the host.
+    pub fn mapped(root: u32) -> Self {
+        let rig = Self { idmap: Some(mappings(root)), ..Self::new() };
+        std::os::unix::fs::chown(rig.path("upper"), Some(root), Some(root)).unwrap();
+        for name in ["grep", "wc", "head", "readlink", "chown", "mknod", "umount", "hostname"] {
+            std::os::unix::fs::symlink("busybox", rig.path("lower/bin").join(name)).unwrap();
+        }
+        rig
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -63,6 +76,7 @@ impl Rig {
             upper: Some(self.path("upper")),
             work: Some(self.path("work")),
             volatile: true,
+            idmap: self.idmap.clone(),
         })
     }
 
@@ -111,6 +125,32 @@ impl Rig {
         started?;
         Ok(Outcome { out, status })
     }
+}
+
+/// 65536 ids from `root` on.
+pub fn mappings(root: u32) -> IdMappings {
+    let map = vec![IdMap { container: 0, host: root, size: 65536 }];
+    IdMappings { uids: map.clone(), gids: map }
+}
+
+/// Gives a spec a user namespace of its own.
+pub fn in_user_namespace(spec: &mut Value, root: u32) {
+    spec["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
+    let map = json!([{"containerID": 0, "hostID": root, "size": 65536}]);
+    spec["linux"]["uidMappings"] = map.clone();
+    spec["linux"]["gidMappings"] = map;
+}
+
+/// Children of this process that ended and were not waited for: nothing may leave any.
+pub fn zombies() -> Vec<String> {
+    let own = std::process::id().to_string();
+    let stat = |entry: fs::DirEntry| fs::read_to_string(entry.path().join("stat")).ok();
+    let dead = |stat: &String| {
+        let after = stat.rsplit_once(") ").map_or("", |(_, after)| after);
+        let mut fields = after.split(' ');
+        fields.next() == Some("Z") && fields.next() == Some(&own)
+    };
+    fs::read_dir("/proc").unwrap().flatten().filter_map(stat).filter(dead).collect()
 }
 
 /// Standard output and error into one pipe.

@@ -218,6 +218,7 @@ mod tests {
             upper: Some("/u".into()),
             work: Some("/w".into()),
             volatile: true,
+            idmap: None,
         };
         assert_eq!(of(&[mount("overlay", &options)]).unwrap(), Rootfs::Overlay(expected));
         for (mounts, code) in [

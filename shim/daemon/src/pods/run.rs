@@ -83,7 +83,7 @@ impl Daemon {
             rollback
                 .push("network namespace", blocking(move || slipway_runtime::sandbox::unpin_netns(&path)));
             let path = netns.clone();
-            blocking(move || slipway_runtime::sandbox::pin_netns(&path)).await?;
+            blocking(move || slipway_runtime::sandbox::pin_netns(&path, None)).await?;
             let (daemon, network) = (Arc::clone(self), record.network(netns));
             let request = network.clone();
             rollback.push("network", async move {

@@ -45,6 +45,7 @@ impl Store {
             upper: Some(directory.join("upper")),
             work: Some(directory.join("work")),
             volatile: true,
+            idmap: None,
         })
     }
 
@@ -59,7 +60,7 @@ impl Store {
         // overlayfs mounts nothing read-only (IMG-OVL-08, -09).
         let mut lower = vec![self.inner.root_directory(seen.root)?];
         lower.extend(self.inner.lower(&seen)?);
-        Ok(Overlay { lower, upper: None, work: None, volatile: false })
+        Ok(Overlay { lower, ..Overlay::default() })
     }
 
     /// Drops the writable layer of `owner`; missing is success. Deleting happens off the caller's path.
