@@ -56,13 +56,14 @@ fn exec_and_a_second_container_have_the_same_clocks() {
     process["args"] = json!(["cat", "/proc/uptime"]);
     let (mut read, stdio) = piped();
     let session = container::exec(ExecRequest {
-        exec_id: "e",
+        exec_id: Some("e"),
         pid: created.pid,
         pidfd: &created.pidfd,
         spec: &of_spec,
         process: &serde_json::from_value(process).unwrap(),
         cgroup: &created.cgroup,
         stdio,
+        preserved: Vec::new(),
     })
     .unwrap();
     let mut out = String::new();

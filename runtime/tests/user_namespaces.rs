@@ -219,13 +219,14 @@ fn exec_is_inside_too() {
         let process = serde_json::from_value(process).unwrap();
         let (mut read, stdio) = piped();
         let session = container::exec(ExecRequest {
-            exec_id: "e",
+            exec_id: Some("e"),
             pid: created.pid,
             pidfd: &created.pidfd,
             spec: &of_spec,
             process: &process,
             cgroup: &created.cgroup,
             stdio,
+            preserved: Vec::new(),
         })?;
         let mut out = String::new();
         read.read_to_string(&mut out).unwrap();

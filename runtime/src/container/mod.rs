@@ -7,19 +7,20 @@ mod home;
 mod user;
 
 use crate::cgroup::Cgroup;
+use crate::error::Kind;
 use crate::host::Host;
 pub use crate::launch::Stdio;
 use crate::launch::{self, Launch, Launched};
 use crate::namespace::NamespaceKind;
 use crate::plan::{self, Facts, Plan};
-use crate::program::Program;
+use crate::program::{Explanation, Parking, Program};
 use crate::rootfs::{self, Rootfs};
 use crate::seccomp::{self, Filter};
-use crate::sys::process;
+use crate::sys::{process, socket};
 use crate::{Error, Result};
 use oci_spec::runtime::{Process, Spec};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -38,6 +39,18 @@ pub struct CreateRequest {
     pub join: Vec<(NamespaceKind, OwnedFd)>,
     /// Ignored when `spec.process.terminal` is true: then [`Created::pty`] is the master.
     pub stdio: Stdio,
+    pub options: Options,
+}
+
+/// What only some callers of `create` ask for.
+#[derive(Debug, Default)]
+pub struct Options {
+    /// A socket of `sys::socket::listen_at`: the parked child outlives its maker and is started by whoever connects
+    /// ([`start_at`]). Its command is then looked up before it parks, as engines of the OCI command line expect.
+    pub listener: Option<OwnedFd>,
+    /// Descriptors that the container's process keeps, by number (LISTEN_FDS of sd_listen_fds(3) and the like); open and
+    /// without close-on-exec.
+    pub preserved: Vec<i32>,
 }
 
 /// A child that has done everything but execve and waits for its byte.
@@ -72,12 +85,38 @@ impl StartPipe {
     }
 }
 
+/// Starts a child that parked on a listening socket at `path`; `steps` as in [`StartPipe::steps`].
+///
+/// # Errors
+/// As [`StartPipe::start`].
+pub fn start_at(path: &Path, steps: &[String]) -> Result<()> {
+    let socket = socket::connect_to(path).map_err(|source| {
+        Error::sys("start", path.display().to_string(), source)
+            .with_kind(Kind::State)
+            .hint("the container is not waiting: it was started before, or its process is gone")
+    })?;
+    launch::start(&socket, steps)
+}
+
+/// Whether a child waits for its byte on the listening socket at `path`. It does not notice.
+pub fn is_parked_at(path: &Path) -> bool {
+    socket::connect_to(path).is_ok()
+}
+
+/// Makes a child that waits on the listening socket at `path` leave. Nobody there is success.
+pub fn release_at(path: &Path) {
+    if let Ok(socket) = socket::connect_to(path) {
+        let _ = socket::send_leave(&socket);
+    }
+}
+
 /// Creates the container up to its last step before execve.
 ///
 /// Reads no config file; makes cgroup, detached mounts and namespaces; on error nothing is left: no process, mount,
 /// namespace or cgroup.
 pub fn create(request: CreateRequest) -> Result<Created> {
-    let CreateRequest { id, bundle, spec, rootfs, join, stdio } = request;
+    let CreateRequest { id, bundle, spec, rootfs, join, stdio, options } = request;
+    let Options { listener, preserved } = options;
     forbid_inspection()?;
     let filter = filter(&spec)?;
     let host = Host::current();
@@ -87,7 +126,8 @@ pub fn create(request: CreateRequest) -> Result<Created> {
     let home = spec.process().as_ref().and_then(|process| home::find(&root, process));
     let facts = Facts { host, bundle: &bundle, rootfs: &rootfs, given: &kinds, home: home.as_deref() };
     let plan = Plan::new(&id, &spec, &facts)?;
-    let program = Program::create(&plan)?;
+    let parking = if listener.is_some() { Parking::CommandFound } else { Parking::CommandOpen };
+    let program = Program::create(&plan, parking)?;
     let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
     let cgroup = Cgroup::create(&plan.cgroup_path, resources)?;
     let launched = cgroup.join().and_then(|group| {
@@ -95,7 +135,18 @@ pub fn create(request: CreateRequest) -> Result<Created> {
         let (root, window) = (Some(root), plan.process.window);
         launch::launch(
             &program,
-            Launch { root, user: user.made, given, target: None, stdio, filter, join: Some(group), window },
+            Launch {
+                root,
+                user: user.made,
+                given,
+                target: None,
+                stdio,
+                filter,
+                join: Some(group),
+                listener,
+                preserved,
+                window,
+            },
         )
     });
     match launched {
@@ -114,8 +165,8 @@ pub fn create(request: CreateRequest) -> Result<Created> {
 /// What `exec` needs of a live container.
 #[derive(Debug)]
 pub struct ExecRequest<'a> {
-    /// Unique within the container; names its control group.
-    pub exec_id: &'a str,
+    /// Unique within the container; names the session's own control group. None: it joins the container's own.
+    pub exec_id: Option<&'a str>,
     /// Of the container's init: source of all namespaces.
     pub pid: i32,
     pub pidfd: &'a OwnedFd,
@@ -124,6 +175,8 @@ pub struct ExecRequest<'a> {
     pub process: &'a Process,
     pub cgroup: &'a Cgroup,
     pub stdio: Stdio,
+    /// As [`Options::preserved`].
+    pub preserved: Vec<i32>,
 }
 
 /// A process that runs inside a container beside its init. It has passed execve.
@@ -131,14 +184,15 @@ pub struct ExecRequest<'a> {
 pub struct Exec {
     pub pid: i32,
     pub pidfd: OwnedFd,
-    /// Its own child group: `kill_all` ends the whole session, `remove` when it is over.
+    /// Its own child group: `kill_all` ends the whole session, `remove` when it is over. Without an exec id the group of
+    /// the request.
     pub cgroup: Cgroup,
     pub pty: Option<OwnedFd>,
 }
 
 /// Starts a process in a running container: one clone3, no helper program. Returns after execve.
 pub fn exec(request: ExecRequest<'_>) -> Result<Exec> {
-    let ExecRequest { exec_id, pid, pidfd, spec, process, cgroup, stdio } = request;
+    let ExecRequest { exec_id, pid, pidfd, spec, process, cgroup, stdio, preserved } = request;
     forbid_inspection()?;
     let filter = filter(spec)?;
     let home = home::find_in_process(pid, process);
@@ -146,31 +200,33 @@ pub fn exec(request: ExecRequest<'_>) -> Result<Exec> {
     let inside = user::differs(pid, "user").then(|| plan::of_running(spec, host)).transpose()?;
     let plan = plan::exec(process, spec, host, home.as_deref(), inside.as_ref())?;
     let program = Program::exec(&plan, inside.as_ref(), user::differs(pid, "time"))?;
-    let group = cgroup.exec_group(exec_id)?;
+    let group = exec_id.map_or_else(|| Ok(cgroup.clone()), |id| cgroup.exec_group(id))?;
     let launched = group.join().and_then(|join| {
         let target = Some(pidfd.as_fd());
         let join = Some(join);
         launch::launch(
             &program,
-            Launch { target, stdio, filter, join, window: plan.window, ..Launch::default() },
+            Launch { target, stdio, filter, join, preserved, window: plan.window, ..Launch::default() },
         )
     });
     match launched {
         Ok(Launched { pid, pidfd, pty, .. }) => Ok(Exec { pid, pidfd, cgroup: group, pty }),
         Err(error) => {
-            let _ = group.remove(PATIENCE);
+            if exec_id.is_some() {
+                let _ = group.remove(PATIENCE);
+            }
             Err(error)
         }
     }
 }
 
 /// Says what `create` would do, one line per kernel step, without doing it and without root.
-pub fn explain(request: &CreateRequest) -> Result<Vec<String>> {
+pub fn explain(request: &CreateRequest, parking: Parking) -> Result<Explanation> {
     let kinds: Vec<NamespaceKind> = request.join.iter().map(|(kind, _)| *kind).collect();
     let (bundle, rootfs) = (&request.bundle, &request.rootfs);
     let facts = Facts { host: Host::current(), bundle, rootfs, given: &kinds, home: None };
     let plan = Plan::new(&request.id, &request.spec, &facts)?;
-    Ok(Program::create(&plan)?.explain())
+    Ok(Program::create(&plan, parking)?.explanation())
 }
 
 fn filter(spec: &Spec) -> Result<Option<Filter>> {

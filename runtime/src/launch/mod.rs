@@ -38,6 +38,10 @@ pub struct Launch<'a> {
     pub stdio: Stdio,
     pub filter: Option<Filter>,
     pub join: Option<Join>,
+    /// Where a parked child waits for its byte; none: at the socket that [`Launched`] holds.
+    pub listener: Option<OwnedFd>,
+    /// Descriptors that the process keeps, by number; without close-on-exec.
+    pub preserved: Vec<i32>,
     /// Columns and rows of the terminal.
     pub window: Option<(u16, u16)>,
 }
@@ -187,22 +191,29 @@ fn hint_for(sentence: &str, errno: i32) -> Option<&'static str> {
 fn clone_child(program: &Program, prepared: &prepare::Prepared<'_>, socket: &OwnedFd) -> Result<Born> {
     let stdio = prepared.stdio();
     let tasks = prepared.tasks();
-    let mut keep: Vec<i32> =
-        prepared.numbers().iter().map(|fd| fd.load(Relaxed)).filter(|fd| *fd > 2).collect();
-    keep.extend(stdio.iter().chain(&tasks).copied().chain([socket.as_raw_fd()]));
-    keep.extend(prepared.cgroup().map(|group| group.as_raw_fd()));
-    keep.sort_unstable();
-    keep.dedup();
+    let socket = socket.as_raw_fd();
+    let numbers: Vec<i32> = prepared.numbers().iter().map(|fd| fd.load(Relaxed)).collect();
+    let group: Vec<i32> = prepared.cgroup().iter().map(AsRawFd::as_raw_fd).collect();
+    let mut stay: Vec<i32> = prepared.preserved().to_vec();
+    stay.extend([socket, prepared.listener()]);
+    let mut keep: Vec<i32> = [&numbers, stdio.as_slice(), &tasks, &group, &stay].concat();
+    for list in [&mut stay, &mut keep] {
+        list.retain(|fd| *fd > 2);
+        list.sort_unstable();
+        list.dedup();
+    }
     // Who is born twice enters its group the second time, so that there is one process in it, never two.
     let reborn = program.steps.contains(&Step::Rebirth);
     let script = Script {
         steps: &program.steps,
         descriptors: prepared.numbers(),
-        socket: socket.as_raw_fd(),
+        socket,
+        listener: prepared.listener(),
         stdio,
         tasks: &tasks,
         keep: &keep,
         cgroup: prepared.cgroup().filter(|_| reborn).map(|group| group.as_raw_fd()),
+        stay: &stay,
         filter: prepared.filter(),
         filter_flags: prepared.filter_flags(),
         own_binary: process::own_binary()

@@ -32,6 +32,8 @@ pub(super) struct Prepared<'a> {
     numbers: Vec<AtomicI32>,
     stdio: [OwnedFd; 3],
     join: Option<Join>,
+    listener: Option<OwnedFd>,
+    preserved: Vec<i32>,
     filter: Vec<libc::sock_filter>,
     filter_flags: u32,
 }
@@ -66,6 +68,8 @@ impl<'a> Prepared<'a> {
             target: launch.target,
             stdio: streams(launch.stdio)?,
             join: launch.join.map(raise_join).transpose()?,
+            listener: launch.listener.map(raise).transpose()?,
+            preserved: launch.preserved,
             descriptors,
             filter,
             filter_flags,
@@ -99,6 +103,14 @@ impl<'a> Prepared<'a> {
             Some(Join::CloneInto(group)) => Some(group.as_fd()),
             _ => None,
         }
+    }
+
+    pub(super) fn listener(&self) -> i32 {
+        self.listener.as_ref().map_or(ABSENT, AsRawFd::as_raw_fd)
+    }
+
+    pub(super) fn preserved(&self) -> &[i32] {
+        &self.preserved
     }
 
     pub(super) fn filter(&self) -> &[libc::sock_filter] {

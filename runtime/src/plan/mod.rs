@@ -10,7 +10,8 @@ mod process;
 mod time;
 mod user;
 
-pub use mounts::{BindPlan, Delivery, FreshPlan, IdmapPlan, MountPlan};
+pub use capabilities::capability_names;
+pub use mounts::{BindPlan, Delivery, FreshPlan, IdmapPlan, MountPlan, known_options};
 pub use process::{Limit, ProcessPlan};
 pub use user::{UserPlan, of_running};
 
@@ -102,16 +103,14 @@ impl Plan {
         if !has(NamespaceKind::Mount) {
             return Err(invalid("linux.namespaces", "a container needs its own mount namespace"));
         }
-        let cgroup_path = cgroup_path(id, linux)?;
-        let mounts = {
-            let context = mounts::Context {
-                facts,
-                cgroup_path: &cgroup_path,
-                namespaces: &namespaces,
-                user: user.as_ref(),
-            };
-            mounts::plan(spec.mounts().as_deref().unwrap_or_default(), &context)?
+        let cgroup_path = cgroup_path(id, Some(linux))?;
+        let context = mounts::Context {
+            facts,
+            cgroup_path: &cgroup_path,
+            namespaces: &namespaces,
+            user: user.as_ref(),
         };
+        let mounts = mounts::plan(spec.mounts().as_deref().unwrap_or_default(), &context)?;
         Ok(Self {
             hostname: name_in(spec.hostname().as_ref(), "hostname", has(NamespaceKind::Uts))?,
             domainname: name_in(spec.domainname().as_ref(), "domainname", has(NamespaceKind::Uts))?,
@@ -250,9 +249,11 @@ fn kind_of(kind: LinuxNamespaceType) -> NamespaceKind {
     }
 }
 
-/// `/name` when the spec says nothing; systemd's `slice:prefix:name` form is not a path.
-fn cgroup_path(id: &str, linux: &Linux) -> Result<String> {
-    let Some(path) = linux.cgroups_path() else { return Ok(format!("/{id}")) };
+/// The control group of a container: `/name` when the spec says nothing; systemd's `slice:prefix:name` form is not a path.
+pub fn cgroup_path(id: &str, linux: Option<&Linux>) -> Result<String> {
+    let Some(path) = linux.and_then(|linux| linux.cgroups_path().as_ref()) else {
+        return Ok(format!("/{id}"));
+    };
     let text = path.to_str().ok_or_else(|| invalid("linux.cgroupsPath", "not UTF-8"))?;
     if Path::new(text).components().any(|part| part == Component::ParentDir) {
         return Err(invalid("linux.cgroupsPath", format!("{text} climbs out")));

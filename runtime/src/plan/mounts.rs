@@ -282,6 +282,37 @@ fn change(attr: &mut MountAttr, set: u64, clear: u64) {
     attr.clear = attr.clear & !set | clear;
 }
 
+/// Mount options that mean something here whatever the file system is.
+pub fn known_options() -> Vec<String> {
+    let plain = ["defaults", "bind", "rbind"].map(str::to_owned);
+    let propagations = ["private", "slave", "shared", "unbindable"];
+    let attributes = [
+        "ro",
+        "rw",
+        "nosuid",
+        "suid",
+        "nodev",
+        "dev",
+        "noexec",
+        "exec",
+        "nodiratime",
+        "diratime",
+        "nosymfollow",
+        "symfollow",
+        "relatime",
+        "norelatime",
+        "atime",
+        "noatime",
+        "strictatime",
+        "nostrictatime",
+    ];
+    let both = |word: &&str| [(*word).to_owned(), format!("r{word}")];
+    let words = propagations.iter().chain(&attributes).flat_map(both);
+    let mut all: Vec<String> = plain.into_iter().chain(words).collect();
+    all.sort_unstable();
+    all
+}
+
 /// (set, clear) of one word, mount_setattr(2).
 fn attribute(word: &str) -> Option<(u64, u64)> {
     const ATIME: u64 = libc::MOUNT_ATTR__ATIME;
@@ -322,6 +353,13 @@ mod tests {
         assert_eq!(options.attributes.clear, libc::MOUNT_ATTR_NOEXEC);
         assert_eq!(options.recursive_attributes.set, libc::MOUNT_ATTR_RDONLY);
         assert_eq!(options.data, [("size".into(), Some("1k".into())), ("huge".into(), None)]);
+    }
+
+    #[test]
+    fn every_known_option_is_taken_for_what_it_is() {
+        for word in known_options() {
+            assert!(parse(&[&word]).data.is_empty(), "{word}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::plan::{BindPlan, IdmapPlan};
 use crate::rootfs::Rootfs;
 use crate::sys::raw::MountAttr;
 use crate::sys::step::{FreshMount, Handle, Node, Step, Target};
+use serde::Serialize;
 use std::ffi::CStr;
 
 /// How the sentences of the two last steps begin; after a start only the sentences are left to tell what failed.
@@ -15,12 +16,26 @@ pub const EXECUTE: &str = "execute";
 /// The sentence of [`Step::Park`].
 pub const PARK: &str = "wait for the start byte";
 
+/// A program in words: what the parent prepares, the clone, and the child's steps by number.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Explanation {
+    pub prepare: Vec<String>,
+    pub clone: String,
+    pub steps: Vec<String>,
+}
+
 impl Program {
     /// One line per thing the parent prepares (`prepare`), the clone, and one per step of the child.
     pub fn explain(&self) -> Vec<String> {
+        let Explanation { prepare, clone, steps } = self.explanation();
+        let prepare = prepare.into_iter().map(|thing| format!("prepare {thing}"));
+        prepare.chain([clone]).chain(steps).collect()
+    }
+
+    pub fn explanation(&self) -> Explanation {
         let by_parent = self.prepare.iter().filter(|p| !matches!(p, Prepare::InChild { .. }));
-        let prepare = by_parent.map(|p| format!("prepare {}", describe(p)));
-        prepare.chain([self.explain_clone()]).chain(self.sentences()).collect()
+        let prepare = by_parent.map(describe).collect();
+        Explanation { prepare, clone: self.explain_clone(), steps: self.sentences() }
     }
 
     /// Sentences of the child's steps, by index: what a report's number means.

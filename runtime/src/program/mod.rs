@@ -6,7 +6,7 @@ mod birth;
 mod explain;
 mod pod;
 
-pub use explain::{EXECUTE, FIND_COMMAND, PARK};
+pub use explain::{EXECUTE, Explanation, FIND_COMMAND, PARK};
 pub use pod::PodPlan;
 
 use crate::error::Kind;
@@ -79,6 +79,17 @@ pub enum PidNamespace {
     OfProcess(Handle),
 }
 
+/// Where a program stops until it is started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parking {
+    /// Nowhere.
+    Not,
+    /// The command is looked up after the byte: it may appear until then.
+    CommandOpen,
+    /// The command is looked up before: a container whose command is missing is never created.
+    CommandFound,
+}
+
 /// All a launch does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Program {
@@ -93,13 +104,12 @@ pub struct Program {
 
 impl Program {
     /// The program that creates a container.
-    pub fn create(plan: &Plan) -> Result<Self> {
+    pub fn create(plan: &Plan, parking: Parking) -> Result<Self> {
         let mut builder = Builder::default();
         let birth = builder.birth(plan);
         builder.tree(plan)?;
         let late_namespace = plan.new_cgroup_namespace() && plan.cgroup_layout == CgroupLayout::V1;
-        builder
-            .process_end(&plan.process, End { parked: true, late_namespace, limits: plan.user.is_none() })?;
+        builder.process_end(&plan.process, End { parking, late_namespace, limits: plan.user.is_none() })?;
         Ok(builder.program(birth.new_namespaces, birth.pid_namespace))
     }
 
@@ -122,7 +132,8 @@ impl Program {
         if process.terminal {
             builder.push(Step::OpenTerminal);
         }
-        builder.process_end(process, End { parked: false, late_namespace: false, limits: user.is_none() })?;
+        let end = End { parking: Parking::Not, late_namespace: false, limits: user.is_none() };
+        builder.process_end(process, end)?;
         Ok(builder.program(0, pid_namespace))
     }
 }
@@ -140,7 +151,7 @@ struct Builder {
 /// How the last part of a program differs.
 #[derive(Clone, Copy)]
 struct End {
-    parked: bool,
+    parking: Parking,
     /// A cgroup namespace is made after the group was joined.
     late_namespace: bool,
     /// Not set earlier.
@@ -354,10 +365,12 @@ impl Builder {
         }
         self.push(Step::VerifyDirectory(cwd));
         self.push(Step::FileModeMask(process.umask));
-        if end.parked {
-            self.push(Step::Park);
+        let find = Step::FindCommand { candidates: process.candidates.clone() };
+        match end.parking {
+            Parking::Not => self.push(find),
+            Parking::CommandOpen => self.steps.extend([Step::Park, find]),
+            Parking::CommandFound => self.steps.extend([find, Step::Park]),
         }
-        self.push(Step::FindCommand { candidates: process.candidates.clone() });
         self.push(Step::UnblockSignals);
         // The very last step, so that the filter sees execve only: either no_new_privs is set, or CAP_SYS_ADMIN is still
         // effective, which execve takes away (capabilities(7): what a process may is computed anew from the bounding,

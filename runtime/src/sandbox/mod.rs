@@ -1,5 +1,6 @@
 //! A pod's namespaces, held as descriptors; no pause process (DESIGN 1B).
 
+pub mod files;
 mod netns;
 mod user;
 

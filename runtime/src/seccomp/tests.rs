@@ -565,3 +565,11 @@ fn additions_of_docker_are_ignored() {
     assert_eq!(answer(Abi::X86_64, &profile, call(Abi::X86_64, "mount", [0; 6])), ALLOW);
     assert_eq!(answer(Abi::X86_64, &profile, call(Abi::X86, "mount", [0; 6])), KILL_THREAD);
 }
+
+#[test]
+fn every_named_architecture_can_be_compiled_for() {
+    for name in super::known_architectures() {
+        let arch = serde_json::from_value(serde_json::json!(name)).unwrap();
+        assert!(super::abi::Abi::from_oci(arch, super::abi::Abi::X86_64).is_some(), "{name}");
+    }
+}

@@ -15,6 +15,11 @@ pub const TERMINAL: u32 = u32::MAX - 1;
 /// `Report::step` of the message that carries the process that goes on; its pid is in `errno`.
 pub const REBORN: u32 = u32::MAX - 2;
 
+/// The byte that starts a parked child.
+pub const START: u8 = 1;
+/// The byte that makes a child parked on a listening socket leave.
+pub const LEAVE: u8 = 0;
+
 /// A descriptor of the script for something that is not there and need not be: its placement is skipped.
 pub const ABSENT: i32 = raw::NONE;
 
@@ -42,14 +47,18 @@ pub struct Script<'a> {
     pub descriptors: &'a [AtomicI32],
     /// Child's end of the report socket; above 2.
     pub socket: i32,
+    /// A listening SOCK_SEQPACKET socket on which the start byte arrives, or [`ABSENT`]: then it comes by `socket`.
+    pub listener: i32,
     /// What becomes 0, 1, 2; above 2.
     pub stdio: [i32; 3],
     /// Version 1 `tasks` files.
     pub tasks: &'a [i32],
     /// Version 2 group for [`Step::Rebirth`].
     pub cgroup: Option<i32>,
-    /// Every descriptor above, sorted ascending.
+    /// Every descriptor above and those that the process keeps through execve, sorted ascending.
     pub keep: &'a [i32],
+    /// What is still needed once the tree is made: the sockets, and what is kept through execve; sorted.
+    pub stay: &'a [i32],
     pub filter: &'a [libc::sock_filter],
     pub filter_flags: u32,
     /// Device and inode of our own program, which no container may run (CVE-2019-5736).
@@ -165,19 +174,54 @@ impl Child<'_> {
     /// Says "parked" and waits for one byte. No byte but an end: whoever could start us is gone, so we go too.
     fn park(&self) -> Raw<()> {
         self.send(Report { step: PARKED, errno: 0 }, None)?;
+        if self.script.listener != ABSENT {
+            return self.park_listening();
+        }
         self.wait_for_byte();
         Ok(())
     }
 
     pub(super) fn wait_for_byte(&self) {
-        let mut byte = 0u8;
+        if receive_byte(self.script.socket).is_none() {
+            exit()
+        }
+    }
+
+    /// Whoever can reach the listening socket may start us, now or after our maker's death. A visitor that leaves without
+    /// a word only looked whether we wait.
+    fn park_listening(&self) -> Raw<()> {
+        let listener = self.script.listener;
         loop {
-            let args = [word(self.script.socket), &raw mut byte as usize, 1, 0, 0, 0];
-            match call(libc::SYS_recvfrom, args) {
-                Ok(1) => return,
-                Err(libc::EINTR) => {}
-                _ => exit(),
+            let accepted = match call(libc::SYS_accept4, [word(listener), 0, 0, CLOEXEC, 0, 0]) {
+                Ok(accepted) => Fd(accepted as i32),
+                Err(libc::EINTR | libc::ECONNABORTED) => continue,
+                Err(errno) => return Err(errno),
+            };
+            match receive_byte(accepted.0) {
+                Some(START) => {
+                    // From here on reports go to whoever started us, and nobody else can.
+                    let onto = [word(accepted.0), word(self.script.socket), CLOEXEC, 0, 0, 0];
+                    call(libc::SYS_dup3, onto)?;
+                    raw::close(listener);
+                    return Ok(());
+                }
+                Some(_) => exit(),
+                None => {}
             }
+        }
+    }
+}
+
+const CLOEXEC: usize = libc::O_CLOEXEC as usize;
+
+/// The byte of the next message; none at the end, or when reading fails.
+fn receive_byte(socket: i32) -> Option<u8> {
+    let mut byte = 0u8;
+    loop {
+        match call(libc::SYS_recvfrom, [word(socket), &raw mut byte as usize, 1, 0, 0, 0]) {
+            Ok(1) => return Some(byte),
+            Err(libc::EINTR) => {}
+            _ => return None,
         }
     }
 }

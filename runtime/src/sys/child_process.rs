@@ -11,10 +11,8 @@ const SIGNALS: usize = 64;
 impl Child<'_> {
     pub(super) fn process_step(&mut self, step: &Step) -> Raw<()> {
         match step {
-            Step::CloseForeign => self.close_foreign(),
-            Step::CloseAll => {
-                close_gap(3, self.script.socket).and_then(|()| close_from(self.script.socket + 1))
-            }
+            Step::CloseForeign => close_all_but(self.script.keep),
+            Step::CloseAll => close_all_but(self.script.stay),
             Step::ResetSignals => reset_signals(),
             Step::NewSession => call(libc::SYS_setsid, [0; 6]).map(drop),
             Step::WriteProc { path, value, forgive: errno } => {
@@ -53,16 +51,6 @@ impl Child<'_> {
             // The dispatcher in `child` sends only the steps above here.
             _ => Err(libc::ENOSYS),
         }
-    }
-
-    /// Closes everything between and after the descriptors of the script.
-    fn close_foreign(&self) -> Raw<()> {
-        let mut next = 3;
-        for &fd in self.script.keep {
-            close_gap(next, fd)?;
-            next = fd + 1;
-        }
-        close_from(next)
     }
 
     fn standard_streams(&self, uid: u32) -> Raw<()> {
@@ -139,6 +127,16 @@ fn execute_descriptor(fd: i32, argv: &StringTable) -> Raw<()> {
     let (env, flags) = (&raw const no_environment as usize, libc::AT_EMPTY_PATH as usize);
     call(libc::SYS_execveat, [word(fd), ptr(c""), argv.address(), env, flags, 0])?;
     exit()
+}
+
+/// Closes everything above the streams but what a sorted list names.
+fn close_all_but(keep: &[i32]) -> Raw<()> {
+    let mut next = 3;
+    for &fd in keep {
+        close_gap(next, fd)?;
+        next = fd + 1;
+    }
+    close_from(next)
 }
 
 fn close_gap(first: i32, after: i32) -> Raw<()> {

@@ -47,6 +47,17 @@ pub fn raised(fd: OwnedFd) -> io::Result<OwnedFd> {
     if fd.as_raw_fd() > 2 { Ok(fd) } else { above_streams(fd) }
 }
 
+/// Descriptors above the standard streams that will outlive execve. Ask first thing in a program: what its caller passed.
+pub fn inherited() -> Vec<i32> {
+    let entries = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    // SAFETY: F_GETFD reads one flag of a number; of one that is not open (the listing's own) it fails with EBADF.
+    let kept = |fd: &i32| *fd > 2 && unsafe { libc::fcntl(*fd, libc::F_GETFD) } == 0;
+    let mut kept: Vec<i32> = numbers.filter(kept).collect();
+    kept.sort_unstable();
+    kept
+}
+
 /// Nobody inside a container may look into this process or its children before execve: memory, descriptors, `exe`.
 pub fn forbid_inspection() -> io::Result<()> {
     Ok(rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?)

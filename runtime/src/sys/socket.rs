@@ -1,14 +1,16 @@
 //! The one socket between launcher and child: SOCK_SEQPACKET, so that a message is whole or absent.
 
-use super::child::Report;
+use super::child::{LEAVE, Report, START};
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{Mode, OFlags};
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketFlags, SocketType,
-    recvmsg, send, socketpair,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketAddrUnix,
+    SocketFlags, SocketType, bind, connect, listen, recvmsg, send, socket_with, socketpair,
 };
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
 
 /// What arrived.
 #[derive(Debug)]
@@ -77,5 +79,35 @@ fn receive_now(socket: impl AsFd) -> io::Result<Message> {
 
 /// Sends the start byte.
 pub fn send_byte(socket: impl AsFd) -> io::Result<()> {
-    send(socket, &[1], SendFlags::NOSIGNAL).map(drop).map_err(io::Error::from)
+    send(socket, &[START], SendFlags::NOSIGNAL).map(drop).map_err(io::Error::from)
+}
+
+/// Tells a child that is parked on a listening socket to leave.
+pub fn send_leave(socket: impl AsFd) -> io::Result<()> {
+    send(socket, &[LEAVE], SendFlags::NOSIGNAL).map(drop).map_err(io::Error::from)
+}
+
+/// A socket bound at `path` that a parked child can accept on. The directory's permissions say who may connect.
+pub fn listen_at(path: &Path) -> io::Result<OwnedFd> {
+    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    short_name(path, |address| Ok(bind(&socket, address)?))?;
+    listen(&socket, 16)?;
+    Ok(socket)
+}
+
+/// Connects to [`listen_at`]'s socket; `ECONNREFUSED` when nobody listens any more.
+pub fn connect_to(path: &Path) -> io::Result<OwnedFd> {
+    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    short_name(path, |address| Ok(connect(&socket, address)?))?;
+    Ok(socket)
+}
+
+/// The address of `path` by way of a descriptor of its directory: socket addresses end at 107 bytes (unix(7)).
+fn short_name<T>(path: &Path, act: impl FnOnce(&SocketAddrUnix) -> io::Result<T>) -> io::Result<T> {
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let directory =
+        rustix::fs::open(directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let short = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name);
+    act(&SocketAddrUnix::new(short)?)
 }

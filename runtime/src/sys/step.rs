@@ -169,13 +169,13 @@ pub enum Step {
     Capabilities { masks: CapabilityMasks, extra: u64 },
     /// prctl(2) PR_SET_NO_NEW_PRIVS.
     NoNewPrivileges,
-    /// Nothing above 2 but the report socket stays open (CVE-2024-21626).
+    /// Nothing above 2 but the sockets to the launcher and preserved descriptors stays open (CVE-2024-21626).
     CloseAll,
     /// chdir(2), as root; a refusal is tried again after the credentials.
     ChangeDirectory(CString),
     /// chdir(2) if the first try was refused; then getcwd(2) must lie below the root (CVE-2024-21626).
     VerifyDirectory(CString),
-    /// Tell the parent all is done and wait for the byte.
+    /// Tell the parent all is done and wait for the byte, on the launcher's socket or a listening one.
     Park,
     /// Choose the first candidate that may be executed by the final user.
     FindCommand { candidates: Vec<CString> },

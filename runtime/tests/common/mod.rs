@@ -6,7 +6,7 @@
 use serde_json::{Value, json};
 use slipway_runtime::Result;
 use slipway_runtime::cgroup::Cgroup;
-use slipway_runtime::container::{self, CreateRequest, Created, Stdio};
+use slipway_runtime::container::{self, CreateRequest, Created, Options, Stdio};
 use slipway_runtime::idmap::{IdMap, IdMappings};
 use slipway_runtime::rootfs::{Overlay, Rootfs};
 use slipway_runtime::sandbox::NamespaceKind;
@@ -101,7 +101,15 @@ impl Rig {
         }
         let spec = serde_json::from_value(spec).unwrap();
         let bundle = self.dir.path().to_owned();
-        CreateRequest { id: "test".into(), bundle, spec, rootfs: self.overlay(), join, stdio }
+        CreateRequest {
+            id: "test".into(),
+            bundle,
+            spec,
+            rootfs: self.overlay(),
+            join,
+            stdio,
+            options: Options::default(),
+        }
     }
 
     /// Runs `sh -c script` in a container to its end.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 /// Each folder and the workspace crates that it may name. Nothing else.
 const CRATES: &[(&str, &[&str])] = &[
     ("runtime/src", &[]),
+    ("runtime/oci/src", &["slipway_runtime"]),
     ("cri-proto/src", &[]),
     ("shim/images/src", &["slipway_runtime"]),
     ("shim/network/src", &["slipway_runtime"]),
@@ -30,6 +31,7 @@ const RUNTIME: &[(&str, &[&str])] = &[
 
 const OURS: &[&str] = &[
     "slipway_runtime",
+    "slipway_oci",
     "slipway_images",
     "slipway_network",
     "slipway_keeper",
