@@ -12,6 +12,7 @@
 pub mod cgroup;
 pub mod container;
 pub mod error;
+pub mod features;
 pub mod host;
 pub mod idmap;
 pub mod launch;

@@ -38,7 +38,7 @@ pub(crate) enum Target {
 }
 
 impl Target {
-    /// Reads a stream's name (SHIM-IO-01, 02).
+    /// Reads a stream's name (SHIM-IO-01, SHIM-IO-02).
     ///
     /// # Errors
     /// `Unimplemented` for schemes that are not ours, `InvalidArgument` for relative paths and unknown parameters.
@@ -365,7 +365,7 @@ mod tests {
 
     #[test]
     fn names() {
-        // SHIM-IO-01, 02
+        // SHIM-IO-01, SHIM-IO-02
         let log = |path: Option<&str>, max_line, stdin| Target::Log {
             path: path.map(PathBuf::from),
             max_line,
@@ -395,7 +395,7 @@ mod tests {
 
     #[test]
     fn fifos_need_no_peer_and_keep_what_was_written() {
-        // SHIM-IO-03, 04b
+        // SHIM-IO-03, SHIM-IO-04b
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("out");
         rustix::fs::mknodat(

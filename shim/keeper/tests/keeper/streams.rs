@@ -100,7 +100,7 @@ fn a_terminal_on_a_log_survives_the_keeper_too() {
 
 #[test]
 fn fifos_in_both_directions_and_close_io() {
-    // SHIM-IO-03, 04, 04c; SHIM-TSK-26
+    // SHIM-IO-03, SHIM-IO-04, SHIM-IO-04c; SHIM-TSK-26
     let rig = Rig::new();
     let bundle = rig.bundle("c", &["cat"]);
     fs::write(bundle.path.join("config.json"), bundle.spec.to_string()).unwrap();
