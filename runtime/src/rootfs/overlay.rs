@@ -128,8 +128,7 @@ fn explain(overlay: &Overlay, source: io::Error) -> Error {
     let hint = match source.raw_os_error() {
         Some(libc::EBUSY) => "upper or work is in use by another overlay",
         Some(libc::EINVAL) if overlay.idmap.is_some() => {
-            let hint =
-                "id-mapped layers need Linux 5.19 or later: run the container without a user namespace";
+            let hint = "id-mapped layers need Linux 5.19, and are sure from 6.15 on: run the container without a user namespace";
             return Error::sys("mount the overlay", shown, source).with_kind(Kind::Unsupported).hint(hint);
         }
         Some(libc::EINVAL) => {
