@@ -5,6 +5,7 @@ use super::Overlay;
 use crate::error::Kind;
 use crate::idmap::{self, Setgroups};
 use crate::sys::mount;
+use crate::sys::raw::MountAttr;
 use crate::{Error, Result};
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -48,6 +49,9 @@ fn layer(path: &Path, user: BorrowedFd<'_>) -> Result<OwnedFd> {
     let error = |e| Error::sys("prepare a layer", path.display().to_string(), e);
     let name = CString::new(path.as_os_str().as_bytes()).map_err(|e| error(e.into()))?;
     let tree = mount::clone_path(&name, false).map_err(error)?;
+    // A copy of a shared mount is its peer: what is attached on one would show on the host.
+    let private = MountAttr { propagation: libc::MS_PRIVATE, ..MountAttr::default() };
+    mount::set_attributes(&tree, false, &private).map_err(error)?;
     map_ids(&tree, user, path)?;
     Ok(tree)
 }
