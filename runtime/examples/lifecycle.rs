@@ -104,7 +104,7 @@ fn sessions(rig: &Rig, rounds: usize) {
             exec_id: Some(&exec_id),
             pid: created.pid,
             pidfd: &created.pidfd,
-            spec: &spec,
+            subject: common::subject(&spec),
             process: &process,
             cgroup: &created.cgroup,
             stdio: Stdio::default(),

@@ -60,7 +60,7 @@ fn rounds() {
             exec_id: Some(&exec_id),
             pid: created.pid,
             pidfd: &created.pidfd,
-            spec: &container,
+            subject: common::subject(&container),
             process: &inside,
             cgroup: &created.cgroup,
             stdio,

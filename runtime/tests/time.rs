@@ -59,7 +59,7 @@ fn exec_and_a_second_container_have_the_same_clocks() {
         exec_id: Some("e"),
         pid: created.pid,
         pidfd: &created.pidfd,
-        spec: &of_spec,
+        subject: common::subject(&of_spec),
         process: &serde_json::from_value(process).unwrap(),
         cgroup: &created.cgroup,
         stdio,

@@ -222,7 +222,7 @@ fn exec_is_inside_too() {
             exec_id: Some("e"),
             pid: created.pid,
             pidfd: &created.pidfd,
-            spec: &of_spec,
+            subject: common::subject(&of_spec),
             process: &process,
             cgroup: &created.cgroup,
             stdio,

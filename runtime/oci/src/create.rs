@@ -104,7 +104,7 @@ fn record(id: &str, bundle: &Bundle) -> Result<Record> {
         cgroup: plan::cgroup_path(id, bundle.spec.linux().as_ref())?,
         pid: 0,
         start_time: 0,
-        hooks: bundle.spec.hooks().is_some(),
+        attended: container::is_attended(&bundle.spec),
         annotations: bundle.spec.annotations().clone().unwrap_or_default().into_iter().collect(),
     })
 }

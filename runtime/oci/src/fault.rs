@@ -42,11 +42,23 @@ impl std::error::Error for Fault {}
 
 /// Writes the error to the log and answers the exit code: 1, or the fault's own.
 pub(crate) fn report(log: &Log, error: &anyhow::Error) -> ExitCode {
-    log.error(&format!("{error:#}"));
+    log.error(&sentence(error));
     match error.downcast_ref::<Fault>() {
         Some(Fault::Code(code, _)) => ExitCode::from(*code),
         _ => ExitCode::from(1),
     }
+}
+
+/// The whole chain; an error of the runtime tells its cause itself.
+pub(crate) fn sentence(error: &anyhow::Error) -> String {
+    let mut parts = Vec::new();
+    for cause in error.chain() {
+        parts.push(cause.to_string());
+        if cause.is::<slipway_runtime::Error>() {
+            break;
+        }
+    }
+    parts.join(": ")
 }
 
 /// Help and version are no failures; a command line that cannot be read is 1, as with runc.

@@ -27,8 +27,9 @@ pub(crate) struct Record {
     pub(crate) pid: i32,
     /// Field 22 of /proc/pid/stat: with the pid it names one process for as long as the machine runs.
     pub(crate) start_time: u64,
-    /// Whether the spec has hooks that run after creation.
-    pub(crate) hooks: bool,
+    /// Whether start and deletion need the spec: for hooks, or a seccomp agent.
+    #[serde(default)]
+    pub(crate) attended: bool,
     #[serde(default)]
     pub(crate) annotations: BTreeMap<String, String>,
 }

@@ -203,7 +203,7 @@ fn unrecorded(id: &str) -> Record {
         cgroup: String::new(),
         pid: 0,
         start_time: 0,
-        hooks: false,
+        attended: false,
         annotations: Default::default(),
     }
 }

@@ -42,6 +42,10 @@ pub(super) fn tree(plan: &BindPlan, maps: &mut Maps) -> Result<OwnedFd> {
         let error = Error::sys("prepare a bind mount", shown(), e);
         if missing { error.hint("the source must exist on the host") } else { error }
     })?;
+    if plan.procfs && !mount::is_procfs(&tree).unwrap_or(false) {
+        let what = format!("{} is not procfs", shown());
+        return Err(Error::new(Kind::Invalid, "prepare a bind mount on /proc", what));
+    }
     let attribute = |recursive, attr: &MountAttr| {
         if *attr == MountAttr::default() {
             return Ok(());

@@ -4,7 +4,7 @@
 
 use super::bind::{self, Maps};
 use super::device::Nodes;
-use super::{Launch, Stdio};
+use super::{Launch, Stdio, filesystem};
 use crate::cgroup::Join;
 use crate::error::Kind;
 use crate::namespace::NamespaceKind;
@@ -49,7 +49,13 @@ impl<'a> Prepared<'a> {
         };
         let mut descriptors = Vec::with_capacity(program.prepare.len());
         for (number, prepare) in program.prepare.iter().enumerate() {
-            let made = maker.make(prepare)?.map(raise).transpose()?;
+            let made = match prepare {
+                Prepare::CopyUp { plan, below } => {
+                    Some(filesystem::copy_up(plan, made_root(program, &descriptors)?, below)?)
+                }
+                _ => maker.make(prepare)?,
+            };
+            let made = made.map(raise).transpose()?;
             if let (Some((handle, mappings)), Some(user)) = (&program.user, &made)
                 && handle.0 == number
             {
@@ -122,6 +128,13 @@ impl<'a> Prepared<'a> {
     }
 }
 
+/// The root filesystem among what is made already.
+fn made_root<'a>(program: &Program, made: &'a [Option<OwnedFd>]) -> Result<&'a OwnedFd> {
+    let at = program.prepare.iter().position(|prepare| matches!(prepare, Prepare::Root(_)));
+    let missing = || Error::new(Kind::Invalid, "prepare", "the program names no root filesystem before");
+    at.and_then(|at| made.get(at)).and_then(Option::as_ref).ok_or_else(missing)
+}
+
 /// What is made once and used by several.
 struct Maker {
     root: Option<OwnedFd>,
@@ -146,6 +159,9 @@ impl Maker {
             Prepare::NewTime { offsets } => time(offsets).map(Some),
             Prepare::Device(device) => self.nodes.make(device).map(Some),
             Prepare::Group { path, readonly } => group(path, *readonly),
+            Prepare::FileSystem(plan) => filesystem::foreign(plan).map(Some),
+            // Made by the caller, who has the root.
+            Prepare::CopyUp { .. } => Ok(None),
             Prepare::Null => null().map(Some),
             Prepare::Namespace { kind, path } => open_namespace(*kind, path).map(Some),
             Prepare::Given { kind, index } => {
@@ -254,10 +270,6 @@ fn raise_join(join: Join) -> Result<Join> {
 
 fn filter_words(filter: Option<&Filter>) -> Result<(Vec<libc::sock_filter>, u32)> {
     let Some(filter) = filter else { return Ok((Vec::new(), 0)) };
-    if filter.notify {
-        let what = "SCMP_ACT_NOTIFY: handing over a listener is not done yet";
-        return Err(Error::new(Kind::Unsupported, "plan linux.seccomp", what));
-    }
     let word = |&(code, jt, jf, k): &(u16, u8, u8, u32)| libc::sock_filter { code, jt, jf, k };
     Ok((filter.instructions.iter().map(word).collect(), filter.flags))
 }

@@ -1,13 +1,13 @@
 //! Mounts and user namespaces: id-mapped binds, and file systems that a user namespace cannot have of its own.
 
-use super::mounts::{BindPlan, Context, IdmapPlan};
+use super::mounts::{BindPlan, Context, Delivery, IdmapPlan};
 use super::{UserPlan, invalid};
 use crate::Result;
 use crate::idmap::IdMappings;
 use crate::namespace::NamespaceKind;
 use crate::sys::raw::MountAttr;
 use oci_spec::runtime::Mount;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What `idmap`, `ridmap`, `uidMappings` and `gidMappings` of a mount ask for (config.md, "Linux mount options"); `word`:
 /// one of the options was there, and whether the recursive one.
@@ -63,28 +63,51 @@ pub(super) fn in_place_of(
         // What is mounted below is not to be more open than what was asked for.
         recursive_attributes: MountAttr { set: attributes.set, ..MountAttr::default() },
         propagation,
+        procfs: fstype == "proc",
         idmap: None,
     })
 }
 
-/// Refuses owners that are nobody inside; the kernel would say EINVAL of the whole mount.
-pub(super) fn check_owners(
+/// The `uid` and `gid` of a file system, whose values are the container's ids. Who makes it inside may say them as they
+/// are, and for a tmpfs that is filled by the parent they become the host's. Other file systems of the host's keep theirs.
+///
+/// # Errors
+/// `Invalid` for owners that are nobody inside; the kernel would say EINVAL of the whole mount.
+pub(super) fn owners(delivery: Delivery, shown: &Path, user: Option<&UserPlan>) -> Result<Delivery> {
+    let Some(mappings) = user.and_then(|user| user.mappings.as_ref()) else { return Ok(delivery) };
+    match delivery {
+        Delivery::Fresh(plan) => {
+            host_owners(&plan.options, shown, mappings)?;
+            Ok(Delivery::Fresh(plan))
+        }
+        Delivery::CopyUp(mut plan) => {
+            plan.options = host_owners(&plan.options, shown, mappings)?;
+            Ok(Delivery::CopyUp(plan))
+        }
+        other => Ok(other),
+    }
+}
+
+type DataOptions = Vec<(String, Option<String>)>;
+
+fn host_owners(
     options: &[(String, Option<String>)],
-    shown: impl std::fmt::Display,
-    user: Option<&UserPlan>,
-) -> Result<()> {
-    let Some(mappings) = user.and_then(|user| user.mappings.as_ref()) else { return Ok(()) };
-    for (key, value) in options {
-        let Some(id) = value.as_deref().and_then(|value| value.parse().ok()) else { continue };
+    shown: &Path,
+    mappings: &IdMappings,
+) -> Result<DataOptions> {
+    let on_host = |(key, value): &(String, Option<String>)| {
+        let same = (key.clone(), value.clone());
+        let Some(id) = value.as_deref().and_then(|value| value.parse().ok()) else { return Ok(same) };
         let host = match key.as_str() {
             "uid" => mappings.host_uid(id),
             "gid" => mappings.host_gid(id),
-            _ => continue,
+            _ => return Ok(same),
         };
-        if host.is_none() {
-            let what = format!("{key}={id} on {shown} is outside the mapping {mappings}");
-            return Err(invalid("mounts.options", what).hint("leave it out, or map more ids"));
-        }
-    }
-    Ok(())
+        let host = host.ok_or_else(|| {
+            let what = format!("{key}={id} on {} is outside the mapping {mappings}", shown.display());
+            invalid("mounts.options", what).hint("leave it out, or map more ids")
+        })?;
+        Ok((key.clone(), Some(host.to_string())))
+    };
+    options.iter().map(on_host).collect()
 }

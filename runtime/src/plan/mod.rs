@@ -4,15 +4,19 @@
 //! After this nobody looks at the spec again.
 
 mod capabilities;
+mod hooks;
 mod mapped;
 mod mounts;
 mod process;
+mod scheduling;
 mod time;
 mod user;
 
 pub use capabilities::capability_names;
+pub use hooks::{HookPlan, HookPlans, Moment};
 pub use mounts::{BindPlan, Delivery, FreshPlan, IdmapPlan, MountPlan, known_options};
 pub use process::{Limit, ProcessPlan};
+pub use scheduling::Scheduling;
 pub use user::{UserPlan, of_running};
 
 use crate::error::Kind;
@@ -76,6 +80,9 @@ pub struct Plan {
     pub cgroup_path: String,
     pub cgroup_layout: CgroupLayout,
     pub process: ProcessPlan,
+    pub hooks: HookPlans,
+    /// Where the root hangs on the host's tree until the container changes into it: only for hooks that look for it.
+    pub root_place: Option<PathBuf>,
 }
 
 /// What the plan needs beside the spec.
@@ -104,11 +111,13 @@ impl Plan {
             return Err(invalid("linux.namespaces", "a container needs its own mount namespace"));
         }
         let cgroup_path = cgroup_path(id, Some(linux))?;
+        let hooks = HookPlans::new(spec)?;
         let context = mounts::Context {
             facts,
             cgroup_path: &cgroup_path,
             namespaces: &namespaces,
             user: user.as_ref(),
+            label: mount_label(linux, facts.host)?,
         };
         let mounts = mounts::plan(spec.mounts().as_deref().unwrap_or_default(), &context)?;
         Ok(Self {
@@ -128,8 +137,11 @@ impl Plan {
                 facts.host,
                 facts.home,
                 user.as_ref(),
+                scheduling(linux)?,
             )?,
             cgroup_layout: facts.host.cgroups,
+            root_place: if hooks.during_creation() { Some(root_place(spec, facts.bundle)?) } else { None },
+            hooks,
             namespaces,
             user,
             mounts,
@@ -174,7 +186,12 @@ pub fn exec(
             process.set_oom_score_adj(init.oom_score_adj());
         }
     }
-    process::plan(&process, filtered, host, home, user)
+    let scheduling = spec.linux().as_ref().map(scheduling).transpose()?.unwrap_or_default();
+    process::plan(&process, filtered, host, home, user, scheduling)
+}
+
+fn scheduling(linux: &Linux) -> Result<Scheduling> {
+    Scheduling::of_container(linux.personality().as_ref(), linux.memory_policy().as_ref())
 }
 
 pub(crate) fn invalid(field: &str, what: impl Into<String>) -> Error {
@@ -193,8 +210,6 @@ fn refuse_unsupported(linux: &Linux) -> Result<()> {
             "moving network devices",
         ),
         ("linux.intelRdt", linux.intel_rdt().is_some(), "resctrl"),
-        ("linux.memoryPolicy", linux.memory_policy().is_some(), "NUMA memory policies"),
-        ("linux.personality", linux.personality().is_some(), "execution domains"),
     ];
     match refused.into_iter().find(|(_, asked, _)| *asked) {
         Some((field, _, what)) => Err(unsupported(field, &format!("this runtime does not do {what} yet"))),
@@ -367,6 +382,22 @@ fn device_plan(device: &LinuxDevice) -> Result<DevicePlan> {
         uid: device.uid().unwrap_or(0),
         gid: device.gid().unwrap_or(0),
     })
+}
+
+fn mount_label<'a>(linux: &'a Linux, host: &Host) -> Result<Option<&'a str>> {
+    match linux.mount_label().as_deref().filter(|label| !label.is_empty()) {
+        Some(label) if !host.selinux => {
+            let hint = "leave linux.mountLabel out, or boot with SELinux";
+            Err(unsupported("linux.mountLabel", &format!("{label}: this host has no SELinux")).hint(hint))
+        }
+        label => Ok(label),
+    }
+}
+
+/// The directory that the spec calls the root filesystem: there hooks look for it.
+fn root_place(spec: &Spec, bundle: &Path) -> Result<PathBuf> {
+    let root = spec.root().as_ref().ok_or_else(|| invalid("root.path", "missing, and hooks look for it"))?;
+    Ok(bundle.join(root.path()))
 }
 
 fn paths(list: Option<&[String]>, field: &str) -> Result<Vec<PathBuf>> {

@@ -2,7 +2,7 @@
 //!
 //! On the host's user namespace one clone3 makes all that is new. In a user namespace everything new must belong to it, so
 //! the child joins it first and then makes the rest; a new PID namespace then needs the extra clone (`sys::rebirth`).
-//! What needs the host's rights comes before: joining what may belong to others, raising limits, giving streams away.
+//! What needs the host's rights comes before: joining what may belong to others, raising limits and priorities, giving streams away.
 
 use super::{Builder, PidNamespace, Prepare, text};
 use crate::host::CgroupLayout;
@@ -60,6 +60,7 @@ impl Builder {
         self.user = user.mappings.clone().map(|mappings| (from, mappings));
         // The kernel asks for rights on the host whatever a process may do inside.
         self.limits(&plan.process);
+        self.priorities(&plan.process);
         if let Some(uid) = plan.process.host_uid {
             self.push(Step::GiveStreams { uid });
         }
@@ -94,6 +95,7 @@ impl Builder {
         kinds: u32,
     ) -> PidNamespace {
         self.limits(process);
+        self.priorities(process);
         if let Some(uid) = process.host_uid {
             self.push(Step::GiveStreams { uid });
         }

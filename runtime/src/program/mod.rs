@@ -4,16 +4,20 @@
 
 mod birth;
 mod explain;
+mod hook;
 mod pod;
 
 pub use explain::{EXECUTE, Explanation, FIND_COMMAND, PARK};
+pub use hook::HookPlace;
 pub use pod::PodPlan;
 
 use crate::error::Kind;
 use crate::host::CgroupLayout;
 use crate::idmap::{IdMappings, Setgroups};
 use crate::namespace::NamespaceKind;
-use crate::plan::{BindPlan, Delivery, DevicePlan, FreshPlan, MountPlan, Plan, ProcessPlan, UserPlan};
+use crate::plan::{
+    BindPlan, Delivery, DevicePlan, FreshPlan, MountPlan, Plan, ProcessPlan, Scheduling, UserPlan,
+};
 use crate::rootfs::Rootfs;
 use crate::sys::raw::MountAttr;
 use crate::sys::step::{FreshMount, Handle, Node, Step, StringTable, Target, TargetKind};
@@ -32,6 +36,13 @@ pub enum Prepare {
     Group {
         path: PathBuf,
         readonly: bool,
+    },
+    /// A file system of the host's own making.
+    FileSystem(FreshPlan),
+    /// A tmpfs that begins as a copy of a directory of the root filesystem.
+    CopyUp {
+        plan: FreshPlan,
+        below: PathBuf,
     },
     /// The host's /dev/null, for masks.
     Null,
@@ -99,8 +110,17 @@ pub struct Program {
     pub pid_namespace: PidNamespace,
     /// The container's user namespace and its maps, where they are known: id-mapped mounts can use it.
     pub user: Option<(Handle, IdMappings)>,
+    /// CPUs that the process is born on, before it is in its control group.
+    pub birth_cpus: Option<Vec<u64>>,
     pub steps: Vec<Step>,
 }
+
+/// What a process beside the first one joins, whatever the container has of its own.
+const INSIDE: u32 = (libc::CLONE_NEWNS
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWNET
+    | libc::CLONE_NEWCGROUP) as u32;
 
 impl Program {
     /// The program that creates a container.
@@ -109,7 +129,7 @@ impl Program {
         let birth = builder.birth(plan);
         builder.tree(plan)?;
         let late_namespace = plan.new_cgroup_namespace() && plan.cgroup_layout == CgroupLayout::V1;
-        builder.process_end(&plan.process, End { parking, late_namespace, limits: plan.user.is_none() })?;
+        builder.process_end(&plan.process, End { parking, late_namespace, rights: plan.user.is_none() })?;
         Ok(builder.program(birth.new_namespaces, birth.pid_namespace))
     }
 
@@ -119,8 +139,7 @@ impl Program {
         let mut builder = Builder::default();
         builder.begin(process);
         let target = builder.handle(Prepare::Target);
-        let inside = libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWNET;
-        let mut kinds = (inside | libc::CLONE_NEWCGROUP) as u32;
+        let mut kinds = INSIDE;
         if time {
             kinds |= NamespaceKind::Time.clone_flag();
         }
@@ -132,9 +151,10 @@ impl Program {
         if process.terminal {
             builder.push(Step::OpenTerminal);
         }
-        let end = End { parking: Parking::Not, late_namespace: false, limits: user.is_none() };
+        let end = End { parking: Parking::Not, late_namespace: false, rights: user.is_none() };
         builder.process_end(process, end)?;
-        Ok(builder.program(0, pid_namespace))
+        let birth_cpus = process.scheduling.first_cpus.clone();
+        Ok(Self { birth_cpus, ..builder.program(0, pid_namespace) })
     }
 }
 
@@ -154,14 +174,14 @@ struct End {
     parking: Parking,
     /// A cgroup namespace is made after the group was joined.
     late_namespace: bool,
-    /// Not set earlier.
-    limits: bool,
+    /// The rights of the host are still there: limits and priorities were not set earlier.
+    rights: bool,
 }
 
 impl Builder {
     fn program(self, new_namespaces: u32, pid_namespace: PidNamespace) -> Program {
         let Self { prepare, steps, user, .. } = self;
-        Program { prepare, new_namespaces, pid_namespace, user, steps }
+        Program { prepare, new_namespaces, pid_namespace, user, birth_cpus: None, steps }
     }
 
     fn push(&mut self, step: Step) {
@@ -171,6 +191,11 @@ impl Builder {
     fn handle(&mut self, prepare: Prepare) -> Handle {
         self.prepare.push(prepare);
         Handle(self.prepare.len() - 1)
+    }
+
+    /// All namespaces of the process behind `target` but that of pids, which the clone is born into.
+    fn join_process(&mut self, target: Handle) {
+        self.push(Step::JoinProcess { pidfd: target, kinds: INSIDE });
     }
 
     /// What comes first in every child, on the host's own tree: nothing an image could have put in our way.
@@ -198,12 +223,19 @@ impl Builder {
         let root = self.handle(Prepare::Root(plan.rootfs.clone()));
         self.push(Step::DetachPropagation);
         let entrance = self.steps.len();
-        self.push(Step::EnterRoot(root));
+        match &plan.root_place {
+            None => self.push(Step::EnterRoot(root)),
+            Some(place) => self.push(Step::HangRoot { root, at: path_text(place)? }),
+        }
         for mount in &plan.mounts {
             self.mount(mount)?;
         }
         if let Some(devices) = &plan.devices {
             self.device_tree(devices, plan.user.as_ref())?;
+        }
+        if plan.root_place.is_some() {
+            self.push(Step::Meet);
+            self.push(Step::Pivot);
         }
         if plan.process.terminal {
             self.push(Step::OpenTerminal);
@@ -244,6 +276,19 @@ impl Builder {
                 self.push(Step::Place { from, target });
             }
             Delivery::Fresh(fresh) => self.fresh(fresh, &mount.destination)?,
+            Delivery::Foreign(plan) => {
+                let from = self.handle(Prepare::FileSystem(plan.clone()));
+                self.push(Step::Place { from, target: target(&mount.destination, TargetKind::Directory)? });
+            }
+            Delivery::CopyUp(plan) => {
+                let from =
+                    self.handle(Prepare::CopyUp { plan: plan.clone(), below: mount.destination.clone() });
+                self.push(Step::Place { from, target: target(&mount.destination, TargetKind::Directory)? });
+            }
+            Delivery::Change(attr) => {
+                let path = relative(&mount.destination)?;
+                self.push(Step::SetAttributes { path, recursive: false, attr: *attr });
+            }
             Delivery::Groups { hierarchies, readonly } => {
                 self.groups(&mount.destination, hierarchies, *readonly)?
             }
@@ -258,6 +303,7 @@ impl Builder {
             source: text(&plan.source),
             options: plan.options.iter().map(option).collect(),
             attributes: plan.attributes,
+            inherit_mode: plan.fstype == "tmpfs" && !plan.options.iter().any(|(key, _)| key == "mode"),
         };
         let (propagation, recursive) = plan.propagation.unwrap_or((0, false));
         let propagation = (propagation != 0).then(|| MountAttr { propagation, ..MountAttr::default() });
@@ -338,6 +384,26 @@ impl Builder {
         }
     }
 
+    /// What asks for rights on the host.
+    fn priorities(&mut self, process: &ProcessPlan) {
+        let Scheduling { policy, io_priority, .. } = process.scheduling.clone();
+        self.steps.extend(policy.map(Step::Schedule));
+        self.steps.extend(io_priority.map(Step::IoPriority));
+    }
+
+    /// In the control group, whose CPUs, memory nodes and real-time share decide what is allowed; and, on the host's user
+    /// namespace, still with the rights of this process.
+    fn scheduling(&mut self, process: &ProcessPlan, entering: bool, rights: bool) {
+        let Scheduling { last_cpus, memory, domain, .. } = process.scheduling.clone();
+        // A deadline task may not choose its CPUs any more.
+        self.steps.extend(last_cpus.filter(|_| entering).map(Step::Affinity));
+        if rights {
+            self.priorities(process);
+        }
+        self.steps.extend(memory.map(Step::MemoryPolicy));
+        self.steps.extend(domain.map(Step::Personality));
+    }
+
     /// From the finished tree to execve.
     fn process_end(&mut self, process: &ProcessPlan, end: End) -> Result<()> {
         let uid = process.uid;
@@ -345,7 +411,7 @@ impl Builder {
         if process.terminal {
             self.push(Step::ControlTerminal);
         }
-        if end.limits {
+        if end.rights {
             self.limits(process);
         }
         // As late as possible, so that what was done above is not charged to the group.
@@ -353,6 +419,7 @@ impl Builder {
         if end.late_namespace {
             self.push(Step::NewCgroupNamespace);
         }
+        self.scheduling(process, end.parking == Parking::Not, end.rights);
         // Before the working directory: no descriptor of the host may be left to name one.
         self.push(Step::CloseAll);
         let cwd = CString::new(process.cwd.as_os_str().as_bytes()).unwrap_or_default();
@@ -400,6 +467,12 @@ fn relative(path: &Path) -> Result<CString> {
     let below: &[u8] = if below.is_empty() { b"." } else { below };
     let error = || Error::new(Kind::Invalid, "program", format!("{}: contains a NUL byte", path.display()));
     CString::new(below).map_err(|_| error())
+}
+
+/// A path of the host's tree.
+fn path_text(path: &Path) -> Result<CString> {
+    let error = || Error::new(Kind::Invalid, "program", format!("{}: contains a NUL byte", path.display()));
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| error())
 }
 
 /// Plans hold no NUL bytes; should one slip through, the text ends there.

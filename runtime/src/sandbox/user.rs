@@ -91,7 +91,7 @@ fn hold(
         }
     }
     if plan.reaper {
-        launch::start(&launched.socket, &program.sentences())?;
+        launch::start(&launched.socket, &program.sentences(), &mut |_| Ok(()))?;
     }
     Ok(namespaces)
 }

@@ -12,8 +12,14 @@ use core::sync::atomic::{AtomicI32, Ordering::Relaxed};
 pub const PARKED: u32 = u32::MAX;
 /// `Report::step` of the message that carries the terminal's master.
 pub const TERMINAL: u32 = u32::MAX - 1;
+/// `Report::step` of a child that waits at [`Step::Meet`].
+pub const MET: u32 = u32::MAX - 2;
+
+/// `Report::step` of a child about to load a filter with a listener; a page to share and its own pidfd come beside it.
+pub const LISTENER: u32 = u32::MAX - 3;
+
 /// `Report::step` of the message that carries the process that goes on; its pid is in `errno`.
-pub const REBORN: u32 = u32::MAX - 2;
+pub const REBORN: u32 = u32::MAX - 4;
 
 /// The byte that starts a parked child.
 pub const START: u8 = 1;
@@ -121,6 +127,8 @@ impl Child<'_> {
             | Step::MakeMount { .. }
             | Step::Place { .. }
             | Step::EnterRoot(_)
+            | Step::HangRoot { .. }
+            | Step::Pivot
             | Step::DetachPropagation
             | Step::MakeDirectory(_)
             | Step::Symlink { .. }
@@ -132,6 +140,7 @@ impl Child<'_> {
             | Step::BindConsole => self.file_system_step(step),
             Step::Park => self.park(),
             Step::Rebirth => self.rebirth(),
+            Step::Meet => self.meet(),
             _ => self.process_step(step),
         }
     }
@@ -152,23 +161,37 @@ impl Child<'_> {
         let _ = self.send(report, None);
     }
 
-    /// One message on the socket, with a descriptor beside it if there is one. MSG_NOSIGNAL: a parent that is gone must
-    /// not kill us by SIGPIPE before we can leave.
     pub(super) fn send(&self, report: Report, descriptor: Option<i32>) -> Raw<()> {
+        match descriptor {
+            Some(descriptor) => self.send_with(report, [descriptor]),
+            None => self.send_with(report, []),
+        }
+    }
+
+    /// One message on the socket, with descriptors beside it. MSG_NOSIGNAL: a parent that is gone must not kill us by
+    /// SIGPIPE before we can leave.
+    pub(super) fn send_with<const N: usize>(&self, report: Report, descriptors: [i32; N]) -> Raw<()> {
         let mut vector =
             libc::iovec { iov_base: (&raw const report).cast_mut().cast(), iov_len: size_of::<Report>() };
-        let mut control = Rights::new(descriptor.unwrap_or(-1));
+        let mut control = Rights::new(descriptors);
         // SAFETY: all-zero is a valid msghdr.
         let mut message: libc::msghdr = unsafe { core::mem::zeroed() };
         message.msg_iov = &raw mut vector;
         message.msg_iovlen = 1;
-        if descriptor.is_some() {
+        if N > 0 {
             message.msg_control = (&raw mut control).cast();
-            message.msg_controllen = size_of::<Rights>() as _;
+            message.msg_controllen = size_of::<Rights<N>>() as _;
         }
         let flags = libc::MSG_NOSIGNAL as usize;
         let socket = word(self.script.socket);
         call(libc::SYS_sendmsg, [socket, &raw const message as usize, flags, 0, 0, 0]).map(drop)
+    }
+
+    /// Says that the namespaces are there and waits for the parent, whose end is ours.
+    fn meet(&self) -> Raw<()> {
+        self.send(Report { step: MET, errno: 0 }, None)?;
+        self.wait_for_byte();
+        Ok(())
     }
 
     /// Says "parked" and waits for one byte. No byte but an end: whoever could start us is gone, so we go too.
@@ -226,22 +249,21 @@ fn receive_byte(socket: i32) -> Option<u8> {
     }
 }
 
-/// A control message with one descriptor, laid out as CMSG_SPACE(4) asks.
+/// A control message with descriptors, laid out as CMSG_SPACE asks (the alignment pads the end).
 #[repr(C, align(8))]
-struct Rights {
+struct Rights<const N: usize> {
     header: libc::cmsghdr,
-    descriptor: i32,
-    padding: i32,
+    descriptors: [i32; N],
 }
 
-impl Rights {
-    fn new(descriptor: i32) -> Self {
+impl<const N: usize> Rights<N> {
+    fn new(descriptors: [i32; N]) -> Self {
         // SAFETY: all-zero is a valid cmsghdr.
         let mut header: libc::cmsghdr = unsafe { core::mem::zeroed() };
-        header.cmsg_len = (size_of::<libc::cmsghdr>() + size_of::<i32>()) as _;
+        header.cmsg_len = (size_of::<libc::cmsghdr>() + N * size_of::<i32>()) as _;
         header.cmsg_level = libc::SOL_SOCKET;
         header.cmsg_type = libc::SCM_RIGHTS;
-        Self { header, descriptor, padding: 0 }
+        Self { header, descriptors }
     }
 }
 

@@ -26,6 +26,11 @@ pub fn attach(mount: impl AsFd, place: &CStr) -> io::Result<()> {
     moved.map(drop).map_err(io::Error::from_raw_os_error)
 }
 
+/// Whether a descriptor is of procfs.
+pub fn is_procfs(fd: impl AsFd) -> io::Result<bool> {
+    Ok(rustix::fs::fstatfs(fd)?.f_type == libc::PROC_SUPER_MAGIC)
+}
+
 /// mount_setattr(2) on a detached tree.
 pub fn set_attributes(mount: impl AsFd, recursive: bool, attr: &MountAttr) -> io::Result<()> {
     let fd = mount.as_fd().as_raw_fd();

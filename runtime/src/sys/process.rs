@@ -1,8 +1,14 @@
 //! Small calls on processes and terminals.
 
+use super::raw::call;
 use rustix::process::{PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+/// SIGKILL; a process that has ended already is no error.
+pub fn kill(pidfd: impl AsFd) {
+    let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+}
 
 /// Kills and reaps a child that failed before anybody else knew of it.
 pub fn end(pidfd: impl AsFd) {
@@ -76,6 +82,21 @@ pub fn sealed_program(name: &str, content: &[u8]) -> io::Result<OwnedFd> {
     let mut file = std::fs::File::from(memory);
     file.write_all(content)?;
     fcntl_add_seals(&file, SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE)?;
+    Ok(file.into())
+}
+
+/// sched_setaffinity(2) for this thread and its children to come: CPU n at bit n, low word first.
+pub fn run_on(cpus: &[u64]) -> io::Result<()> {
+    let args = [0, size_of_val(cpus), cpus.as_ptr() as usize, 0, 0, 0];
+    call(libc::SYS_sched_setaffinity, args).map(drop).map_err(io::Error::from_raw_os_error)
+}
+
+/// A file in memory with this content, ready to be read from its beginning.
+pub fn memory_file(name: &str, content: &[u8]) -> io::Result<OwnedFd> {
+    use std::io::{Seek, Write};
+    let mut file = std::fs::File::from(rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC)?);
+    file.write_all(content)?;
+    file.rewind()?;
     Ok(file.into())
 }
 

@@ -15,8 +15,8 @@ use std::path::Path;
 /// What arrived.
 #[derive(Debug)]
 pub enum Message {
-    /// A report, with the descriptor sent beside it.
-    Report(Report, Option<OwnedFd>),
+    /// A report, with the descriptors sent beside it.
+    Report(Report, Vec<OwnedFd>),
     /// The other end is gone: execve closed it, or the process died.
     End,
 }
@@ -29,7 +29,7 @@ pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
 /// Waits for the next message.
 pub fn receive(socket: impl AsFd) -> io::Result<Message> {
     let mut bytes = [0u8; 8];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let received = loop {
         let mut vectors = [IoSliceMut::new(&mut bytes)];
@@ -39,12 +39,13 @@ pub fn receive(socket: impl AsFd) -> io::Result<Message> {
             other => break other?,
         }
     };
-    let descriptor = control.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+    let descriptors = control.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
         _ => None,
     });
+    let descriptors = descriptors.flatten().collect();
     match received.bytes {
-        8 => Ok(Message::Report(Report::from_bytes(bytes), descriptor)),
+        8 => Ok(Message::Report(Report::from_bytes(bytes), descriptors)),
         0 => Ok(Message::End),
         _ => Err(io::Error::from(io::ErrorKind::InvalidData)),
     }

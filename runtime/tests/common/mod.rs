@@ -3,10 +3,11 @@
 #![allow(dead_code, unreachable_pub, missing_debug_implementations, reason = "each test uses its part")]
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
+use oci_spec::runtime::Spec;
 use serde_json::{Value, json};
 use slipway_runtime::Result;
 use slipway_runtime::cgroup::Cgroup;
-use slipway_runtime::container::{self, CreateRequest, Created, Options, Stdio};
+use slipway_runtime::container::{self, CreateRequest, Created, Options, Stdio, Subject};
 use slipway_runtime::idmap::{IdMap, IdMappings};
 use slipway_runtime::rootfs::{Overlay, Rootfs};
 use slipway_runtime::sandbox::NamespaceKind;
@@ -159,6 +160,11 @@ pub fn zombies() -> Vec<String> {
         fields.next() == Some("Z") && fields.next() == Some(&own)
     };
     fs::read_dir("/proc").unwrap().flatten().filter_map(stat).filter(dead).collect()
+}
+
+/// A container by its spec, for calls that want to know it.
+pub fn subject(spec: &Spec) -> Subject<'_> {
+    Subject { id: "test", bundle: Path::new("/"), spec }
 }
 
 /// Standard output and error into one pipe.

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod cdi;
 mod cli;
 mod clock;
 mod config;
@@ -12,6 +13,7 @@ mod error;
 mod events;
 mod handlers;
 mod ids;
+mod incoming;
 mod keeper;
 mod names;
 mod object;
@@ -23,6 +25,7 @@ mod rollback;
 mod serve;
 mod signals;
 mod spec;
+mod usage;
 mod user;
 
 use clap::{Parser, Subcommand};

@@ -340,6 +340,7 @@ fn request(netns: String, config: Option<&PodSandboxConfig>) -> Result<SandboxRe
     // A pod on the host's network has the host's name, which only its own UTS namespace could change.
     let host_network = is(modes.network, NamespaceMode::Node);
     Ok(SandboxRequest {
+        user: None,
         ipc: !is(modes.ipc, NamespaceMode::Node),
         hostname: (!host_network).then_some(config.hostname),
         sysctls: linux.sysctls.into_iter().collect(),

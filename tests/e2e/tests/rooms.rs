@@ -26,7 +26,8 @@ const RUNTIME: &[(&str, &[&str])] = &[
     ("program", &["plan", "host", "rootfs", "sys"]),
     ("launch", &["program", "plan", "cgroup", "rootfs", "seccomp", "host", "sys"]),
     ("sandbox", &["launch", "program", "plan", "host", "sys"]),
-    ("container", &["launch", "program", "plan", "cgroup", "rootfs", "seccomp", "host", "sys"]),
+    ("hooks", &["launch", "program", "plan", "cgroup", "seccomp", "sys"]),
+    ("container", &["hooks", "launch", "program", "plan", "cgroup", "rootfs", "seccomp", "host", "sys"]),
 ];
 
 const OURS: &[&str] = &[

@@ -1,4 +1,5 @@
 use super::{BUSY, Id};
+use crate::bundle;
 use crate::cli::Global;
 use crate::fault::Fault;
 use crate::status::Status;
@@ -6,9 +7,11 @@ use crate::store::{Container, Store};
 use crate::verified::Verified;
 use anyhow::{Result, bail};
 use clap::Args;
+use oci_spec::runtime::Spec;
 use slipway_runtime::cgroup::Cgroup;
+use slipway_runtime::container::{self, Subject};
 use slipway_runtime::error::Kind;
-use slipway_runtime::{container, sys};
+use slipway_runtime::sys;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -71,7 +74,26 @@ pub(super) fn remove(container: Container) -> Result<()> {
             group => group?.remove(PATIENCE)?,
         }
     }
+    after(&container);
     container.remove()
+}
+
+/// Poststop hooks. OCI: what fails is a warning, and the deletion goes on.
+fn after(container: &Container) {
+    let record = &container.record;
+    if !record.attended {
+        return;
+    }
+    let spec = container.config().and_then(|config| bundle::parse::<Spec>("config.json", &config));
+    match spec {
+        Ok(spec) => {
+            let subject = Subject { id: &record.id, bundle: &record.bundle, spec: &spec };
+            for error in container::after_delete(&subject) {
+                eprintln!("warning: {error}");
+            }
+        }
+        Err(error) => eprintln!("warning: poststop hooks: {error:#}"),
+    }
 }
 
 fn end_group(path: &str) -> Result<()> {

@@ -12,7 +12,7 @@ use clap::Args;
 use oci_spec::runtime::{Process, Spec};
 use serde_json::{Value, json};
 use slipway_runtime::cgroup::Cgroup;
-use slipway_runtime::container::{self, ExecRequest};
+use slipway_runtime::container::{self, ExecRequest, Subject};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -52,7 +52,7 @@ pub(crate) struct Exec {
     /// Forbid new privileges
     #[arg(long)]
     no_new_privs: bool,
-    /// Group below the container's own, such as /sub; [controller,...:]PATH
+    /// Group below the container's own, such as /sub
     #[arg(long, value_name = "PATH")]
     cgroup: Option<String>,
     /// Pass on this many descriptors from 3 on
@@ -86,7 +86,7 @@ const FAILED: u8 = 255;
 impl Exec {
     pub(super) fn run(self, global: &Global) -> Result<ExitCode> {
         let code = self.execute(global);
-        code.map_err(|error| Fault::Code(FAILED, format!("exec failed: {error:#}")).into())
+        code.map_err(|error| Fault::Code(FAILED, format!("exec failed: {}", fault::sentence(&error))).into())
     }
 
     fn execute(self, global: &Global) -> Result<ExitCode> {
@@ -98,13 +98,13 @@ impl Exec {
         let process = self.process(&spec, command)?;
         let terminal = process.terminal().unwrap_or(false);
         self.check_terminal(terminal)?;
-        let group = Cgroup::open(&container.record.cgroup)?;
+        let group = self.group(&container)?;
         let signals = if self.detach { None } else { Some(Signals::catch()?) };
         let request = ExecRequest {
             exec_id: None,
             pid: container.record.pid,
             pidfd: target.pidfd(),
-            spec: &spec,
+            subject: Subject { id: container.id(), bundle: &container.record.bundle, spec: &spec },
             process: &process,
             cgroup: &group,
             stdio: making::own_streams()?,
@@ -123,6 +123,22 @@ impl Exec {
             None => Ok(ExitCode::SUCCESS),
             Some(signals) => Ok(ExitCode::from(foreground::wait(&signals, &session.pidfd, master.as_ref())?)),
         }
+    }
+
+    /// The container's group, or the one below it that was asked for and must be there.
+    fn group(&self, container: &Container) -> Result<Cgroup> {
+        let own = &container.record.cgroup;
+        let Some(asked) = &self.cgroup else { return Ok(Cgroup::open(own)?) };
+        if asked.contains(':') {
+            bail!(Fault::Usage(format!(
+                "--cgroup {asked}: one path for all controllers: a session is in one group, as on version 2"
+            )));
+        }
+        if asked.split('/').any(|part| part == "..") {
+            bail!(Fault::Usage(format!("--cgroup {asked}: must stay below the container's own group")));
+        }
+        let group = Cgroup::open(&format!("{own}/{}", asked.trim_matches('/')));
+        group.with_context(|| format!("--cgroup {asked}"))
     }
 
     fn target(&self, container: &Container) -> Result<Verified> {
@@ -176,7 +192,7 @@ impl Exec {
         if let Some(cwd) = &self.cwd {
             process["cwd"] = json!(cwd);
         }
-        append(&mut process["env"], &self.env);
+        replace_env(&mut process["env"], &self.env);
         if let Some(user) = &self.user {
             let (uid, gid) = parse_user(user)?;
             process["user"]["uid"] = json!(uid);
@@ -199,6 +215,15 @@ impl Exec {
         }
         Ok(())
     }
+}
+
+/// Sets variables; of one name the last word counts.
+fn replace_env(list: &mut Value, more: &[String]) {
+    let name = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
+    if let Some(list) = list.as_array_mut() {
+        list.retain(|old| !more.iter().any(|new| old.as_str().is_some_and(|old| name(old) == name(new))));
+    }
+    append(list, more);
 }
 
 /// Adds to a list that may not be there yet; nothing to add changes nothing.

@@ -4,10 +4,13 @@ use crate::cli::Global;
 use crate::fault::{self, Fault};
 use crate::status::Status;
 use crate::store::Container;
+use crate::verified::Verified;
 use anyhow::{Result, bail};
 use clap::Args;
 use oci_spec::runtime::Spec;
-use slipway_runtime::container;
+use slipway_runtime::cgroup::Cgroup;
+use slipway_runtime::container::{self, Parked, StartRequest, Subject};
+use std::path::Path;
 
 /// Start what `create` made
 #[derive(Debug, Args)]
@@ -32,10 +35,33 @@ pub(super) fn start(container: &Container) -> Result<()> {
         other => bail!(Fault::State(format!("cannot start a container in the {other} state"))),
     }
     let path = container.start_socket();
-    container::start_at(&path, &container.steps())
-        .map_err(|error| fault::launch(error, &command(container)))?;
+    release(container, &path).map_err(|error| match error.downcast() {
+        Ok(error) => fault::launch(error, &command(container)),
+        Err(other) => other,
+    })?;
     // Only spares later commands a look; whether the container waits is asked of the socket.
     let _ = std::fs::remove_file(path);
+    Ok(())
+}
+
+/// The start itself, with the hooks and the seccomp agent that the spec names.
+fn release(container: &Container, path: &Path) -> Result<()> {
+    let record = &container.record;
+    let steps = container.steps();
+    let spec = if record.attended {
+        bundle::parse::<Spec>("config.json", &container.config()?)?
+    } else {
+        Spec::default()
+    };
+    let process = Verified::find(record.pid, record.start_time)
+        .ok_or_else(|| Fault::State("the container's process has ended".to_owned()))?;
+    container::start(&StartRequest {
+        subject: Subject { id: &record.id, bundle: &record.bundle, spec: &spec },
+        pid: record.pid,
+        pidfd: process.pidfd(),
+        cgroup: &Cgroup::open(&record.cgroup)?,
+        parked: Parked::Listening(path, &steps),
+    })?;
     Ok(())
 }
 

@@ -160,7 +160,7 @@ fn bad_bundles_are_refused_by_field_and_leave_nothing() {
         ("/process/user/uid", json!(-5), "process.user.uid"),
         ("/root/path", json!("nowhere"), "root.path"),
         ("/hostname", json!("x".repeat(65)), "hostname"),
-        ("/mounts/0/destination", json!("relative"), "mounts.destination"),
+        ("/mounts/0/destination", json!("/"), "mounts.destination"),
     ];
     let good = fs::read_to_string(rig.path("config.json")).unwrap();
     for (pointer, value, field) in cases {

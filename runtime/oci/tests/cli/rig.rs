@@ -23,9 +23,10 @@ impl Rig {
             fs::create_dir_all(rootfs.join(name)).unwrap();
         }
         fs::copy("/bin/busybox", rootfs.join("bin/busybox")).unwrap();
-        for name in
-            ["sh", "cat", "true", "false", "sleep", "echo", "id", "tty", "ls", "stty", "kill", "pwd", "env"]
-        {
+        for name in [
+            "sh", "cat", "true", "false", "sleep", "echo", "id", "tty", "ls", "stty", "kill", "pwd", "env",
+            "grep",
+        ] {
             std::os::unix::fs::symlink("busybox", rootfs.join("bin").join(name)).unwrap();
         }
         let number = NEXT.fetch_add(1, Ordering::Relaxed);

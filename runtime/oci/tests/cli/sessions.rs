@@ -26,6 +26,10 @@ fn flags_of_exec_reach_the_process() {
         "7\n8 9\n"
     );
     assert_eq!(rig.ok(&["exec", "-e", "A=1", "--env", "B=2", "c", "sh", "-c", "echo $A$B"]), "12\n");
+    assert_eq!(
+        rig.ok(&["exec", "-e", "PATH=/bin:/x", "c", "sh", "-c", "env | grep -c PATH= ; echo $PATH"]),
+        "1\n/bin:/x\n"
+    );
     assert_eq!(rig.fails(3, &["exec", "c", "sh", "-c", "exit 3"]), "");
     let before = rig.ok(&["exec", "c", "sh", "-c", "grep CapBnd /proc/self/status || cat /proc/self/status"]);
     let after = rig.ok(&["exec", "--cap", "CAP_NET_RAW", "c", "sh", "-c", "cat /proc/self/status"]);
@@ -71,6 +75,19 @@ fn a_session_is_in_the_container_s_own_group() {
     assert_eq!(pids.len(), 2);
     let groups = fs::read_to_string(format!("/proc/{}/cgroup", pids[1])).unwrap();
     assert!(groups.lines().any(|line| line.ends_with(rig.group())), "{groups}");
+    end(rig);
+}
+
+#[test]
+fn a_session_may_join_a_group_below() {
+    let rig = running();
+    assert!(rig.fails(255, &["exec", "--cgroup", "nowhere", "c", "true"]).contains("nowhere"));
+    assert!(rig.fails(255, &["exec", "--cgroup", "../up", "c", "true"]).contains("must stay below"));
+    assert!(rig.fails(255, &["exec", "--cgroup", "cpu:/sub", "c", "true"]).contains("one path"));
+    let below = format!("{}/below", rig.group());
+    slipway_runtime::cgroup::Cgroup::create(&below, None).unwrap();
+    rig.ok(&["exec", "--cgroup", "/", "c", "true"]);
+    assert!(rig.ok(&["exec", "--cgroup", "/below", "c", "cat", "/proc/self/cgroup"]).contains("/below"));
     end(rig);
 }
 
