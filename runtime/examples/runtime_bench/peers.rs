@@ -209,6 +209,8 @@ pub fn config(rootfs: &Path, network: bool) -> Value {
         "memory": {"limit": 268_435_456}, "cpu": {"shares": 512, "quota": 50_000, "period": 100_000}, "pids": {"limit": 100}
     });
     spec["root"] = json!({"path": rootfs, "readonly": false});
+    // The oldest form that all of them read: crun before 1.9 refuses a newer one.
+    spec["ociVersion"] = json!("1.0.2");
     spec["process"]["terminal"] = json!(false);
     // crun and runc refuse the group tree of a hybrid host in some versions; nobody's time depends on it.
     spec["mounts"].as_array_mut().unwrap().retain(|mount| mount["destination"] != "/sys/fs/cgroup");

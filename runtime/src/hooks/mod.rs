@@ -113,7 +113,7 @@ pub fn run_inside(
         let process = ProcessPlan {
             terminal: false,
             args: hook.args.clone(),
-            env: hook.env.clone(),
+            env: if hook.env.is_empty() { session.process.env.clone() } else { hook.env.clone() },
             candidates: vec![hook.path.clone()],
             ..session.process.clone()
         };

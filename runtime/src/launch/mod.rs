@@ -219,6 +219,9 @@ fn hint_for(sentence: &str, errno: i32) -> Option<&'static str> {
         libc::EACCES if is("hang") => {
             Some("in a user namespace its root must be able to search every directory above root.path")
         }
+        libc::ELOOP if is("mount proc") || is("mount sysfs") => {
+            Some("it must be mounted on ordinary directory: the image has a symlink there")
+        }
         libc::ENODEV if is("mount") => Some("this kernel does not have that file system"),
         libc::EACCES | libc::EOVERFLOW if is("place") || is("mount") || is("make") || is("link") => Some(
             "in a user namespace the root filesystem must belong to its users: files of ids outside the mapping are nobody's",

@@ -401,7 +401,8 @@ fn root_place(spec: &Spec, bundle: &Path) -> Result<PathBuf> {
 }
 
 fn paths(list: Option<&[String]>, field: &str) -> Result<Vec<PathBuf>> {
-    list.unwrap_or_default().iter().map(|path| clean(Path::new(path), field)).collect()
+    // A relative one starts at the root, as with runc.
+    list.unwrap_or_default().iter().map(|path| clean(&Path::new("/").join(path), field)).collect()
 }
 
 /// An absolute path inside the container without `.` and `..`. Symlinks are the kernel's business, at the time of use.

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod cdi;
+mod check;
 mod cli;
 mod clock;
 mod config;
@@ -50,6 +51,8 @@ struct Args {
 enum Command {
     /// Run the daemon
     Serve(config::ServeArgs),
+    /// Is this host fit for the daemon, and what to do about it
+    Check(config::ServeArgs),
     /// Configuration, ours and others'
     #[command(subcommand)]
     Config(cli::snippet::ConfigCommand),
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let outcome = match args.command {
         Command::Serve(serve) => run_daemon(&serve, &args.address),
+        Command::Check(serve) => check::run(&serve, &args.address, args.output),
         Command::Config(command) => {
             command.run();
             Ok(ExitCode::SUCCESS)
