@@ -10,7 +10,7 @@ use super::{StartPipe, agent, filter, home, start_at, user};
 use crate::cgroup::Cgroup;
 use crate::hooks::{self, Inside, Session, Subject};
 use crate::host::Host;
-use crate::plan::{self, HookPlans, Moment};
+use crate::plan::{self, HookPlans, Moment, UserPlan};
 use crate::sys::process;
 use crate::{Error, Result};
 use oci_spec::runtime::{ContainerState, Spec};
@@ -109,6 +109,7 @@ pub(super) fn during_creation(
     hooks: &HookPlans,
     subject: &Subject<'_>,
     inside: Inside<'_>,
+    user: Option<&UserPlan>,
     root: &Path,
 ) -> Result<()> {
     let state = subject.state(ContainerState::Creating, Some(inside.pid));
@@ -116,7 +117,7 @@ pub(super) fn during_creation(
         hooks::run_outside(hooks, moment, &state, subject.bundle)?;
     }
     let state = subject.state(ContainerState::Creating, Some(inside.own_pid()));
-    hooks::run_in_creation(hooks, &state, inside, root)
+    hooks::run_in_creation(hooks, &state, inside, user, root)
 }
 
 /// What comes after a container's process, control group and mounts are gone, before its deletion is told: the poststop

@@ -193,7 +193,7 @@ pub fn create(request: CreateRequest) -> Result<Created> {
 /// What is done from outside while the child waits for it, with its namespaces and mounts in place.
 fn meet(plan: &Plan, subject: &Subject<'_>, inside: Inside<'_>) -> Result<()> {
     match &plan.root_place {
-        Some(root) => life::during_creation(&plan.hooks, subject, inside, root),
+        Some(root) => life::during_creation(&plan.hooks, subject, inside, plan.user.as_ref(), root),
         None => Ok(()),
     }
 }

@@ -77,10 +77,16 @@ pub fn run_all_outside(hooks: &HookPlans, moment: Moment, state: &State, bundle:
 }
 
 /// Runs the createContainer hooks: in the namespaces of a child that has not changed its root yet, in the directory
-/// where the root filesystem hangs. They are not in the container's control group: making is not charged to it.
-pub fn run_in_creation(hooks: &HookPlans, state: &State, inside: Inside<'_>, root: &Path) -> Result<()> {
+/// where the root filesystem hangs, as root of the container's user namespace if it has one. They are not in the container's control group: making is not charged to it.
+pub fn run_in_creation(
+    hooks: &HookPlans,
+    state: &State,
+    inside: Inside<'_>,
+    user: Option<&UserPlan>,
+    root: &Path,
+) -> Result<()> {
     for hook in hooks.at(Moment::CreateContainer) {
-        let program = Program::hook(hook, HookPlace::Container, root)?;
+        let program = Program::hook(hook, HookPlace::Container { user }, root)?;
         let launch = Launch { target: Some(inside.pidfd), ..Launch::default() };
         run_one(hook, Moment::CreateContainer, state, &program, launch, &mut no_listener)?;
     }

@@ -14,7 +14,7 @@ pub use stdio::Stdio;
 
 use crate::cgroup::Join;
 use crate::error::Kind;
-use crate::program::{EXECUTE, FIND_COMMAND, PidNamespace, Program};
+use crate::program::{EXECUTE, FIND_COMMAND, PidNamespace, Program, scheduling_sentence};
 use crate::seccomp::Filter;
 use crate::sys::child::{LISTENER, MET, PARKED, REBORN, Report, Script, TERMINAL};
 use crate::sys::clone::{Born, spawn};
@@ -86,7 +86,7 @@ pub fn launch_attended(program: &Program, launch: Launch<'_>, mut attend: Attend
     let theirs = process::raised(theirs).map_err(|e| Error::sys("make the launch socket", "fcntl", e))?;
     let mut born = clone_child(program, &prepared, &theirs)?;
     drop((theirs, prepared));
-    match follow(&ours, &program.sentences(), &mut born, &mut attend) {
+    match follow(&ours, program, &mut born, &mut attend) {
         Ok(pty) => {
             if let (Some(pty), Some((columns, rows))) = (&pty, window) {
                 // A terminal without its first size still works, and resizes later.
@@ -108,10 +108,11 @@ enum Failure {
 /// Reads the child's messages until it is parked or gone through execve. `born` becomes the process that is so.
 fn follow(
     socket: &OwnedFd,
-    sentences: &[String],
+    program: &Program,
     born: &mut Born,
     attend: &mut Attend<'_>,
 ) -> Result<Option<OwnedFd>, Failure> {
+    let sentences = program.sentences();
     let parks = sentences.iter().any(|sentence| sentence == crate::program::PARK);
     let mut pty = None;
     loop {
@@ -126,6 +127,7 @@ fn follow(
                 let pidfd = rights.into_iter().next().ok_or(Failure::Silent)?;
                 let former = std::mem::replace(born, Born { pid, pidfd });
                 let _ = process::reap(&former.pidfd);
+                for_the_reborn(program, born.pid).map_err(Failure::Told)?;
                 socket::send_byte(socket).map_err(|_| Failure::Silent)?;
             }
             Message::Report(Report { step: LISTENER, .. }, rights) => {
@@ -136,9 +138,25 @@ fn follow(
                 // A child that is gone meanwhile shows at the next message.
                 let _ = socket::send_byte(socket);
             }
-            Message::Report(report, _) => return Err(Failure::Told(explain_report(report, sentences))),
+            Message::Report(report, _) => return Err(Failure::Told(explain_report(report, &sentences))),
         }
     }
+}
+
+/// What the new process could not do for itself (see [`Step::Rebirth`]). It is our child: its pid is nobody else's.
+fn for_the_reborn(program: &Program, pid: i32) -> Result<()> {
+    for step in program.steps.iter().flat_map(|step| match step {
+        Step::Rebirth { outside } => outside.as_slice(),
+        _ => &[],
+    }) {
+        let done = match step {
+            Step::Schedule(schedule) => process::schedule(pid, schedule),
+            Step::IoPriority(word) => process::io_priority(pid, *word),
+            _ => Ok(()),
+        };
+        done.map_err(|e| explain_failure("from outside", &scheduling_sentence(step), e))?;
+    }
+    Ok(())
 }
 
 impl Failure {
@@ -170,13 +188,17 @@ fn fail(born: &Born, failure: Failure) -> Error {
 pub fn explain_report(report: Report, sentences: &[String]) -> Error {
     let number = report.step as usize;
     let sentence = sentences.get(number).map_or("an unknown step", String::as_str);
-    let source = io::Error::from_raw_os_error(report.errno);
     let step = format!("step {} of {}", number + 1, sentences.len());
+    explain_failure(&step, sentence, io::Error::from_raw_os_error(report.errno))
+}
+
+fn explain_failure(step: &str, sentence: &str, source: io::Error) -> Error {
+    let errno = source.raw_os_error().unwrap_or(0);
     let mut error = Error::sys(step, sentence, source);
-    if let Some(kind) = kind_of(sentence, report.errno) {
+    if let Some(kind) = kind_of(sentence, errno) {
         error = error.with_kind(kind);
     }
-    match hint_for(sentence, report.errno) {
+    match hint_for(sentence, errno) {
         Some(hint) => error.hint(hint),
         None => error,
     }
@@ -217,7 +239,7 @@ fn hint_for(sentence: &str, errno: i32) -> Option<&'static str> {
             Some("hooks look for the root filesystem where root.path says: make that directory")
         }
         libc::EACCES if is("hang") => {
-            Some("in a user namespace its root must be able to search every directory above root.path")
+            Some("this user must be able to search every directory above root.path")
         }
         libc::ELOOP if is("mount proc") || is("mount sysfs") => {
             Some("it must be mounted on ordinary directory: the image has a symlink there")
@@ -268,7 +290,7 @@ fn clone_child(program: &Program, prepared: &prepare::Prepared<'_>, socket: &Own
         list.dedup();
     }
     // Who is born twice enters its group the second time, so that there is one process in it, never two.
-    let reborn = program.steps.contains(&Step::Rebirth);
+    let reborn = program.steps.iter().any(|step| matches!(step, Step::Rebirth { .. }));
     let script = Script {
         steps: &program.steps,
         descriptors: prepared.numbers(),

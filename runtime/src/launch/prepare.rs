@@ -50,8 +50,8 @@ impl<'a> Prepared<'a> {
         let mut descriptors = Vec::with_capacity(program.prepare.len());
         for (number, prepare) in program.prepare.iter().enumerate() {
             let made = match prepare {
-                Prepare::CopyUp { plan, below } => {
-                    Some(filesystem::copy_up(plan, made_root(program, &descriptors)?, below)?)
+                Prepare::CopyUp { plan, below, owner } => {
+                    Some(filesystem::copy_up(plan, made_root(program, &descriptors)?, below, *owner)?)
                 }
                 _ => maker.make(prepare)?,
             };

@@ -109,6 +109,12 @@ impl UserPlan {
         DevicePlan { uid, gid, ..device.clone() }
     }
 
+    /// User and group of the host that are root inside; the host's own where the mapping is not known.
+    pub fn host_root(&self) -> (u32, u32) {
+        let maps = self.mappings.as_ref();
+        (maps.and_then(|m| m.host_uid(0)).unwrap_or(0), maps.and_then(|m| m.host_gid(0)).unwrap_or(0))
+    }
+
     /// The host's id of a user inside, where the mapping is known.
     pub(super) fn host_uid(&self, uid: u32) -> Option<u32> {
         self.mappings.as_ref()?.host_uid(uid)

@@ -4,7 +4,8 @@
 //! the child joins it first and then makes the rest; a new PID namespace then needs the extra clone (`sys::rebirth`).
 //! What needs the host's rights comes before: joining what may belong to others, raising limits and priorities, giving streams away.
 
-use super::{Builder, PidNamespace, Prepare, text};
+use super::{Builder, PidNamespace, Prepare, path_text, priorities, text};
+use crate::Result;
 use crate::host::CgroupLayout;
 use crate::idmap::Setgroups;
 use crate::namespace::NamespaceKind;
@@ -20,12 +21,12 @@ pub(super) struct Birth {
 
 impl Builder {
     /// Namespaces, and what is said about them while the host's procfs is in reach.
-    pub(super) fn birth(&mut self, plan: &Plan) -> Birth {
+    pub(super) fn birth(&mut self, plan: &Plan) -> Result<Birth> {
         self.begin(&plan.process);
         let birth = match &plan.user {
             None => self.on_the_host(plan),
             Some(user) => {
-                self.in_user_namespace(plan, user);
+                self.in_user_namespace(plan, user)?;
                 let pid_namespace = self.joined_pid.map_or(PidNamespace::Inherited, PidNamespace::Joined);
                 Birth { new_namespaces: 0, pid_namespace }
             }
@@ -34,7 +35,7 @@ impl Builder {
         if plan.new_cgroup_namespace() && plan.cgroup_layout == CgroupLayout::V2 {
             self.push(Step::NewCgroupNamespace);
         }
-        birth
+        Ok(birth)
     }
 
     fn on_the_host(&mut self, plan: &Plan) -> Birth {
@@ -44,7 +45,7 @@ impl Builder {
         Birth { new_namespaces: new_kinds(plan), pid_namespace }
     }
 
-    fn in_user_namespace(&mut self, plan: &Plan, user: &UserPlan) {
+    fn in_user_namespace(&mut self, plan: &Plan, user: &UserPlan) -> Result<()> {
         let prepare = match &user.source {
             NamespaceSource::New => Prepare::NewUser {
                 mappings: user.mappings.clone().unwrap_or_default(),
@@ -59,10 +60,19 @@ impl Builder {
         self.early = Some(Vec::new());
         self.user = user.mappings.clone().map(|mappings| (from, mappings));
         // The kernel asks for rights on the host whatever a process may do inside.
-        self.limits(&plan.process);
-        self.priorities(&plan.process);
+        self.hard_limits(&plan.process);
         if let Some(uid) = plan.process.host_uid {
             self.push(Step::GiveStreams { uid });
+        }
+        if let Some(place) = &plan.root_place {
+            self.push(Step::GoToPlace(path_text(place)?));
+        }
+        self.root = user.host_root();
+        let new = new_kinds(plan);
+        let joins_pid = plan.namespaces.iter().any(|n| n.kind == NamespaceKind::Pid);
+        let again = new & NamespaceKind::Pid.clone_flag() != 0 || user.ordinary && joins_pid;
+        if !again {
+            self.steps.extend(priorities(&plan.process));
         }
         // Who is root of the host may join everything now. Who is nobody there has rights inside only.
         if !user.ordinary {
@@ -70,20 +80,18 @@ impl Builder {
             self.settings(plan, |kind| before(plan, kind));
         }
         self.enter_user_namespace(from);
-        let mut again = false;
         if user.ordinary {
             self.join_all(plan, true);
-            again = plan.namespaces.iter().any(|n| n.kind == NamespaceKind::Pid);
         }
-        let new = new_kinds(plan);
         if new != 0 {
             self.push(Step::Unshare(new));
         }
-        if again || new & NamespaceKind::Pid.clone_flag() != 0 {
-            self.again();
+        if again {
+            self.again(priorities(&plan.process));
         }
         self.push(Step::BecomeNamespaceRoot { groups: user.setgroups == Setgroups::Allow });
         self.settings(plan, |kind| user.ordinary || !before(plan, kind));
+        Ok(())
     }
 
     /// The same for a process beside the first one. Answers whose PID namespace clone3 is to use.
@@ -94,8 +102,7 @@ impl Builder {
         user: &UserPlan,
         kinds: u32,
     ) -> PidNamespace {
-        self.limits(process);
-        self.priorities(process);
+        self.hard_limits(process);
         if let Some(uid) = process.host_uid {
             self.push(Step::GiveStreams { uid });
         }
@@ -103,10 +110,11 @@ impl Builder {
         let groups = user.setgroups == Setgroups::Allow;
         if user.ordinary {
             self.push(Step::JoinProcess { pidfd: target, kinds: kinds | NamespaceKind::Pid.clone_flag() });
-            self.again();
+            self.again(priorities(process));
             self.push(Step::BecomeNamespaceRoot { groups });
             return PidNamespace::Inherited;
         }
+        self.steps.extend(priorities(process));
         self.push(Step::JoinProcess { pidfd: target, kinds });
         self.push(Step::BecomeNamespaceRoot { groups });
         PidNamespace::OfProcess(target)
@@ -117,8 +125,8 @@ impl Builder {
     }
 
     /// The extra clone; the session stays behind with the process that made it.
-    pub(super) fn again(&mut self) {
-        self.push(Step::Rebirth);
+    pub(super) fn again(&mut self, outside: Vec<Step>) {
+        self.push(Step::Rebirth { outside });
         self.push(Step::NewSession);
     }
 

@@ -70,7 +70,10 @@ impl Program {
             Step::JoinNamespace { from, .. } => format!("join {}", self.name(*from)),
             Step::JoinProcess { .. } => "join the container's namespaces".to_owned(),
             Step::Unshare(kinds) => format!("new {} namespaces", kind_names(*kinds)),
-            Step::Rebirth => "go on as a new process".to_owned(),
+            Step::Rebirth { outside } => {
+                let said = outside.iter().map(scheduling_sentence);
+                [vec!["go on as a new process".to_owned()], said.collect()].concat().join(", from outside: ")
+            }
             Step::BecomeNamespaceRoot { groups: true } => "become root of the user namespace".to_owned(),
             Step::BecomeNamespaceRoot { groups: false } => {
                 "become root of the user namespace, groups as they are".to_owned()
@@ -83,6 +86,9 @@ impl Program {
             Step::OpenTerminal => "open a terminal in the container's devpts".to_owned(),
             Step::StandardStreams { uid } => format!("standard streams for uid {uid}"),
             Step::ControlTerminal => "make it the controlling terminal".to_owned(),
+            Step::RaiseLimit { resource, hard } => {
+                format!("limit {} to at most {hard}, to begin with", limit_name(*resource))
+            }
             Step::ResourceLimit { resource, soft, hard } => {
                 format!("limit {} to {soft}:{hard}", limit_name(*resource))
             }
@@ -99,6 +105,7 @@ impl Program {
     fn tree_sentence(&self, step: &Step) -> String {
         match step {
             Step::DetachPropagation => "make all inherited mounts private".to_owned(),
+            Step::GoToPlace(at) => format!("hang the root filesystem later: go to {}", lossy(at)),
             Step::EnterRoot(_) => "pivot into the root filesystem".to_owned(),
             Step::HangRoot { at, .. } => format!("hang the root filesystem at {}", lossy(at)),
             Step::Pivot => "pivot into it".to_owned(),
@@ -121,7 +128,7 @@ impl Program {
     }
 }
 
-fn scheduling_sentence(step: &Step) -> String {
+pub(crate) fn scheduling_sentence(step: &Step) -> String {
     match step {
         Step::Schedule(schedule) => {
             let name = match schedule.policy as i32 {
@@ -227,7 +234,7 @@ fn describe(prepare: &Prepare) -> String {
             format!("control group {}{}", path.display(), if *readonly { " read-only" } else { "" })
         }
         Prepare::FileSystem(plan) => describe_file_system(plan),
-        Prepare::CopyUp { plan, below } => {
+        Prepare::CopyUp { plan, below, .. } => {
             format!("{} with a copy of {}", describe_file_system(plan), below.display())
         }
         Prepare::Null => "/dev/null".to_owned(),

@@ -7,6 +7,7 @@ mod explain;
 mod hook;
 mod pod;
 
+pub(crate) use explain::scheduling_sentence;
 pub use explain::{EXECUTE, Explanation, FIND_COMMAND, PARK};
 pub use hook::HookPlace;
 pub use pod::PodPlan;
@@ -43,6 +44,8 @@ pub enum Prepare {
     CopyUp {
         plan: FreshPlan,
         below: PathBuf,
+        /// User and group of the host that own it where that directory is missing.
+        owner: (u32, u32),
     },
     /// The host's /dev/null, for masks.
     Null,
@@ -126,7 +129,7 @@ impl Program {
     /// The program that creates a container.
     pub fn create(plan: &Plan, parking: Parking) -> Result<Self> {
         let mut builder = Builder::default();
-        let birth = builder.birth(plan);
+        let birth = builder.birth(plan)?;
         builder.tree(plan)?;
         let late_namespace = plan.new_cgroup_namespace() && plan.cgroup_layout == CgroupLayout::V1;
         builder.process_end(&plan.process, End { parking, late_namespace, rights: plan.user.is_none() })?;
@@ -164,6 +167,8 @@ struct Builder {
     steps: Vec<Step>,
     user: Option<(Handle, IdMappings)>,
     joined_pid: Option<Handle>,
+    /// User and group of the host that are the container's root.
+    root: (u32, u32),
     /// In a user namespace: steps that must come before the root changes, put there in the end.
     early: Option<Vec<Step>>,
 }
@@ -174,7 +179,7 @@ struct End {
     parking: Parking,
     /// A cgroup namespace is made after the group was joined.
     late_namespace: bool,
-    /// The rights of the host are still there: limits and priorities were not set earlier.
+    /// The rights of the host are still there: priorities were not set earlier.
     rights: bool,
 }
 
@@ -225,6 +230,8 @@ impl Builder {
         let entrance = self.steps.len();
         match &plan.root_place {
             None => self.push(Step::EnterRoot(root)),
+            // The way to it was gone with the host's rights.
+            Some(_) if plan.user.is_some() => self.push(Step::HangRoot { root, at: text(".") }),
             Some(place) => self.push(Step::HangRoot { root, at: path_text(place)? }),
         }
         for mount in &plan.mounts {
@@ -281,8 +288,8 @@ impl Builder {
                 self.push(Step::Place { from, target: target(&mount.destination, TargetKind::Directory)? });
             }
             Delivery::CopyUp(plan) => {
-                let from =
-                    self.handle(Prepare::CopyUp { plan: plan.clone(), below: mount.destination.clone() });
+                let (below, owner) = (mount.destination.clone(), self.root);
+                let from = self.handle(Prepare::CopyUp { plan: plan.clone(), below, owner });
                 self.push(Step::Place { from, target: target(&mount.destination, TargetKind::Directory)? });
             }
             Delivery::Change(attr) => {
@@ -384,11 +391,11 @@ impl Builder {
         }
     }
 
-    /// What asks for rights on the host.
-    fn priorities(&mut self, process: &ProcessPlan) {
-        let Scheduling { policy, io_priority, .. } = process.scheduling.clone();
-        self.steps.extend(policy.map(Step::Schedule));
-        self.steps.extend(io_priority.map(Step::IoPriority));
+    /// What of them needs the host's rights.
+    fn hard_limits(&mut self, process: &ProcessPlan) {
+        for limit in &process.limits {
+            self.push(Step::RaiseLimit { resource: limit.resource, hard: limit.hard });
+        }
     }
 
     /// In the control group, whose CPUs, memory nodes and real-time share decide what is allowed; and, on the host's user
@@ -398,7 +405,7 @@ impl Builder {
         // A deadline task may not choose its CPUs any more.
         self.steps.extend(last_cpus.filter(|_| entering).map(Step::Affinity));
         if rights {
-            self.priorities(process);
+            self.steps.extend(priorities(process));
         }
         self.steps.extend(memory.map(Step::MemoryPolicy));
         self.steps.extend(domain.map(Step::Personality));
@@ -411,9 +418,7 @@ impl Builder {
         if process.terminal {
             self.push(Step::ControlTerminal);
         }
-        if end.rights {
-            self.limits(process);
-        }
+        self.limits(process);
         // As late as possible, so that what was done above is not charged to the group.
         self.push(Step::EnterCgroup);
         if end.late_namespace {
@@ -449,6 +454,12 @@ impl Builder {
         self.push(Step::Execute { argv, env });
         Ok(())
     }
+}
+
+/// What asks for rights on the host.
+fn priorities(process: &ProcessPlan) -> Vec<Step> {
+    let Scheduling { policy, io_priority, .. } = process.scheduling.clone();
+    policy.map(Step::Schedule).into_iter().chain(io_priority.map(Step::IoPriority)).collect()
 }
 
 fn target(destination: &Path, kind: TargetKind) -> Result<Target> {

@@ -56,7 +56,7 @@ impl Program {
             builder.push(Step::Unshare(kinds));
         }
         if plan.reaper {
-            builder.again();
+            builder.again(Vec::new());
         }
         builder.push(Step::BecomeNamespaceRoot { groups: true });
         if let Some(name) = &plan.uts {

@@ -127,6 +127,7 @@ impl Child<'_> {
             | Step::MakeMount { .. }
             | Step::Place { .. }
             | Step::EnterRoot(_)
+            | Step::GoToPlace(_)
             | Step::HangRoot { .. }
             | Step::Pivot
             | Step::DetachPropagation
@@ -139,7 +140,7 @@ impl Child<'_> {
             | Step::OpenTerminal
             | Step::BindConsole => self.file_system_step(step),
             Step::Park => self.park(),
-            Step::Rebirth => self.rebirth(),
+            Step::Rebirth { .. } => self.rebirth(),
             Step::Meet => self.meet(),
             _ => self.process_step(step),
         }

@@ -23,6 +23,7 @@ impl Child<'_> {
                 let private = MountAttr { propagation: libc::MS_PRIVATE, ..MountAttr::default() };
                 raw::mount_setattr(HERE, c"/", true, &private).map(drop)
             }
+            Step::GoToPlace(at) => call(libc::SYS_chdir, [ptr(at), 0, 0, 0, 0, 0]).map(drop),
             Step::EnterRoot(root) => enter_root(self.descriptor(*root)?),
             Step::HangRoot { root, at } => hang_root(self.descriptor(*root)?, at),
             Step::Pivot => pivot(),

@@ -36,10 +36,11 @@ impl Child<'_> {
             Step::ControlTerminal => {
                 call(libc::SYS_ioctl, [0, libc::TIOCSCTTY as usize, 0, 0, 0, 0]).map(drop)
             }
+            Step::RaiseLimit { resource, hard } => raise_limit(*resource, *hard),
             Step::ResourceLimit { resource, soft, hard } => set_limit(*resource, *soft, *hard),
             Step::EnterCgroup => self.enter_cgroup(),
-            Step::Schedule(schedule) => set_schedule(schedule),
-            Step::IoPriority(word) => set_io_priority(*word),
+            Step::Schedule(schedule) => set_schedule(OURSELVES, schedule),
+            Step::IoPriority(word) => set_io_priority(OURSELVES, *word),
             Step::Affinity(cpus) => set_affinity(cpus),
             Step::MemoryPolicy(policy) => set_memory_policy(policy),
             Step::Personality(word) => call(libc::SYS_personality, [*word as usize, 0, 0, 0, 0, 0]).map(drop),
@@ -221,6 +222,18 @@ fn set_limit(resource: u32, soft: u64, hard: u64) -> Raw<()> {
     call(libc::SYS_prlimit64, [0, resource as usize, limit.as_ptr() as usize, 0, 0, 0]).map(drop)
 }
 
+fn raise_limit(resource: u32, hard: u64) -> Raw<()> {
+    let mut now = [0u64; 2];
+    call(libc::SYS_prlimit64, [0, resource as usize, 0, now.as_mut_ptr() as usize, 0, 0])?;
+    if now[1] >= hard {
+        return Ok(());
+    }
+    set_limit(resource, now[0], hard)
+}
+
+/// The process that scheduling calls name by 0.
+const OURSELVES: i32 = 0;
+
 /// `struct sched_attr` (linux/sched/types.h), its first published size.
 #[repr(C)]
 struct SchedAttr {
@@ -236,18 +249,18 @@ struct SchedAttr {
     util_max: u32,
 }
 
-fn set_schedule(asked: &Schedule) -> Raw<()> {
+pub(super) fn set_schedule(pid: i32, asked: &Schedule) -> Raw<()> {
     let Schedule { policy, flags, nice, priority, runtime, deadline, period } = *asked;
     let size = size_of::<SchedAttr>() as u32;
     let (util_min, util_max) = (0, 0);
     let attr =
         SchedAttr { size, policy, flags, nice, priority, runtime, deadline, period, util_min, util_max };
-    call(libc::SYS_sched_setattr, [0, &raw const attr as usize, 0, 0, 0, 0]).map(drop)
+    call(libc::SYS_sched_setattr, [word(pid), &raw const attr as usize, 0, 0, 0, 0]).map(drop)
 }
 
-fn set_io_priority(word: u32) -> Raw<()> {
+pub(super) fn set_io_priority(pid: i32, priority: u32) -> Raw<()> {
     const WHO_PROCESS: usize = 1;
-    call(libc::SYS_ioprio_set, [WHO_PROCESS, 0, word as usize, 0, 0, 0]).map(drop)
+    call(libc::SYS_ioprio_set, [WHO_PROCESS, word(pid), priority as usize, 0, 0, 0]).map(drop)
 }
 
 fn set_affinity(cpus: &[u64]) -> Raw<()> {

@@ -135,8 +135,10 @@ pub enum Step {
     JoinProcess { pidfd: Handle, kinds: u32 },
     /// unshare(2) of these CLONE_NEW* kinds; a PID namespace is for what [`Step::Rebirth`] makes.
     Unshare(u32),
-    /// clone3(2) once more: the next steps are those of a new child of our parent (see `sys::rebirth`).
-    Rebirth,
+    /// clone3(2) once more: the next steps are those of a new child of our parent (see `sys::rebirth`). `outside`:
+    /// [`Step::Schedule`] and [`Step::IoPriority`] that the parent takes for it before it goes on. They ask for rights of
+    /// the host, which the child has no more, and a task with a deadline could not clone.
+    Rebirth { outside: Vec<Step> },
     /// Become user and group 0 of the user namespace just joined, in which our ids so far mean nobody; `groups`: leave all
     /// supplementary ones (an ordinary user may not).
     BecomeNamespaceRoot { groups: bool },
@@ -152,6 +154,9 @@ pub enum Step {
     NewCgroupNamespace,
     /// Make every inherited mount private: nothing done here can reach the host.
     DetachPropagation,
+    /// chdir(2) to where [`Step::HangRoot`] will find `.`: while the host's rights can still search the way to it. A new
+    /// mount namespace takes the working directory along.
+    GoToPlace(CString),
     /// move_mount(2) the new root onto `/`, pivot_root(2) into it, drop the old tree.
     EnterRoot(Handle),
     /// The first half of [`Step::EnterRoot`]: move_mount(2) of the new root onto a directory of the host's tree, as this
@@ -188,6 +193,9 @@ pub enum Step {
     StandardStreams { uid: u32 },
     /// The terminal becomes the controlling one.
     ControlTerminal,
+    /// prlimit64(2): the hard limit, if it is lower, up to this. What needs the host's rights of a [`Step::ResourceLimit`]
+    /// that comes when they are gone.
+    RaiseLimit { resource: u32, hard: u64 },
     /// prlimit64(2).
     ResourceLimit { resource: u32, soft: u64, hard: u64 },
     /// Write `0` to the version 1 `tasks` files (nothing to do when clone3 already put the child into its group).

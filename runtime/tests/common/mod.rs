@@ -150,16 +150,29 @@ pub fn in_user_namespace(spec: &mut Value, root: u32) {
     spec["linux"]["gidMappings"] = map;
 }
 
-/// Children of this process that ended and were not waited for: nothing may leave any.
+/// Children of this process that ended and that nobody waits for: nothing may leave any. Tests run side by side, so one
+/// that is gone in a while belonged to another.
 pub fn zombies() -> Vec<String> {
+    let mut left = dead_children();
+    let deadline = std::time::Instant::now() + Duration::from_secs(30);
+    while !left.is_empty() && std::time::Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(20));
+        let now = dead_children();
+        left.retain(|child| now.contains(child));
+    }
+    left
+}
+
+/// Name and pid of each.
+fn dead_children() -> Vec<String> {
     let own = std::process::id().to_string();
-    let stat = |entry: fs::DirEntry| fs::read_to_string(entry.path().join("stat")).ok();
-    let dead = |stat: &String| {
-        let after = stat.rsplit_once(") ").map_or("", |(_, after)| after);
+    let dead = |entry: fs::DirEntry| {
+        let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+        let (name, after) = stat.rsplit_once(") ")?;
         let mut fields = after.split(' ');
-        fields.next() == Some("Z") && fields.next() == Some(&own)
+        (fields.next() == Some("Z") && fields.next() == Some(&own)).then(|| name.to_owned())
     };
-    fs::read_dir("/proc").unwrap().flatten().filter_map(stat).filter(dead).collect()
+    fs::read_dir("/proc").unwrap().flatten().filter_map(dead).collect()
 }
 
 /// A container by its spec, for calls that want to know it.
