@@ -511,6 +511,7 @@ mod tests {
             upper: Some("/up:per".into()),
             work: Some("/work".into()),
             volatile: true,
+            idmap: None,
         };
         let expected = [r"lowerdir=/var/a\:b:/var/c\\d", "upperdir=/up:per", "workdir=/work", "volatile"];
         assert_eq!(overlay_mount(&overlay).options, expected);
