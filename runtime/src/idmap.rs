@@ -65,6 +65,11 @@ impl IdMappings {
         host_id(&self.uids, uid)
     }
 
+    /// User and group of the host that are root inside; the host's own where the maps leave them out.
+    pub fn host_root(&self) -> (u32, u32) {
+        (self.host_uid(0).unwrap_or(0), self.host_gid(0).unwrap_or(0))
+    }
+
     /// The host's id of a container's group.
     pub fn host_gid(&self, gid: u32) -> Option<u32> {
         host_id(&self.gids, gid)

@@ -111,8 +111,7 @@ impl UserPlan {
 
     /// User and group of the host that are root inside; the host's own where the mapping is not known.
     pub fn host_root(&self) -> (u32, u32) {
-        let maps = self.mappings.as_ref();
-        (maps.and_then(|m| m.host_uid(0)).unwrap_or(0), maps.and_then(|m| m.host_gid(0)).unwrap_or(0))
+        self.mappings.as_ref().map_or((0, 0), IdMappings::host_root)
     }
 
     /// The host's id of a user inside, where the mapping is known.

@@ -9,6 +9,8 @@ use crate::sys::step::{CapabilityMasks, Step, StringTable};
 pub struct PodPlan {
     /// A network namespace is given beside the user namespace.
     pub network: bool,
+    /// A network namespace is made.
+    pub new_network: bool,
     pub ipc: bool,
     /// With this host name.
     pub uts: Option<String>,
@@ -48,6 +50,7 @@ impl Program {
         let asked = [
             (NamespaceKind::Ipc, plan.ipc),
             (NamespaceKind::Uts, plan.uts.is_some()),
+            (NamespaceKind::Network, plan.new_network),
             (NamespaceKind::Pid, plan.reaper),
             (NamespaceKind::Mount, plan.reaper),
         ];

@@ -3,11 +3,12 @@
 
 use super::Overlay;
 use crate::error::Kind;
-use crate::idmap::{self, Setgroups};
+use crate::idmap::{self, IdMap, IdMappings, Setgroups};
 use crate::sys::mount;
 use crate::sys::raw::MountAttr;
 use crate::{Error, Result};
 use std::ffi::CString;
+use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -43,6 +44,32 @@ impl Layers {
     pub(super) fn mapped(&self) -> &[OwnedFd] {
         &self.mapped
     }
+}
+
+/// Whether containers whose layers and writable directories lie in `directory` can have a user namespace: tried out, since
+/// kernel, file system and limits all have a say.
+///
+/// # Errors
+/// What failed, and what to do.
+pub fn try_idmapped(directory: &Path) -> Result<()> {
+    let map = vec![IdMap { container: 0, host: 1 << 30, size: 65536 }];
+    let mappings = IdMappings { uids: map.clone(), gids: map };
+    let home = directory.join(format!(".idmap-{}", std::process::id()));
+    let tried = try_overlay(&home, mappings);
+    let _ = fs::remove_dir_all(&home);
+    tried
+}
+
+fn try_overlay(home: &Path, mappings: IdMappings) -> Result<()> {
+    let make = |name: &str| {
+        let path = home.join(name);
+        let made = fs::create_dir_all(&path).map(|()| path.clone());
+        made.map_err(|e| Error::sys("try id-mapped layers", path.display().to_string(), e))
+    };
+    let lower = vec![make("upmost")?, make("lower")?];
+    let (upper, work) = (Some(make("upper")?), Some(make("work")?));
+    let overlay = Overlay { lower, upper, work, volatile: true, idmap: Some(mappings) };
+    super::mount_root(&super::Rootfs::Overlay(overlay), None).map(drop)
 }
 
 fn layer(path: &Path, user: BorrowedFd<'_>) -> Result<OwnedFd> {

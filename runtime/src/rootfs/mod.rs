@@ -7,6 +7,7 @@ mod options;
 mod overlay;
 
 pub use copy::copy_tree;
+pub use layers::try_idmapped;
 pub use overlay::mount_overlay;
 
 use crate::error::Kind;

@@ -35,6 +35,9 @@ pub struct SandboxRequest {
     pub netns: Option<std::path::PathBuf>,
     /// Make everything in a user namespace with these maps: the one that owns `netns` if it is not ours, else a new one.
     pub user: Option<IdMappings>,
+    /// Without `netns`, in a user namespace: make a network namespace (with `lo` up) that belongs to it (CRI-RUN-13). For
+    /// clients that pin the one of the pod's process afterwards.
+    pub new_network: bool,
     /// Make a shared PID namespace whose pid 1 is our own reaper (no image; a few KB).
     pub shared_pid: bool,
 }
@@ -54,6 +57,10 @@ impl Sandbox {
     pub fn create(request: &SandboxRequest) -> Result<Self> {
         let sysctls = check_sysctls(request)?;
         let netns = request.netns.as_deref().map(open_netns).transpose()?;
+        if request.new_network && (request.user.is_none() || netns.is_some()) {
+            let what = "new_network: only in a user namespace, and without a network namespace given";
+            return Err(Error::new(Kind::Invalid, "make the pod's namespaces", what));
+        }
         if let Some(mappings) = &request.user {
             return user::make(request, mappings, netns, sysctls);
         }
@@ -72,7 +79,7 @@ fn check_sysctls(request: &SandboxRequest) -> Result<Vec<(String, &str)>> {
     let owned = |kind| match kind {
         NamespaceKind::Ipc => request.ipc,
         NamespaceKind::Uts => request.hostname.is_some(),
-        NamespaceKind::Network => request.netns.is_some(),
+        NamespaceKind::Network => request.netns.is_some() || request.new_network,
         _ => false,
     };
     let check = |(key, value): (&'_ String, &'_ String)| -> Result<()> {

@@ -48,11 +48,7 @@ fn pin_owned_by(path: &Path, user: &IdMappings) -> Result<()> {
     let error = |e: io::Error| Error::sys("pin the network namespace", path.display().to_string(), e);
     let holder = idmap::mapped_holder(user, Setgroups::Allow, libc::CLONE_NEWNET as u32)?;
     let netns = holder.namespace("net").map_err(error)?;
-    let up = namespace::on_own_thread("netns", || {
-        namespace::join(netns.as_fd(), libc::CLONE_NEWNET as u32)?;
-        network::loopback_up()
-    });
-    up.and_then(|inner| inner).map_err(error)?;
+    namespace::loopback_up_in(netns.as_fd()).map_err(error)?;
     mount_bind(holder.path("net").as_str(), path).map_err(|e| error(e.into()))
 }
 

@@ -13,8 +13,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 
 /// The name in /proc/<pid>/ns.
-const FILES: [(NamespaceKind, &str); 3] =
-    [(NamespaceKind::Ipc, "ipc"), (NamespaceKind::Uts, "uts"), (NamespaceKind::Pid, "pid")];
+const FILES: [(NamespaceKind, &str); 4] = [
+    (NamespaceKind::Ipc, "ipc"),
+    (NamespaceKind::Uts, "uts"),
+    (NamespaceKind::Pid, "pid"),
+    (NamespaceKind::Network, "net"),
+];
 
 pub(super) fn make(
     request: &SandboxRequest,
@@ -29,6 +33,7 @@ pub(super) fn make(
     };
     let plan = PodPlan {
         network: netns.is_some(),
+        new_network: request.new_network,
         ipc: request.ipc,
         uts: request.hostname.clone(),
         sysctls: sysctls.into_iter().map(|(file, value)| (file, value.to_owned())).collect(),
@@ -82,12 +87,18 @@ fn hold(
         let made = match kind {
             NamespaceKind::Ipc => plan.ipc,
             NamespaceKind::Uts => plan.uts.is_some(),
+            NamespaceKind::Network => plan.new_network,
             _ => plan.reaper,
         };
         if made {
             let opened = File::open(format!("/proc/{}/ns/{name}", launched.pid));
             let file = opened.map_err(|e| Error::sys("hold the pod's namespace", name, e))?;
-            namespaces.push((kind, file.into()));
+            let namespace = OwnedFd::from(file);
+            if kind == NamespaceKind::Network {
+                let up = namespace::loopback_up_in(namespace.as_fd());
+                up.map_err(|e| Error::sys("bring up the pod's loopback", "lo", e))?;
+            }
+            namespaces.push((kind, namespace));
         }
     }
     if plan.reaper {

@@ -39,6 +39,14 @@ pub fn join_pid_of(pidfd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(rustix::thread::move_into_thread_name_spaces(pidfd, kind)?)
 }
 
+/// Brings up the loopback of another network namespace.
+pub fn loopback_up_in(netns: BorrowedFd<'_>) -> io::Result<()> {
+    on_own_thread("netns", || {
+        join(netns, libc::CLONE_NEWNET as u32)?;
+        super::network::loopback_up()
+    })?
+}
+
 /// The user namespace that owns a namespace (ioctl_ns(2)). EPERM: it is none of ours or below.
 pub fn owner(namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let args = [raw::word(namespace.as_raw_fd()), libc::NS_GET_USERNS as usize, 0, 0, 0, 0];
