@@ -85,8 +85,8 @@ async fn whole_life(node: &mut Node) -> Result<()> {
     volumes(node, &main, &volume).await?;
     from_outside(node, &main).await?;
     node.log_shows(&main, |line| line == "logged").await?;
-    let stats =
-        node.runtime().await?.container_stats(v1::ContainerStatsRequest { container_id: main.clone() });
+    let mut runtime = node.runtime().await?;
+    let stats = runtime.container_stats(v1::ContainerStatsRequest { container_id: main.clone() });
     let stats = stats.await?.into_inner().stats.context("stats")?;
     ensure!(stats.cpu.is_some() && stats.memory.is_some() && stats.writable_layer.is_some(), "{stats:?}");
     // The daemon's memory is the record's.
