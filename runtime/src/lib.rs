@@ -15,6 +15,7 @@ pub mod error;
 pub mod features;
 pub mod hooks;
 pub mod host;
+pub mod idmap;
 pub mod launch;
 pub mod namespace;
 pub mod plan;

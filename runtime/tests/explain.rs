@@ -22,7 +22,14 @@ fn host(cgroups: CgroupLayout) -> Host {
         CgroupLayout::V1 => vec![hierarchy("memory"), hierarchy("cpu,cpuacct")],
         CgroupLayout::V2 => Vec::new(),
     };
-    Host { cgroups, hierarchies, capabilities: (1 << 41) - 1, apparmor: true, selinux: false }
+    Host {
+        cgroups,
+        hierarchies,
+        capabilities: (1 << 41) - 1,
+        known_capabilities: (1 << 41) - 1,
+        apparmor: true,
+        selinux: false,
+    }
 }
 
 fn overlay() -> Rootfs {
@@ -31,6 +38,7 @@ fn overlay() -> Rootfs {
         upper: Some(PathBuf::from("/upper")),
         work: Some(PathBuf::from("/work")),
         volatile: false,
+        idmap: None,
     })
 }
 
@@ -92,8 +100,8 @@ fn an_exec_session() {
     process["args"] = json!(["/bin/healthy"]);
     process["cwd"] = json!("/srv");
     let process = serde_json::from_value(process).unwrap();
-    let plan = plan::exec(&process, &spec, &host(CgroupLayout::V1), None).unwrap();
-    check("exec.txt", &(Program::exec(&plan).unwrap().explain().join("\n") + "\n"));
+    let plan = plan::exec(&process, &spec, &host(CgroupLayout::V1), None, None).unwrap();
+    check("exec.txt", &(Program::exec(&plan, None, false).unwrap().explain().join("\n") + "\n"));
 }
 
 /// Rules of order that no change may break, whatever the golden files say.

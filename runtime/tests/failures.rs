@@ -97,10 +97,10 @@ const CASES: &[(&str, Change, Kind, &[&str])] = &[
         &["mount namespace"],
     ),
     (
-        "user namespace",
+        "user namespace without maps",
         |s| s["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"})),
-        Kind::Unsupported,
-        &["user namespaces"],
+        Kind::Invalid,
+        &["linux.uidMappings", "missing for the new user namespace"],
     ),
     (
         "host sysctl",

@@ -52,9 +52,9 @@ fn pinned_namespaces_come_and_go() {
         let dir = tempfile::tempdir().unwrap();
         let pins = dir.path().join("netns");
         let path = pins.join("one");
-        pin_netns(&path).unwrap();
-        assert_eq!(pin_netns(&path).unwrap_err().kind(), Kind::Exists);
-        pin_netns(&pins.join("two")).unwrap();
+        pin_netns(&path, None).unwrap();
+        assert_eq!(pin_netns(&path, None).unwrap_err().kind(), Kind::Exists);
+        pin_netns(&pins.join("two"), None).unwrap();
         assert_eq!(
             mounted_below(&pins),
             [pins.clone(), path.clone(), pins.join("two")],
@@ -87,12 +87,12 @@ fn pinned_namespaces_come_and_go() {
 fn a_pin_that_fails_leaves_nothing() {
     apart(|| {
         let dir = tempfile::tempdir().unwrap();
-        let error = pin_netns(&dir.path().join("file/x")).map(|()| "pinned");
+        let error = pin_netns(&dir.path().join("file/x"), None).map(|()| "pinned");
         assert!(error.is_ok());
         unpin_netns(&dir.path().join("file/x")).unwrap();
         release_netns_dir(&dir.path().join("file")).unwrap();
         fs::write(dir.path().join("plain"), "").unwrap();
-        assert!(pin_netns(&dir.path().join("plain/x")).is_err());
+        assert!(pin_netns(&dir.path().join("plain/x"), None).is_err());
         assert_eq!(mounted_below(dir.path()), Vec::<PathBuf>::new());
     });
 }
@@ -102,7 +102,7 @@ fn containers_of_a_pod_share_its_namespaces() {
     apart(|| {
         let dir = tempfile::tempdir().unwrap();
         let pin = dir.path().join("netns/pod");
-        pin_netns(&pin).unwrap();
+        pin_netns(&pin, None).unwrap();
         let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
         let request = SandboxRequest {
             ipc: true,
@@ -114,6 +114,7 @@ fn containers_of_a_pod_share_its_namespaces() {
             ]),
             netns: Some(pin.clone()),
             shared_pid: false,
+            user: None,
         };
         let sandbox = Sandbox::create(&request).unwrap();
         assert!(sandbox.reaper.is_none());

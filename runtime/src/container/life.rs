@@ -6,11 +6,11 @@
 //!  delete: …, poststop                                failures are warnings
 //! ```
 
-use super::{StartPipe, agent, filter, home, start_at};
+use super::{StartPipe, agent, filter, home, start_at, user};
 use crate::cgroup::Cgroup;
 use crate::hooks::{self, Inside, Session, Subject};
 use crate::host::Host;
-use crate::plan::{self, HookPlans, Moment};
+use crate::plan::{self, HookPlans, Moment, UserPlan};
 use crate::sys::process;
 use crate::{Error, Result};
 use oci_spec::runtime::{ContainerState, Spec};
@@ -86,9 +86,17 @@ fn before(request: &StartRequest<'_>, hooks: &HookPlans) -> Result<()> {
         return Ok(());
     };
     let home = home::find_in_process(request.pid, process);
-    let plan = plan::exec(process, spec, Host::current(), home.as_deref())?;
+    let host = Host::current();
+    let user = user::differs(request.pid, "user").then(|| plan::of_running(spec, host)).transpose()?;
+    let plan = plan::exec(process, spec, host, home.as_deref(), user.as_ref())?;
     let inside = Inside { pid: request.pid, pidfd: request.pidfd.as_fd() };
-    let session = Session { inside, process: &plan, filter: filter(spec)? };
+    let session = Session {
+        inside,
+        process: &plan,
+        user: user.as_ref(),
+        time: user::differs(request.pid, "time"),
+        filter: filter(spec)?,
+    };
     let state = request.subject.state(ContainerState::Created, Some(inside.own_pid()));
     let mut hand_over = |pid: i32, listener: &OwnedFd| {
         agent::hand_over(&request.subject, ContainerState::Created, request.pid, pid, listener)
@@ -101,11 +109,12 @@ pub(super) fn during_creation(
     hooks: &HookPlans,
     subject: &Subject<'_>,
     inside: Inside<'_>,
+    user: Option<&UserPlan>,
     root: &Path,
 ) -> Result<()> {
     outside(hooks, subject, inside.pid)?;
     let state = subject.state(ContainerState::Creating, Some(inside.own_pid()));
-    hooks::run_in_creation(hooks, &state, inside, root)
+    hooks::run_in_creation(hooks, &state, inside, user, root)
 }
 
 /// Runs the hooks that a restored container has: those of our own namespaces, once its namespaces are there again.

@@ -7,6 +7,7 @@ mod agent;
 mod home;
 mod life;
 mod resources;
+mod user;
 
 pub use crate::hooks::Subject;
 pub use life::{Parked, StartRequest, Started, after_delete, during_restore, is_attended, start};
@@ -148,16 +149,12 @@ pub fn create(request: CreateRequest) -> Result<Created> {
     let CreateRequest { id, bundle, spec, rootfs, join, stdio, options } = request;
     forbid_inspection()?;
     let filter = filter(&spec)?;
-    let root = rootfs::mount_root(&rootfs)?;
-    let home = spec.process().as_ref().and_then(|process| home::find(&root, process));
+    let host = Host::current();
     let kinds: Vec<NamespaceKind> = join.iter().map(|(kind, _)| *kind).collect();
-    let facts = Facts {
-        host: Host::current(),
-        bundle: &bundle,
-        rootfs: &rootfs,
-        given: &kinds,
-        home: home.as_deref(),
-    };
+    let user = user::prepare(&spec, &kinds, host)?;
+    let root = rootfs::mount_root(&rootfs, user.for_layers(&rootfs, &join))?;
+    let home = spec.process().as_ref().and_then(|process| home::find(&root, process));
+    let facts = Facts { host, bundle: &bundle, rootfs: &rootfs, given: &kinds, home: home.as_deref() };
     let plan = Plan::new(&id, &spec, &facts)?;
     let parking = if options.listener.is_some() { Parking::CommandFound } else { Parking::CommandOpen };
     let program = options.apply(Program::create(&plan, parking)?, &id);
@@ -170,6 +167,7 @@ pub fn create(request: CreateRequest) -> Result<Created> {
         let (root, window) = (Some(root), plan.process.window);
         let launch = Launch {
             root,
+            user: user.made,
             given,
             target: None,
             stdio,
@@ -207,7 +205,7 @@ pub fn create(request: CreateRequest) -> Result<Created> {
 /// What is done from outside while the child waits for it, with its namespaces and mounts in place.
 fn meet(plan: &Plan, subject: &Subject<'_>, inside: Inside<'_>) -> Result<()> {
     match &plan.root_place {
-        Some(root) => life::during_creation(&plan.hooks, subject, inside, root),
+        Some(root) => life::during_creation(&plan.hooks, subject, inside, plan.user.as_ref(), root),
         None => Ok(()),
     }
 }
@@ -251,8 +249,10 @@ pub fn exec(request: ExecRequest<'_>) -> Result<Exec> {
     forbid_inspection()?;
     let filter = filter(spec)?;
     let home = home::find_in_process(pid, process);
-    let plan = plan::exec(process, spec, Host::current(), home.as_deref())?;
-    let program = Program::exec(&plan)?;
+    let host = Host::current();
+    let inside = user::differs(pid, "user").then(|| plan::of_running(spec, host)).transpose()?;
+    let plan = plan::exec(process, spec, host, home.as_deref(), inside.as_ref())?;
+    let program = Program::exec(&plan, inside.as_ref(), user::differs(pid, "time"))?;
     let program = if no_new_keyring { program } else { program.with_keyring(subject.id) };
     let group = exec_id.map_or_else(|| Ok(cgroup.clone()), |id| cgroup.exec_group(id))?;
     let launched = group.join().and_then(|join| {

@@ -11,7 +11,7 @@ mod watch;
 use crate::cgroup::Join;
 use crate::error::Kind;
 use crate::launch::{self, Attend, Launch, Launched, Stdio};
-use crate::plan::{HookPlan, HookPlans, Moment, ProcessPlan};
+use crate::plan::{HookPlan, HookPlans, Moment, ProcessPlan, UserPlan};
 use crate::program::{HookPlace, Program};
 use crate::seccomp::Filter;
 use crate::sys::process;
@@ -77,10 +77,16 @@ pub fn run_all_outside(hooks: &HookPlans, moment: Moment, state: &State, bundle:
 }
 
 /// Runs the createContainer hooks: in the namespaces of a child that has not changed its root yet, in the directory
-/// where the root filesystem hangs. They are not in the container's control group: making is not charged to it.
-pub fn run_in_creation(hooks: &HookPlans, state: &State, inside: Inside<'_>, root: &Path) -> Result<()> {
+/// where the root filesystem hangs, as root of the container's user namespace if it has one. They are not in the container's control group: making is not charged to it.
+pub fn run_in_creation(
+    hooks: &HookPlans,
+    state: &State,
+    inside: Inside<'_>,
+    user: Option<&UserPlan>,
+    root: &Path,
+) -> Result<()> {
     for hook in hooks.at(Moment::CreateContainer) {
-        let program = Program::hook(hook, HookPlace::Container, root)?;
+        let program = Program::hook(hook, HookPlace::Container { user }, root)?;
         let launch = Launch { target: Some(inside.pidfd), ..Launch::default() };
         run_one(hook, Moment::CreateContainer, state, &program, launch, &mut no_listener)?;
     }
@@ -93,6 +99,10 @@ pub struct Session<'a> {
     pub inside: Inside<'a>,
     /// Credentials, limits and rights: those of the command.
     pub process: &'a ProcessPlan,
+    /// The container's user namespace, if it is not ours.
+    pub user: Option<&'a UserPlan>,
+    /// Whether its time namespace is not ours.
+    pub time: bool,
     pub filter: Option<Filter>,
 }
 
@@ -119,7 +129,8 @@ pub fn run_inside(
             join: Some(join()?),
             ..Launch::default()
         };
-        run_one(hook, Moment::StartContainer, state, &Program::exec(&process)?, launch, hand_over)?;
+        let program = Program::exec(&process, session.user, session.time)?;
+        run_one(hook, Moment::StartContainer, state, &program, launch, hand_over)?;
     }
     Ok(())
 }

@@ -32,6 +32,8 @@ pub struct Host {
     pub hierarchies: Vec<Hierarchy>,
     /// Capabilities this process can give (permitted and in the bounding set), number n at bit n.
     pub capabilities: u64,
+    /// Capabilities this kernel knows: what a process has in a user namespace of its own.
+    pub known_capabilities: u64,
     pub apparmor: bool,
     pub selinux: bool,
 }
@@ -43,15 +45,23 @@ impl Host {
         HOST.get_or_init(Self::probe)
     }
 
+    /// True if this process has no rights over the host's mounts and namespaces: all it can do is inside a user namespace.
+    pub fn ordinary_user(&self) -> bool {
+        const SYS_ADMIN: u64 = 1 << 21;
+        self.capabilities & SYS_ADMIN == 0
+    }
+
     fn probe() -> Self {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let hierarchies = hierarchies(&mounts);
         let cgroups = if hierarchies.is_empty() { CgroupLayout::V2 } else { CgroupLayout::V1 };
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let last = fs::read_to_string("/proc/sys/kernel/cap_last_cap").unwrap_or_default();
         Self {
             cgroups,
             hierarchies,
             capabilities: capability_line(&status, "CapPrm:") & capability_line(&status, "CapBnd:"),
+            known_capabilities: up_to(last.trim().parse().unwrap_or(40)),
             apparmor: fs::read("/sys/module/apparmor/parameters/enabled").is_ok_and(|v| v.starts_with(b"Y"))
                 && fs::metadata("/proc/self/attr/apparmor/exec").is_ok(),
             selinux: fs::metadata("/sys/fs/selinux/enforce").is_ok(),
@@ -77,6 +87,11 @@ fn hierarchies(mountinfo: &str) -> Vec<Hierarchy> {
     found
 }
 
+/// The mask of capabilities 0 to `last`.
+fn up_to(last: u32) -> u64 {
+    u64::MAX >> 63_u32.saturating_sub(last)
+}
+
 fn capability_line(status: &str, key: &str) -> u64 {
     let value = status.lines().find_map(|line| line.strip_prefix(key)).unwrap_or("0");
     u64::from_str_radix(value.trim(), 16).unwrap_or(0)
@@ -100,5 +115,6 @@ mod tests {
     fn reads_capability_masks() {
         assert_eq!(capability_line("Name:\tx\nCapPrm:\t000001fffeffffff\n", "CapPrm:"), 0x1ff_feff_ffff);
         assert_eq!(capability_line("", "CapPrm:"), 0);
+        assert_eq!(up_to(40), 0x1ff_ffff_ffff);
     }
 }

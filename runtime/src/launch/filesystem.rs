@@ -17,13 +17,21 @@ pub(super) fn foreign(plan: &FreshPlan) -> Result<OwnedFd> {
     Ok(made)
 }
 
-/// A tmpfs that begins as a copy of the directory `below` the root; empty when that is missing.
-pub(super) fn copy_up(plan: &FreshPlan, root: impl AsFd, below: &Path) -> Result<OwnedFd> {
+/// A tmpfs that begins as a copy of the directory `below` the root; empty, and of `owner`, when that is missing.
+pub(super) fn copy_up(plan: &FreshPlan, root: impl AsFd, below: &Path, owner: (u32, u32)) -> Result<OwnedFd> {
     let error = |e| Error::sys("copy into a tmpfs", below.display().to_string(), e);
     // Written first, read-only afterwards if that was asked for.
     let writable = FreshPlan { attributes: plan.attributes & !libc::MOUNT_ATTR_RDONLY, ..plan.clone() };
-    let Some(source) = open_directory_in_root(&root, below)? else { return foreign(plan) };
     let given = |key: &str| plan.options.iter().any(|(known, _)| known == key);
+    let Some(source) = open_directory_in_root(&root, below)? else {
+        let mut plan = plan.clone();
+        for (key, id) in [("uid", owner.0), ("gid", owner.1)] {
+            if !given(key) {
+                plan.options.push((key.to_owned(), Some(id.to_string())));
+            }
+        }
+        return foreign(&plan);
+    };
     let stat = rustix::fs::fstat(&source).map_err(|e| error(e.into()))?;
     let (mode, uid, gid) =
         (format!("{:o}", stat.st_mode & 0o7777), stat.st_uid.to_string(), stat.st_gid.to_string());

@@ -3,6 +3,8 @@
 //! Owns everything it makes until it answers; on error the child is dead and reaped and every descriptor closed, and with
 //! them every mount and namespace that only they held.
 
+mod bind;
+mod device;
 mod filesystem;
 mod listener;
 mod prepare;
@@ -12,21 +14,25 @@ pub use stdio::Stdio;
 
 use crate::cgroup::Join;
 use crate::error::Kind;
-use crate::program::{EXECUTE, FIND_COMMAND, PidNamespace, Program};
+use crate::program::{EXECUTE, FIND_COMMAND, PidNamespace, Program, scheduling_sentence};
 use crate::seccomp::Filter;
-use crate::sys::child::{LISTENER, MET, PARKED, Report, Script, TERMINAL};
+use crate::sys::child::{LISTENER, MET, PARKED, REBORN, Report, Script, TERMINAL};
 use crate::sys::clone::{Born, spawn};
 use crate::sys::socket::{self, Message};
+use crate::sys::step::Step;
 use crate::sys::{namespace, process};
 use crate::{Error, Result};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::Ordering::Relaxed;
 
 /// What a program needs that is not data.
 #[derive(Debug, Default)]
 pub struct Launch<'a> {
     /// The root filesystem, when the caller has it already.
     pub root: Option<OwnedFd>,
+    /// The container's new user namespace, when the caller has it already.
+    pub user: Option<OwnedFd>,
     /// For `Prepare::Given`.
     pub given: Vec<OwnedFd>,
     /// For `Prepare::Target`.
@@ -78,9 +84,9 @@ pub fn launch_attended(program: &Program, launch: Launch<'_>, mut attend: Attend
     let prepared = prepare::Prepared::new(program, launch)?;
     let (ours, theirs) = socket::pair().map_err(|e| Error::sys("make the launch socket", "socketpair", e))?;
     let theirs = process::raised(theirs).map_err(|e| Error::sys("make the launch socket", "fcntl", e))?;
-    let born = clone_child(program, &prepared, &theirs)?;
+    let mut born = clone_child(program, &prepared, &theirs)?;
     drop((theirs, prepared));
-    match follow(&ours, &program.sentences(), &born, &mut attend) {
+    match follow(&ours, program, &mut born, &mut attend) {
         Ok(pty) => {
             if let (Some(pty), Some((columns, rows))) = (&pty, window) {
                 // A terminal without its first size still works, and resizes later.
@@ -99,23 +105,31 @@ enum Failure {
     Silent,
 }
 
-/// Reads the child's messages until it is parked or gone through execve.
+/// Reads the child's messages until it is parked or gone through execve. `born` becomes the process that is so.
 fn follow(
     socket: &OwnedFd,
-    sentences: &[String],
-    born: &Born,
+    program: &Program,
+    born: &mut Born,
     attend: &mut Attend<'_>,
 ) -> Result<Option<OwnedFd>, Failure> {
+    let sentences = program.sentences();
     let parks = sentences.iter().any(|sentence| sentence == crate::program::PARK);
     let mut pty = None;
     loop {
-        match socket::receive(socket)
+        match socket::receive_from(socket, &born.pidfd)
             .map_err(|e| Failure::Told(Error::sys("follow the launch", "recvmsg", e)))?
         {
             Message::End if parks => return Err(Failure::Silent),
             Message::End => return Ok(pty),
             Message::Report(Report { step: PARKED, .. }, _) => return Ok(pty),
             Message::Report(Report { step: TERMINAL, .. }, master) => pty = master.into_iter().next(),
+            Message::Report(Report { step: REBORN, errno: pid }, rights) => {
+                let pidfd = rights.into_iter().next().ok_or(Failure::Silent)?;
+                let former = std::mem::replace(born, Born { pid, pidfd });
+                let _ = process::reap(&former.pidfd);
+                for_the_reborn(program, born.pid).map_err(Failure::Told)?;
+                socket::send_byte(socket).map_err(|_| Failure::Silent)?;
+            }
             Message::Report(Report { step: LISTENER, .. }, rights) => {
                 listener::take(socket, rights, &mut |listener| (attend.listener)(born, listener))?;
             }
@@ -124,9 +138,25 @@ fn follow(
                 // A child that is gone meanwhile shows at the next message.
                 let _ = socket::send_byte(socket);
             }
-            Message::Report(report, _) => return Err(Failure::Told(explain_report(report, sentences))),
+            Message::Report(report, _) => return Err(Failure::Told(explain_report(report, &sentences))),
         }
     }
+}
+
+/// What the new process could not do for itself (see [`Step::Rebirth`]). It is our child: its pid is nobody else's.
+fn for_the_reborn(program: &Program, pid: i32) -> Result<()> {
+    for step in program.steps.iter().flat_map(|step| match step {
+        Step::Rebirth { outside } => outside.as_slice(),
+        _ => &[],
+    }) {
+        let done = match step {
+            Step::Schedule(schedule) => process::schedule(pid, schedule),
+            Step::IoPriority(word) => process::io_priority(pid, *word),
+            _ => Ok(()),
+        };
+        done.map_err(|e| explain_failure("from outside", &scheduling_sentence(step), e))?;
+    }
+    Ok(())
 }
 
 impl Failure {
@@ -158,13 +188,17 @@ fn fail(born: &Born, failure: Failure) -> Error {
 pub fn explain_report(report: Report, sentences: &[String]) -> Error {
     let number = report.step as usize;
     let sentence = sentences.get(number).map_or("an unknown step", String::as_str);
-    let source = io::Error::from_raw_os_error(report.errno);
     let step = format!("step {} of {}", number + 1, sentences.len());
+    explain_failure(&step, sentence, io::Error::from_raw_os_error(report.errno))
+}
+
+fn explain_failure(step: &str, sentence: &str, source: io::Error) -> Error {
+    let errno = source.raw_os_error().unwrap_or(0);
     let mut error = Error::sys(step, sentence, source);
-    if let Some(kind) = kind_of(sentence, report.errno) {
+    if let Some(kind) = kind_of(sentence, errno) {
         error = error.with_kind(kind);
     }
-    match hint_for(sentence, report.errno) {
+    match hint_for(sentence, errno) {
         Some(hint) => error.hint(hint),
         None => error,
     }
@@ -204,10 +238,20 @@ fn hint_for(sentence: &str, errno: i32) -> Option<&'static str> {
         libc::ENOENT | libc::ENOTDIR if is("hang") => {
             Some("hooks look for the root filesystem where root.path says: make that directory")
         }
+        libc::EACCES if is("hang") => {
+            Some("this user must be able to search every directory above root.path")
+        }
         libc::ELOOP if is("mount proc") || is("mount sysfs") => {
             Some("it must be mounted on ordinary directory: the image has a symlink there")
         }
         libc::ENODEV if is("mount") => Some("this kernel does not have that file system"),
+        libc::EACCES | libc::EOVERFLOW if is("place") || is("mount") || is("make") || is("link") => Some(
+            "in a user namespace the root filesystem must belong to its users: files of ids outside the mapping are nobody's",
+        ),
+        libc::EPERM if is("mount") => Some(
+            "in a user namespace proc, sysfs and mqueue need a pid, network and ipc namespace that belong to it, and an uncovered one on the host",
+        ),
+        libc::EINVAL if is("become") => Some("that id is outside the user namespace's mapping"),
         libc::EPERM if is("schedule") => {
             Some("needs CAP_SYS_NICE, and a share of real time in the control group (cpu.rt_runtime_us)")
         }
@@ -230,19 +274,23 @@ fn hint_for(sentence: &str, errno: i32) -> Option<&'static str> {
     }
 }
 
-/// The clone, on a throw-away thread when a pid namespace is to be joined: that changes the thread for good.
+/// The clone, on a throw-away thread when a pid namespace is to be joined or CPUs chosen: that changes the thread for good.
 fn clone_child(program: &Program, prepared: &prepare::Prepared<'_>, socket: &OwnedFd) -> Result<Born> {
     let stdio = prepared.stdio();
     let tasks = prepared.tasks();
     let socket = socket.as_raw_fd();
+    let numbers: Vec<i32> = prepared.numbers().iter().map(|fd| fd.load(Relaxed)).collect();
+    let group: Vec<i32> = prepared.cgroup().iter().map(AsRawFd::as_raw_fd).collect();
     let mut stay: Vec<i32> = prepared.preserved().to_vec();
     stay.extend([socket, prepared.listener()]);
-    let mut keep: Vec<i32> = [prepared.numbers(), &stdio, &tasks, &stay].concat();
+    let mut keep: Vec<i32> = [&numbers, stdio.as_slice(), &tasks, &group, &stay].concat();
     for list in [&mut stay, &mut keep] {
         list.retain(|fd| *fd > 2);
         list.sort_unstable();
         list.dedup();
     }
+    // Who is born twice enters its group the second time, so that there is one process in it, never two.
+    let reborn = program.steps.iter().any(|step| matches!(step, Step::Rebirth { .. }));
     let script = Script {
         steps: &program.steps,
         descriptors: prepared.numbers(),
@@ -251,24 +299,27 @@ fn clone_child(program: &Program, prepared: &prepare::Prepared<'_>, socket: &Own
         stdio,
         tasks: &tasks,
         keep: &keep,
+        cgroup: prepared.cgroup().filter(|_| reborn).map(|group| group.as_raw_fd()),
         stay: &stay,
         filter: prepared.filter(),
         filter_flags: prepared.filter_flags(),
         own_binary: process::own_binary()
             .map_err(|e| Error::sys("look at our own program", "/proc/self/exe", e))?,
     };
-    let cgroup = prepared.cgroup();
+    let cgroup = prepared.cgroup().filter(|_| !reborn);
     let clone = || spawn(&script, program.new_namespaces, cgroup).map_err(clone_error);
-    let (handle, by_process) = match program.pid_namespace {
-        PidNamespace::Inherited => return clone(),
-        PidNamespace::Joined(handle) => (handle, false),
-        PidNamespace::OfProcess(handle) => (handle, true),
+    let pid = libc::CLONE_NEWPID as u32;
+    let from = match program.pid_namespace {
+        PidNamespace::Inherited if program.birth_cpus.is_none() => return clone(),
+        PidNamespace::Inherited => None,
+        PidNamespace::Joined(handle) | PidNamespace::OfProcess(handle) => Some(prepared.get(handle)?),
     };
-    let from = prepared.get(handle)?;
     let born = namespace::on_own_thread("launch", || {
-        let pid = libc::CLONE_NEWPID as u32;
-        let joined = if by_process { namespace::join_pid_of(from) } else { namespace::join(from, pid) };
-        joined.map_err(join_error)?;
+        if let Some(from) = from {
+            let by_process = matches!(program.pid_namespace, PidNamespace::OfProcess(_));
+            let joined = if by_process { namespace::join_pid_of(from) } else { namespace::join(from, pid) };
+            joined.map_err(join_error)?;
+        }
         if let Some(cpus) = &program.birth_cpus {
             process::run_on(cpus).map_err(affinity_error)?;
         }

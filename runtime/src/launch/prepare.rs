@@ -2,24 +2,26 @@
 //!
 //! All of them are above 2, because the child puts its streams at 0, 1 and 2 while it still needs the others.
 
+use super::bind::{self, Maps};
+use super::device::Nodes;
 use super::{Launch, Stdio, filesystem};
 use crate::cgroup::Join;
 use crate::error::Kind;
 use crate::namespace::NamespaceKind;
-use crate::plan::BindPlan;
 use crate::program::{Prepare, Program};
 use crate::seccomp::Filter;
 use crate::sys::child::ABSENT;
 use crate::sys::raw::MountAttr;
 use crate::sys::step::Handle;
-use crate::sys::{mount, process};
-use crate::{Error, Result, rootfs};
+use crate::sys::{mount, namespace, process};
+use crate::{Error, Result, idmap, rootfs};
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::atomic::AtomicI32;
 
 /// Everything a script borrows. Dropping it unmounts what was not placed.
 #[derive(Debug)]
@@ -27,7 +29,7 @@ pub(super) struct Prepared<'a> {
     /// By handle; absent where nothing is there and nothing is needed.
     descriptors: Vec<Option<OwnedFd>>,
     target: Option<BorrowedFd<'a>>,
-    numbers: Vec<i32>,
+    numbers: Vec<AtomicI32>,
     stdio: [OwnedFd; 3],
     join: Option<Join>,
     listener: Option<OwnedFd>,
@@ -38,18 +40,29 @@ pub(super) struct Prepared<'a> {
 
 impl<'a> Prepared<'a> {
     pub(super) fn new(program: &Program, mut launch: Launch<'a>) -> Result<Self> {
-        let mut given: Vec<Option<OwnedFd>> =
-            std::mem::take(&mut launch.given).into_iter().map(Some).collect();
+        let mut maker = Maker {
+            root: launch.root.take(),
+            user: launch.user.take(),
+            given: std::mem::take(&mut launch.given).into_iter().map(Some).collect(),
+            maps: Maps::default(),
+            nodes: Nodes::default(),
+        };
         let mut descriptors = Vec::with_capacity(program.prepare.len());
-        for (index, prepare) in program.prepare.iter().enumerate() {
+        for (number, prepare) in program.prepare.iter().enumerate() {
             let made = match prepare {
-                Prepare::CopyUp { plan, below } => made_root(program, &descriptors)
-                    .and_then(|root| filesystem::copy_up(plan, root, below))
+                Prepare::CopyUp { plan, below, owner } => made_root(program, &descriptors)
+                    .and_then(|root| filesystem::copy_up(plan, root, below, *owner))
                     .map(Some),
-                _ => make(prepare, &mut launch.root, &mut given),
+                _ => maker.make(prepare),
             };
-            let made = made.map_err(|error| error.quoting(&program.preparation(index)))?;
-            descriptors.push(made.map(raise).transpose()?);
+            let made = made.map_err(|error| error.quoting(&program.preparation(number)))?;
+            let made = made.map(raise).transpose()?;
+            if let (Some((handle, mappings)), Some(user)) = (&program.user, &made)
+                && handle.0 == number
+            {
+                maker.maps.know(mappings, user)?;
+            }
+            descriptors.push(made);
         }
         let target = launch.target.map(|fd| fd.as_raw_fd());
         let numbers = program.prepare.iter().zip(&descriptors).map(|(prepare, fd)| match prepare {
@@ -58,7 +71,7 @@ impl<'a> Prepared<'a> {
         });
         let (filter, filter_flags) = filter_words(launch.filter.as_ref())?;
         Ok(Self {
-            numbers: numbers.collect(),
+            numbers: numbers.map(AtomicI32::new).collect(),
             target: launch.target,
             stdio: streams(launch.stdio)?,
             join: launch.join.map(raise_join).transpose()?,
@@ -70,7 +83,7 @@ impl<'a> Prepared<'a> {
         })
     }
 
-    pub(super) fn numbers(&self) -> &[i32] {
+    pub(super) fn numbers(&self) -> &[AtomicI32] {
         &self.numbers
     }
 
@@ -123,60 +136,47 @@ fn made_root<'a>(program: &Program, made: &'a [Option<OwnedFd>]) -> Result<&'a O
     at.and_then(|at| made.get(at)).and_then(Option::as_ref).ok_or_else(missing)
 }
 
-fn make(
-    prepare: &Prepare,
-    root: &mut Option<OwnedFd>,
-    given: &mut [Option<OwnedFd>],
-) -> Result<Option<OwnedFd>> {
-    match prepare {
-        Prepare::Root(rootfs) => match root.take() {
-            Some(root) => Ok(Some(root)),
-            None => rootfs::mount_root(rootfs).map(Some),
-        },
-        Prepare::Bind(plan) => bind(plan).map(Some),
-        Prepare::Group { path, readonly } => group(path, *readonly),
-        Prepare::FileSystem(plan) => filesystem::foreign(plan).map(Some),
-        // Made by the caller, who has the root.
-        Prepare::CopyUp { .. } => Ok(None),
-        Prepare::Null => null().map(Some),
-        Prepare::Namespace { kind, path } => open_namespace(*kind, path).map(Some),
-        Prepare::Given { kind, index } => {
-            let fd = given.get_mut(*index).and_then(Option::take);
-            let missing =
-                || Error::new(Kind::Invalid, "join a namespace", format!("no {kind} descriptor was given"));
-            fd.map(Some).ok_or_else(missing)
-        }
-        Prepare::Target => Ok(None),
-        Prepare::Reaper => reaper().map(Some),
-        Prepare::Empty => empty().map(Some),
-    }
+/// What is made once and used by several.
+struct Maker {
+    root: Option<OwnedFd>,
+    user: Option<OwnedFd>,
+    given: Vec<Option<OwnedFd>>,
+    maps: Maps,
+    nodes: Nodes,
 }
 
-fn bind(plan: &BindPlan) -> Result<OwnedFd> {
-    let shown = || plan.source.display().to_string();
-    let source = c_path(&plan.source)?;
-    let tree = mount::clone_path(&source, plan.recursive).map_err(|e| {
-        let missing = e.raw_os_error() == Some(libc::ENOENT);
-        let error = Error::sys("prepare a bind mount", shown(), e);
-        if missing { error.hint("the source must exist on the host") } else { error }
-    })?;
-    if plan.procfs && !mount::is_procfs(&tree).unwrap_or(false) {
-        let what = format!("{} is not procfs", shown());
-        return Err(Error::new(Kind::Invalid, "prepare a bind mount on /proc", what));
-    }
-    let attribute = |recursive, attr: &MountAttr| {
-        if *attr == MountAttr::default() {
-            return Ok(());
+impl Maker {
+    fn make(&mut self, prepare: &Prepare) -> Result<Option<OwnedFd>> {
+        match prepare {
+            Prepare::Root(rootfs) => match self.root.take() {
+                Some(root) => Ok(Some(root)),
+                None => rootfs::mount_root(rootfs, None).map(Some),
+            },
+            Prepare::Bind(plan) => bind::tree(plan, &mut self.maps).map(Some),
+            Prepare::NewUser { mappings, setgroups } => match self.user.take() {
+                Some(user) => Ok(Some(user)),
+                None => idmap::user_namespace(mappings, *setgroups).map(Some),
+            },
+            Prepare::NewTime { offsets } => time(offsets).map(Some),
+            Prepare::Device(device) => self.nodes.make(device).map(Some),
+            Prepare::Group { path, readonly } => group(path, *readonly),
+            Prepare::FileSystem(plan) => filesystem::foreign(plan).map(Some),
+            // Made by the caller, who has the root.
+            Prepare::CopyUp { .. } => Ok(None),
+            Prepare::Null => null().map(Some),
+            Prepare::Namespace { kind, path } => open_namespace(*kind, path).map(Some),
+            Prepare::Given { kind, index } => {
+                let fd = self.given.get_mut(*index).and_then(Option::take);
+                let missing = || {
+                    Error::new(Kind::Invalid, "join a namespace", format!("no {kind} descriptor was given"))
+                };
+                fd.map(Some).ok_or_else(missing)
+            }
+            Prepare::Target | Prepare::InChild { .. } => Ok(None),
+            Prepare::Reaper => reaper().map(Some),
+            Prepare::Empty => empty().map(Some),
         }
-        mount::set_attributes(&tree, recursive, attr)
-            .map_err(|e| Error::sys("set mount attributes", shown(), e))
-    };
-    // Apart from the host first; then what was asked.
-    let (kind, recursive) = plan.propagation.unwrap_or((libc::MS_PRIVATE, true));
-    attribute(recursive, &MountAttr { propagation: kind, ..MountAttr::default() })?;
-    attribute(false, &plan.attributes)?;
-    attribute(true, &plan.recursive_attributes)?;
-    Ok(tree)
+    }
 }
 
 fn group(path: &Path, readonly: bool) -> Result<Option<OwnedFd>> {
@@ -227,6 +227,17 @@ fn empty() -> Result<OwnedFd> {
     mount::fresh("tmpfs", &options, attributes).map_err(|e| Error::sys("prepare an empty root", "tmpfs", e))
 }
 
+fn time(offsets: &str) -> Result<OwnedFd> {
+    namespace::new_time(offsets).map_err(|e| {
+        let hint = match e.raw_os_error() {
+            Some(libc::EINVAL) => "this kernel has no time namespaces (CONFIG_TIME_NS)",
+            Some(libc::ERANGE) => "the clock would be before 0 or beyond 146 years",
+            _ => "see time_namespaces(7)",
+        };
+        Error::sys("make a time namespace", offsets.trim_end().replace('\n', ", "), e).hint(hint)
+    })
+}
+
 fn open_namespace(kind: NamespaceKind, path: &Path) -> Result<OwnedFd> {
     let opened = File::open(path).map_err(|e| {
         Error::sys(format!("open the {kind} namespace"), path.display().to_string(), e)
@@ -253,7 +264,7 @@ fn raise(fd: OwnedFd) -> Result<OwnedFd> {
 
 fn raise_join(join: Join) -> Result<Join> {
     Ok(match join {
-        Join::CloneInto(group) => Join::CloneInto(group),
+        Join::CloneInto(group) => Join::CloneInto(raise(group)?),
         Join::WriteTasks(tasks) => Join::WriteTasks(tasks.into_iter().map(raise).collect::<Result<_>>()?),
     })
 }

@@ -5,15 +5,19 @@
 
 mod capabilities;
 mod hooks;
+mod mapped;
 mod mounts;
 mod process;
 mod scheduling;
+mod time;
+mod user;
 
 pub use capabilities::capability_names;
 pub use hooks::{HookPlan, HookPlans, Moment};
-pub use mounts::{BindPlan, Delivery, FreshPlan, MountPlan, known_options};
+pub use mounts::{BindPlan, Delivery, FreshPlan, IdmapPlan, MountPlan, known_options};
 pub use process::{Limit, ProcessPlan};
 pub use scheduling::Scheduling;
+pub use user::{UserPlan, of_running};
 
 use crate::error::Kind;
 use crate::host::{CgroupLayout, Host};
@@ -55,7 +59,11 @@ pub struct DevicePlan {
 /// A container, decided.
 #[derive(Debug, Clone)]
 pub struct Plan {
+    /// All but the user namespace.
     pub namespaces: Vec<NamespacePlan>,
+    pub user: Option<UserPlan>,
+    /// For a new time namespace: the lines of /proc/<pid>/timens_offsets.
+    pub time_offsets: String,
     pub rootfs: Rootfs,
     pub root_readonly: bool,
     /// MS_* propagation of the root in the end, and whether for all below it.
@@ -96,21 +104,28 @@ impl Plan {
         let none = Linux::default();
         let linux = spec.linux().as_ref().unwrap_or(&none);
         refuse_unsupported(linux)?;
-        let namespaces = namespaces(linux, facts.given)?;
+        let mut namespaces = namespaces(linux, facts.given)?;
+        let user = user::plan(linux, &mut namespaces, facts.host)?;
         let has = |kind| namespaces.iter().any(|namespace| namespace.kind == kind);
         if !has(NamespaceKind::Mount) {
             return Err(invalid("linux.namespaces", "a container needs its own mount namespace"));
         }
         let cgroup_path = cgroup_path(id, Some(linux))?;
         let hooks = HookPlans::new(spec)?;
-        let label = mount_label(linux, facts.host)?;
-        let mounts = spec.mounts().as_deref().unwrap_or_default();
-        let mounts = mounts::plan(mounts, facts, &cgroup_path, &namespaces, label)?;
+        let context = mounts::Context {
+            facts,
+            cgroup_path: &cgroup_path,
+            namespaces: &namespaces,
+            user: user.as_ref(),
+            label: mount_label(linux, facts.host)?,
+        };
+        let mounts = mounts::plan(spec.mounts().as_deref().unwrap_or_default(), &context)?;
         Ok(Self {
             hostname: name_in(spec.hostname().as_ref(), "hostname", has(NamespaceKind::Uts))?,
             domainname: name_in(spec.domainname().as_ref(), "domainname", has(NamespaceKind::Uts))?,
             sysctls: sysctls(linux, &namespaces)?,
             devices: devices(linux, &mounts)?,
+            time_offsets: time::offsets(linux, &namespaces)?,
             masked: paths(linux.masked_paths().as_deref(), "linux.maskedPaths")?,
             readonly: paths(linux.readonly_paths().as_deref(), "linux.readonlyPaths")?,
             root_readonly: spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false),
@@ -121,16 +136,25 @@ impl Plan {
                 linux.seccomp().is_some(),
                 facts.host,
                 facts.home,
+                user.as_ref(),
                 scheduling(linux)?,
             )?,
             cgroup_layout: facts.host.cgroups,
             root_place: if hooks.during_creation() { Some(root_place(spec, facts.bundle)?) } else { None },
             hooks,
             namespaces,
+            user,
             mounts,
             cgroup_path,
         })
     }
+}
+
+/// The user namespace of a container, for whoever must have it before the rest is planned.
+pub fn user_namespace(spec: &Spec, given: &[NamespaceKind], host: &Host) -> Result<Option<UserPlan>> {
+    let none = Linux::default();
+    let linux = spec.linux().as_ref().unwrap_or(&none);
+    user::plan(linux, &mut namespaces(linux, given)?, host)
 }
 
 impl Plan {
@@ -142,7 +166,13 @@ impl Plan {
 }
 
 /// Decides for a process beside the container's first one.
-pub fn exec(process: &Process, spec: &Spec, host: &Host, home: Option<&str>) -> Result<ProcessPlan> {
+pub fn exec(
+    process: &Process,
+    spec: &Spec,
+    host: &Host,
+    home: Option<&str>,
+    user: Option<&UserPlan>,
+) -> Result<ProcessPlan> {
     let filtered = spec.linux().as_ref().is_some_and(|linux| linux.seccomp().is_some());
     let mut process = process.clone();
     if let Some(init) = spec.process() {
@@ -157,7 +187,7 @@ pub fn exec(process: &Process, spec: &Spec, host: &Host, home: Option<&str>) -> 
         }
     }
     let scheduling = spec.linux().as_ref().map(scheduling).transpose()?.unwrap_or_default();
-    process::plan(&process, filtered, host, home, scheduling)
+    process::plan(&process, filtered, host, home, user, scheduling)
 }
 
 fn scheduling(linux: &Linux) -> Result<Scheduling> {
@@ -173,16 +203,13 @@ fn unsupported(field: &str, what: &str) -> Error {
 }
 
 fn refuse_unsupported(linux: &Linux) -> Result<()> {
-    let mapped = linux.uid_mappings().is_some() || linux.gid_mappings().is_some();
     let refused = [
-        ("linux.uidMappings", mapped, "user namespaces"),
         (
             "linux.netDevices",
             linux.net_devices().as_ref().is_some_and(|d| !d.is_empty()),
             "moving network devices",
         ),
         ("linux.intelRdt", linux.intel_rdt().is_some(), "resctrl"),
-        ("linux.timeOffsets", linux.time_offsets().as_ref().is_some_and(|o| !o.is_empty()), "clock offsets"),
     ];
     match refused.into_iter().find(|(_, asked, _)| *asked) {
         Some((field, _, what)) => Err(unsupported(field, &format!("this runtime does not do {what} yet"))),
@@ -214,9 +241,6 @@ fn namespaces(linux: &Linux, given: &[NamespaceKind]) -> Result<Vec<NamespacePla
             None => NamespaceSource::New,
         };
         plans.push(NamespacePlan { kind, source });
-    }
-    if plans.iter().any(|p| p.kind == NamespaceKind::User) {
-        return Err(unsupported("linux.namespaces", "this runtime does not do user namespaces yet"));
     }
     if plans.iter().any(|p| p.kind == NamespaceKind::Mount && p.source != NamespaceSource::New) {
         return Err(unsupported(

@@ -1,8 +1,9 @@
 //! What the mounts of a spec mean: options in mount(8)'s words become attributes, propagation and file system options.
 
-use super::{Facts, NamespacePlan, NamespaceSource, clean, invalid};
+use super::{Facts, NamespacePlan, NamespaceSource, UserPlan, clean, invalid, mapped};
 use crate::Result;
 use crate::host::CgroupLayout;
+use crate::idmap::IdMappings;
 use crate::namespace::NamespaceKind;
 use crate::sys::raw::MountAttr;
 use oci_spec::runtime::Mount;
@@ -51,6 +52,15 @@ pub struct BindPlan {
     pub propagation: Option<(u64, bool)>,
     /// The source must be procfs, as it goes on /proc (CVE-2019-19921).
     pub procfs: bool,
+    pub idmap: Option<IdmapPlan>,
+}
+
+/// Other owners for the files of a bind mount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdmapPlan {
+    pub mappings: IdMappings,
+    /// For what is mounted below, too.
+    pub recursive: bool,
 }
 
 /// A file system instance.
@@ -63,42 +73,42 @@ pub struct FreshPlan {
     pub propagation: Option<(u64, bool)>,
 }
 
-pub(super) fn plan(
-    mounts: &[Mount],
-    facts: &Facts<'_>,
-    cgroup_path: &str,
-    namespaces: &[NamespacePlan],
-    label: Option<&str>,
-) -> Result<Vec<MountPlan>> {
-    mounts.iter().map(|mount| one(mount, facts, cgroup_path, namespaces, label)).collect()
+/// What a mount may depend on.
+#[derive(Debug)]
+pub(super) struct Context<'a> {
+    pub(super) facts: &'a Facts<'a>,
+    pub(super) cgroup_path: &'a str,
+    pub(super) namespaces: &'a [NamespacePlan],
+    pub(super) user: Option<&'a UserPlan>,
+    /// SELinux label for file systems made for the container.
+    pub(super) label: Option<&'a str>,
 }
 
-fn one(
-    mount: &Mount,
-    facts: &Facts<'_>,
-    cgroup_path: &str,
-    namespaces: &[NamespacePlan],
-    label: Option<&str>,
-) -> Result<MountPlan> {
+pub(super) fn plan(mounts: &[Mount], context: &Context<'_>) -> Result<Vec<MountPlan>> {
+    mounts.iter().map(|mount| one(mount, context)).collect()
+}
+
+fn one(mount: &Mount, context: &Context<'_>) -> Result<MountPlan> {
     // OCI: a relative path is deprecated and means one below the root.
     let destination = clean(&Path::new("/").join(mount.destination()), "mounts.destination")?;
     let options = Options::parse(mount.options().as_deref().unwrap_or_default())?;
     let fstype = mount.typ().as_deref().unwrap_or("none");
     refuse_destination(&destination, &options, fstype)?;
-    if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() || options.idmap {
-        return Err(super::unsupported("mounts.uidMappings", "this runtime does not do idmapped mounts yet"));
-    }
+    let is_bind = !options.remount && (options.bind || fstype == "bind");
+    let idmap = mapped::idmap(mount, options.idmap, is_bind, context.user)?;
     if options.copy_up && fstype != "tmpfs" {
         return Err(invalid("mounts.options", format!("tmpcopyup is for tmpfs, not for {fstype}")));
     }
     let delivery = if options.remount {
         Delivery::Change(change_of(&destination, &options)?)
-    } else if options.bind || fstype == "bind" {
-        Delivery::Bind(bind(mount, &destination, &options, facts.bundle)?)
+    } else if is_bind {
+        Delivery::Bind(BindPlan { idmap, ..bind(mount, &destination, &options, context.facts.bundle)? })
     } else if fstype == "cgroup" || fstype == "cgroup2" {
-        groups(&options, facts, cgroup_path, namespaces)
+        groups(&options, context)
+    } else if let Some(bind) = mapped::in_place_of(fstype, options.attributes, options.propagation, context) {
+        Delivery::Bind(bind)
     } else {
-        fresh(mount, fstype, options, label)?
+        mapped::owners(fresh(mount, fstype, options, context.label)?, &destination, context.user)?
     };
     Ok(MountPlan { destination, delivery })
 }
@@ -167,6 +177,7 @@ fn bind(mount: &Mount, destination: &Path, options: &Options, bundle: &Path) -> 
         recursive_attributes: options.recursive_attributes,
         propagation: options.propagation,
         procfs: destination == Path::new("/proc"),
+        idmap: None,
     })
 }
 
@@ -211,11 +222,28 @@ fn fresh(mount: &Mount, fstype: &str, options: Options, label: Option<&str>) -> 
     })
 }
 
-fn groups(options: &Options, facts: &Facts<'_>, cgroup_path: &str, namespaces: &[NamespacePlan]) -> Delivery {
+fn groups(options: &Options, context: &Context<'_>) -> Delivery {
+    let Context { facts, cgroup_path, namespaces, user, .. } = *context;
+    let readonly = options.attributes.set & libc::MOUNT_ATTR_RDONLY != 0;
+    if user.is_some_and(|user| user.ordinary) && facts.host.cgroups == CgroupLayout::V1 {
+        // No group of its own, and none of the host's that it could change.
+        let attributes = options.attributes;
+        let (recursive_attributes, propagation) =
+            (MountAttr { set: attributes.set, ..MountAttr::default() }, None);
+        let source = PathBuf::from("/sys/fs/cgroup");
+        return Delivery::Bind(BindPlan {
+            source,
+            recursive: true,
+            attributes,
+            recursive_attributes,
+            propagation,
+            procfs: false,
+            idmap: None,
+        });
+    }
     if facts.host.cgroups == CgroupLayout::V1 {
         let below = cgroup_path.trim_start_matches('/');
         let own = |h: &crate::host::Hierarchy| (h.name.clone(), h.path.join(below));
-        let readonly = options.attributes.set & libc::MOUNT_ATTR_RDONLY != 0;
         return Delivery::Groups { hierarchies: facts.host.hierarchies.iter().map(own).collect(), readonly };
     }
     let new = |n: &NamespacePlan| n.kind == NamespaceKind::Cgroup && n.source == NamespaceSource::New;
@@ -237,6 +265,7 @@ fn groups(options: &Options, facts: &Facts<'_>, cgroup_path: &str, namespaces: &
         recursive_attributes: MountAttr::default(),
         propagation: None,
         procfs: false,
+        idmap: None,
     })
 }
 
@@ -266,7 +295,8 @@ struct Options {
     recursive: bool,
     remount: bool,
     copy_up: bool,
-    idmap: bool,
+    /// Asked for, and whether for all below.
+    idmap: Option<bool>,
     attributes: MountAttr,
     recursive_attributes: MountAttr,
     propagation: Option<(u64, bool)>,
@@ -296,7 +326,8 @@ impl Options {
             "sync" | "dirsync" | "lazytime" => self.data.push((word.to_owned(), None)),
             "bind" => self.bind = true,
             "rbind" => (self.bind, self.recursive) = (true, true),
-            "idmap" | "ridmap" => self.idmap = true,
+            "idmap" => self.idmap = Some(false),
+            "ridmap" => self.idmap = Some(true),
             _ => self.take_attribute(word),
         }
     }

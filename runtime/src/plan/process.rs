@@ -1,9 +1,10 @@
 //! What a process of a container is: arguments, credentials, limits. The same for the first one and for exec.
 
 use super::scheduling::Scheduling;
-use super::{capabilities, clean, invalid, unsupported};
+use super::{UserPlan, capabilities, clean, invalid, unsupported};
 use crate::Result;
 use crate::host::Host;
+use crate::idmap::Setgroups;
 use crate::sys::step::CapabilityMasks;
 use oci_spec::runtime::{PosixRlimitType, Process};
 use std::ffi::CString;
@@ -33,7 +34,10 @@ pub struct ProcessPlan {
     pub candidates: Vec<CString>,
     pub uid: u32,
     pub gid: u32,
-    pub groups: Vec<u32>,
+    /// None: they cannot be changed (an ordinary user's user namespace).
+    pub groups: Option<Vec<u32>>,
+    /// The host's id of `uid`, in a user namespace: whom the streams are given to.
+    pub host_uid: Option<u32>,
     pub umask: u32,
     pub capabilities: CapabilityMasks,
     /// Capabilities that must stay effective until execve drops them.
@@ -52,8 +56,12 @@ pub(super) fn plan(
     filtered: bool,
     host: &Host,
     home: Option<&str>,
+    user_namespace: Option<&UserPlan>,
     scheduling: Scheduling,
 ) -> Result<ProcessPlan> {
+    user_namespace.map_or(Ok(()), |inside| inside.check_process(process))?;
+    // Inside a user namespace of its own a process may have every capability; they mean nothing outside.
+    let available = if user_namespace.is_some() { host.known_capabilities } else { host.capabilities };
     let args = strings(process.args().as_deref().unwrap_or_default(), "process.args")?;
     let command = args.first().ok_or_else(|| invalid("process.args", "no command"))?;
     if command.is_empty() {
@@ -72,10 +80,13 @@ pub(super) fn plan(
         env,
         uid: user.uid(),
         gid: user.gid(),
-        groups: user.additional_gids().clone().unwrap_or_default(),
+        groups: user_namespace
+            .is_none_or(|inside| inside.setgroups == Setgroups::Allow)
+            .then(|| user.additional_gids().clone().unwrap_or_default()),
+        host_uid: user_namespace.and_then(|inside| inside.host_uid(user.uid())),
         umask: user.umask().unwrap_or(0o022) & 0o777,
-        capabilities: capabilities::masks(process.capabilities().as_ref(), host.capabilities),
-        extra_capabilities: if needs_admin { capabilities::SYS_ADMIN & host.capabilities } else { 0 },
+        capabilities: capabilities::masks(process.capabilities().as_ref(), available),
+        extra_capabilities: if needs_admin { capabilities::SYS_ADMIN & available } else { 0 },
         limits: limits(process)?,
         no_new_privileges,
         oom_score_adj: score(process)?,

@@ -1,8 +1,9 @@
 //! A program in words: one sentence per step, the same in `explain`, in error messages and in golden files.
 
 use super::{PidNamespace, Prepare, Program};
+use crate::idmap::Setgroups;
 use crate::namespace::NamespaceKind;
-use crate::plan::{BindPlan, FreshPlan};
+use crate::plan::{BindPlan, FreshPlan, IdmapPlan};
 use crate::rootfs::Rootfs;
 use crate::sys::raw::MountAttr;
 use crate::sys::step::{FreshMount, Handle, Node, Schedule, Step, Target};
@@ -34,14 +35,20 @@ impl Program {
     }
 
     pub fn explanation(&self) -> Explanation {
-        let prepare = self.prepare.iter().map(describe).collect();
+        let prepare = self.by_parent().map(|(_, prepare)| describe(prepare)).collect();
         Explanation { groups: Vec::new(), prepare, clone: self.explain_clone(), steps: self.sentences() }
     }
 
     /// The sentence of one thing that the parent prepares, as a failed one is quoted.
     pub fn preparation(&self, index: usize) -> String {
         let thing = self.prepare.get(index).map(describe).unwrap_or_default();
-        format!("prepare {thing} ({} of {})", index + 1, self.prepare.len())
+        let number = self.by_parent().take_while(|(at, _)| *at <= index).count();
+        format!("prepare {thing} ({number} of {})", self.by_parent().count())
+    }
+
+    /// What the child does not make itself, with its handle's number.
+    fn by_parent(&self) -> impl Iterator<Item = (usize, &Prepare)> {
+        self.prepare.iter().enumerate().filter(|(_, prepare)| !matches!(prepare, Prepare::InChild { .. }))
     }
 
     /// Sentences of the child's steps, by index: what a report's number means.
@@ -50,13 +57,8 @@ impl Program {
     }
 
     fn explain_clone(&self) -> String {
-        let names: Vec<String> = NamespaceKind::ALL
-            .iter()
-            .filter(|kind| self.new_namespaces & kind.clone_flag() != 0)
-            .map(ToString::to_string)
-            .collect();
-        let new =
-            if names.is_empty() { "nothing new".to_owned() } else { format!("new {}", names.join(", ")) };
+        let names = kind_names(self.new_namespaces);
+        let new = if names.is_empty() { "nothing new".to_owned() } else { format!("new {names}") };
         let new = match &self.birth_cpus {
             Some(cpus) => format!("{new}, on cpus {}", bit_list(cpus)),
             None => new,
@@ -81,6 +83,16 @@ impl Program {
             Step::WriteProc { path, value, .. } => format!("write {} to {}", lossy(value), lossy(path)),
             Step::JoinNamespace { from, .. } => format!("join {}", self.name(*from)),
             Step::JoinProcess { .. } => "join the container's namespaces".to_owned(),
+            Step::Unshare(kinds) => format!("new {} namespaces", kind_names(*kinds)),
+            Step::Rebirth { outside } => {
+                let said = outside.iter().map(scheduling_sentence);
+                [vec!["go on as a new process".to_owned()], said.collect()].concat().join(", from outside: ")
+            }
+            Step::BecomeNamespaceRoot { groups: true } => "become root of the user namespace".to_owned(),
+            Step::BecomeNamespaceRoot { groups: false } => {
+                "become root of the user namespace, groups as they are".to_owned()
+            }
+            Step::GiveStreams { uid } => format!("give the standard streams to uid {uid} of the host"),
             Step::SetHostName(name) => format!("set host name {}", lossy(name)),
             Step::SetDomainName(name) => format!("set domain name {}", lossy(name)),
             Step::NewCgroupNamespace => "new cgroup namespace".to_owned(),
@@ -88,6 +100,9 @@ impl Program {
             Step::OpenTerminal => "open a terminal in the container's devpts".to_owned(),
             Step::StandardStreams { uid } => format!("standard streams for uid {uid}"),
             Step::ControlTerminal => "make it the controlling terminal".to_owned(),
+            Step::RaiseLimit { resource, hard } => {
+                format!("limit {} to at most {hard}, to begin with", limit_name(*resource))
+            }
             Step::ResourceLimit { resource, soft, hard } => {
                 format!("limit {} to {soft}:{hard}", limit_name(*resource))
             }
@@ -104,6 +119,7 @@ impl Program {
     fn tree_sentence(&self, step: &Step) -> String {
         match step {
             Step::DetachPropagation => "make all inherited mounts private".to_owned(),
+            Step::GoToPlace(at) => format!("hang the root filesystem later: go to {}", lossy(at)),
             Step::EnterRoot(_) => "pivot into the root filesystem".to_owned(),
             Step::HangRoot { at, .. } => format!("hang the root filesystem at {}", lossy(at)),
             Step::Pivot => "pivot into it".to_owned(),
@@ -113,6 +129,7 @@ impl Program {
             Step::MountFresh { mount, target, propagation, .. } => {
                 fresh(mount, target, propagation.is_some())
             }
+            Step::MakeMount { mount, .. } => format!("mount {}, to be placed", lossy(&mount.fstype)),
             Step::Place { from, target } => format!("place {} on {}", self.name(*from), rooted(&target.path)),
             Step::MakeDirectory(path) => format!("make directory {}", rooted(path)),
             Step::Symlink { target, path } => format!("link {} to {}", rooted(path), lossy(target)),
@@ -128,7 +145,7 @@ impl Program {
     }
 }
 
-fn scheduling_sentence(step: &Step) -> String {
+pub(crate) fn scheduling_sentence(step: &Step) -> String {
     match step {
         Step::Schedule(schedule) => {
             let name = match schedule.policy as i32 {
@@ -180,7 +197,12 @@ fn end_sentence(step: &Step) -> String {
     match step {
         Step::FileModeMask(mask) => format!("umask {mask:03o}"),
         Step::BoundingSet(mask) => format!("bound capabilities to {mask:#x}"),
-        Step::Credentials { uid, gid, groups } => format!("become uid {uid}, gid {gid}, groups {groups:?}"),
+        Step::Credentials { uid, gid, groups: Some(groups) } => {
+            format!("become uid {uid}, gid {gid}, groups {groups:?}")
+        }
+        Step::Credentials { uid, gid, groups: None } => {
+            format!("become uid {uid}, gid {gid}, groups as they are")
+        }
         Step::Capabilities { masks, extra } => format!(
             "capabilities effective {:#x}, permitted {:#x}, inheritable {:#x}, ambient {:#x}{}",
             masks.effective,
@@ -210,6 +232,12 @@ fn end_sentence(step: &Step) -> String {
     }
 }
 
+fn kind_names(kinds: u32) -> String {
+    let in_it = |kind: &&NamespaceKind| kinds & kind.clone_flag() != 0;
+    let names: Vec<String> = NamespaceKind::ALL.iter().filter(in_it).map(ToString::to_string).collect();
+    names.join(", ")
+}
+
 fn describe(prepare: &Prepare) -> String {
     match prepare {
         Prepare::Root(Rootfs::Directory(path)) => format!("root filesystem {}", path.display()),
@@ -223,12 +251,30 @@ fn describe(prepare: &Prepare) -> String {
             format!("control group {}{}", path.display(), if *readonly { " read-only" } else { "" })
         }
         Prepare::FileSystem(plan) => describe_file_system(plan),
-        Prepare::CopyUp { plan, below } => {
+        Prepare::CopyUp { plan, below, .. } => {
             format!("{} with a copy of {}", describe_file_system(plan), below.display())
         }
         Prepare::Null => "/dev/null".to_owned(),
         Prepare::Namespace { kind, path } => format!("{kind} namespace {}", path.display()),
         Prepare::Given { kind, .. } => format!("the pod's {kind} namespace"),
+        Prepare::NewUser { mappings, setgroups } => {
+            let denied = if *setgroups == Setgroups::Deny { ", setgroups denied" } else { "" };
+            format!("a user namespace mapped {mappings}{denied}")
+        }
+        Prepare::NewTime { offsets } if offsets.is_empty() => "a time namespace".to_owned(),
+        Prepare::NewTime { offsets } => {
+            format!("a time namespace, offset {}", offsets.trim_end().replace('\n', ", "))
+        }
+        Prepare::Device(device) => format!(
+            "device {} {}:{} mode {:04o} owner {}:{}",
+            device.path.display(),
+            device.major,
+            device.minor,
+            device.mode & 0o7777,
+            device.uid,
+            device.gid
+        ),
+        Prepare::InChild { what } => what.clone(),
         Prepare::Reaper => "the reaper".to_owned(),
         Prepare::Empty => "an empty root".to_owned(),
         Prepare::Target => "the container's first process".to_owned(),
@@ -240,12 +286,17 @@ fn describe_bind(bind: &BindPlan) -> String {
     let parts = [
         attributes(&bind.attributes, false),
         attributes(&bind.recursive_attributes, true),
+        bind.idmap.as_ref().map(describe_idmap).unwrap_or_default(),
         bind.propagation.map(|(kind, recursive)| propagation(kind, recursive)).unwrap_or_default(),
     ];
     for part in parts.iter().filter(|part| !part.is_empty()) {
         text = format!("{text} {part}");
     }
     text
+}
+
+fn describe_idmap(idmap: &IdmapPlan) -> String {
+    format!("{} {}", if idmap.recursive { "ridmap" } else { "idmap" }, idmap.mappings)
 }
 
 fn describe_file_system(plan: &FreshPlan) -> String {

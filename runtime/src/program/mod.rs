@@ -2,22 +2,27 @@
 //!
 //! Owns the order of things. Each rule of order stands where the step is appended, with its reason.
 
+mod birth;
 mod explain;
 mod hook;
+mod pod;
 mod wish;
 
+pub(crate) use explain::scheduling_sentence;
 pub use explain::{EXECUTE, Explanation, FIND_COMMAND, PARK};
 pub use hook::HookPlace;
+pub use pod::PodPlan;
 
 use crate::error::Kind;
 use crate::host::CgroupLayout;
+use crate::idmap::{IdMappings, Setgroups};
 use crate::namespace::NamespaceKind;
 use crate::plan::{
-    BindPlan, Delivery, DevicePlan, FreshPlan, MountPlan, NamespaceSource, Plan, ProcessPlan, Scheduling,
+    BindPlan, Delivery, DevicePlan, FreshPlan, MountPlan, Plan, ProcessPlan, Scheduling, UserPlan,
 };
 use crate::rootfs::Rootfs;
 use crate::sys::raw::MountAttr;
-use crate::sys::step::{CapabilityMasks, FreshMount, Handle, Node, Step, StringTable, Target, TargetKind};
+use crate::sys::step::{FreshMount, Handle, Node, Step, StringTable, Target, TargetKind};
 use crate::{Error, Result};
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
@@ -40,6 +45,8 @@ pub enum Prepare {
     CopyUp {
         plan: FreshPlan,
         below: PathBuf,
+        /// User and group of the host that own it where that directory is missing.
+        owner: (u32, u32),
     },
     /// The host's /dev/null, for masks.
     Null,
@@ -53,6 +60,21 @@ pub enum Prepare {
         kind: NamespaceKind,
         index: usize,
     },
+    /// A new user namespace.
+    NewUser {
+        mappings: IdMappings,
+        setgroups: Setgroups,
+    },
+    /// A new time namespace with these lines of /proc/<pid>/timens_offsets.
+    NewTime {
+        offsets: String,
+    },
+    /// Nothing: the child makes it on its way.
+    InChild {
+        what: String,
+    },
+    /// A device node for a user namespace, in which nobody may make one; owners are the host's.
+    Device(DevicePlan),
     /// The pidfd of the container's first process.
     Target,
     /// Our reaper, as a sealed memfd.
@@ -90,79 +112,53 @@ pub struct Program {
     /// CLONE_NEW* for clone3.
     pub new_namespaces: u32,
     pub pid_namespace: PidNamespace,
+    /// The container's user namespace and its maps, where they are known: id-mapped mounts can use it.
+    pub user: Option<(Handle, IdMappings)>,
     /// CPUs that the process is born on, before it is in its control group.
     pub birth_cpus: Option<Vec<u64>>,
     pub steps: Vec<Step>,
 }
 
+/// What a process beside the first one joins, whatever the container has of its own.
+const INSIDE: u32 = (libc::CLONE_NEWNS
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWNET
+    | libc::CLONE_NEWCGROUP) as u32;
+
 impl Program {
     /// The program that creates a container.
     pub fn create(plan: &Plan, parking: Parking) -> Result<Self> {
         let mut builder = Builder::default();
-        let pid_namespace = builder.birth(plan);
+        let birth = builder.birth(plan)?;
         builder.tree(plan)?;
         let late_namespace = plan.new_cgroup_namespace() && plan.cgroup_layout == CgroupLayout::V1;
-        builder.process_end(&plan.process, parking, late_namespace)?;
-        let new = plan.namespaces.iter().filter(|n| n.source == NamespaceSource::New);
-        // The cgroup namespace is made after the group was joined.
-        let new_namespaces =
-            new.filter(|n| n.kind != NamespaceKind::Cgroup).fold(0, |flags, n| flags | n.kind.clone_flag());
-        Ok(Self {
-            prepare: builder.prepare,
-            new_namespaces,
-            pid_namespace,
-            birth_cpus: None,
-            steps: builder.steps,
-        })
+        builder.process_end(&plan.process, End { parking, late_namespace, rights: plan.user.is_none() })?;
+        Ok(builder.program(birth.new_namespaces, birth.pid_namespace))
     }
 
-    /// The program that becomes the first process of a shared PID namespace: nothing to see, nothing to do, no rights.
-    pub fn reaper() -> Self {
-        const NOBODY: u32 = 65535;
-        let mut builder = Builder::default();
-        let (empty, reaper) = (builder.handle(Prepare::Empty), builder.handle(Prepare::Reaper));
-        let steps = [
-            Step::CloseForeign,
-            Step::ResetSignals,
-            Step::NewSession,
-            Step::DetachPropagation,
-            Step::EnterRoot(empty),
-            Step::StandardStreams { uid: 0 },
-            Step::BoundingSet(0),
-            Step::Credentials { uid: NOBODY, gid: NOBODY, groups: Vec::new() },
-            Step::Capabilities { masks: CapabilityMasks::default(), extra: 0 },
-            Step::NoNewPrivileges,
-            Step::UnblockSignals,
-            Step::ExecuteDescriptor { from: reaper, argv: StringTable::new(vec![text("slipway-reaper")]) },
-        ];
-        let new_namespaces = (libc::CLONE_NEWPID | libc::CLONE_NEWNS) as u32;
-        let pid_namespace = PidNamespace::Inherited;
-        Self {
-            prepare: builder.prepare,
-            new_namespaces,
-            pid_namespace,
-            birth_cpus: None,
-            steps: steps.into(),
-        }
-    }
-
-    /// The program that starts a process inside a container whose first process is behind [`Prepare::Target`].
-    pub fn exec(process: &ProcessPlan) -> Result<Self> {
+    /// The program that starts a process inside a container whose first process is behind [`Prepare::Target`]; `inside`
+    /// are the kinds of its namespaces that need not exist, and `user` its user namespace if that is not ours.
+    pub fn exec(process: &ProcessPlan, user: Option<&UserPlan>, time: bool) -> Result<Self> {
         let mut builder = Builder::default();
         builder.begin(process);
         let target = builder.handle(Prepare::Target);
-        builder.join_process(target);
+        let mut kinds = INSIDE;
+        if time {
+            kinds |= NamespaceKind::Time.clone_flag();
+        }
+        let mut pid_namespace = PidNamespace::OfProcess(target);
+        match user {
+            None => builder.push(Step::JoinProcess { pidfd: target, kinds }),
+            Some(user) => pid_namespace = builder.enter_user_namespace_of(target, process, user, kinds),
+        }
         if process.terminal {
             builder.push(Step::OpenTerminal);
         }
-        builder.process_end(process, Parking::Not, false)?;
-        Ok(Self {
-            prepare: builder.prepare,
-            new_namespaces: 0,
-            pid_namespace: PidNamespace::OfProcess(target),
-            birth_cpus: process.scheduling.first_cpus.clone(),
-            steps: builder.steps,
-        })
+        let end = End { parking: Parking::Not, late_namespace: false, rights: user.is_none() };
+        builder.process_end(process, end)?;
+        let birth_cpus = process.scheduling.first_cpus.clone();
+        Ok(Self { birth_cpus, ..builder.program(0, pid_namespace) })
     }
 }
 
@@ -170,9 +166,30 @@ impl Program {
 struct Builder {
     prepare: Vec<Prepare>,
     steps: Vec<Step>,
+    user: Option<(Handle, IdMappings)>,
+    joined_pid: Option<Handle>,
+    /// User and group of the host that are the container's root.
+    root: (u32, u32),
+    /// In a user namespace: steps that must come before the root changes, put there in the end.
+    early: Option<Vec<Step>>,
+}
+
+/// How the last part of a program differs.
+#[derive(Clone, Copy)]
+struct End {
+    parking: Parking,
+    /// A cgroup namespace is made after the group was joined.
+    late_namespace: bool,
+    /// The rights of the host are still there: priorities were not set earlier.
+    rights: bool,
 }
 
 impl Builder {
+    fn program(self, new_namespaces: u32, pid_namespace: PidNamespace) -> Program {
+        let Self { prepare, steps, user, .. } = self;
+        Program { prepare, new_namespaces, pid_namespace, user, birth_cpus: None, steps }
+    }
+
     fn push(&mut self, step: Step) {
         self.steps.push(step);
     }
@@ -184,9 +201,7 @@ impl Builder {
 
     /// All namespaces of the process behind `target` but that of pids, which the clone is born into.
     fn join_process(&mut self, target: Handle) {
-        let inside = libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWNET;
-        let kinds = (inside | libc::CLONE_NEWCGROUP) as u32;
-        self.push(Step::JoinProcess { pidfd: target, kinds });
+        self.push(Step::JoinProcess { pidfd: target, kinds: INSIDE });
     }
 
     /// What comes first in every child, on the host's own tree: nothing an image could have put in our way.
@@ -209,54 +224,22 @@ impl Builder {
         }
     }
 
-    /// Namespaces, and what is said about them while the host's procfs is in reach.
-    fn birth(&mut self, plan: &Plan) -> PidNamespace {
-        self.begin(&plan.process);
-        let mut pid_namespace = PidNamespace::Inherited;
-        for namespace in &plan.namespaces {
-            let kind = namespace.kind;
-            let prepare = match &namespace.source {
-                NamespaceSource::New => continue,
-                NamespaceSource::Path(path) => Prepare::Namespace { kind, path: path.clone() },
-                NamespaceSource::Given(index) => Prepare::Given { kind, index: *index },
-            };
-            let from = self.handle(prepare);
-            if kind == NamespaceKind::Pid {
-                pid_namespace = PidNamespace::Joined(from);
-            } else {
-                self.push(Step::JoinNamespace { from, kind: kind.clone_flag() });
-            }
-        }
-        for (file, value) in &plan.sysctls {
-            let path = text(&format!("/proc/sys/{file}"));
-            self.push(Step::WriteProc { path, value: text(value), forgive: 0 });
-        }
-        if let Some(name) = &plan.hostname {
-            self.push(Step::SetHostName(text(name)));
-        }
-        if let Some(name) = &plan.domainname {
-            self.push(Step::SetDomainName(text(name)));
-        }
-        // On version 2 clone3 has put us into the group already, and the mount of cgroup2 below needs the namespace.
-        if plan.new_cgroup_namespace() && plan.cgroup_layout == CgroupLayout::V2 {
-            self.push(Step::NewCgroupNamespace);
-        }
-        pid_namespace
-    }
-
     /// The file system tree, from the bare root to the last mask.
     fn tree(&mut self, plan: &Plan) -> Result<()> {
         let root = self.handle(Prepare::Root(plan.rootfs.clone()));
         self.push(Step::DetachPropagation);
+        let entrance = self.steps.len();
         match &plan.root_place {
             None => self.push(Step::EnterRoot(root)),
+            // The way to it was gone with the host's rights.
+            Some(_) if plan.user.is_some() => self.push(Step::HangRoot { root, at: text(".") }),
             Some(place) => self.push(Step::HangRoot { root, at: path_text(place)? }),
         }
         for mount in &plan.mounts {
             self.mount(mount)?;
         }
         if let Some(devices) = &plan.devices {
-            self.device_tree(devices)?;
+            self.device_tree(devices, plan.user.as_ref())?;
         }
         if plan.root_place.is_some() {
             self.push(Step::Meet);
@@ -282,6 +265,9 @@ impl Builder {
                 self.push(Step::Mask { path: relative(path)?, null });
             }
         }
+        if let Some(early) = self.early.take() {
+            self.steps.splice(entrance..entrance, early);
+        }
         // Last: until here missing mount targets had to be made.
         if plan.root_readonly {
             let attr = MountAttr { set: libc::MOUNT_ATTR_RDONLY, ..MountAttr::default() };
@@ -303,8 +289,8 @@ impl Builder {
                 self.push(Step::Place { from, target: target(&mount.destination, TargetKind::Directory)? });
             }
             Delivery::CopyUp(plan) => {
-                let from =
-                    self.handle(Prepare::CopyUp { plan: plan.clone(), below: mount.destination.clone() });
+                let (below, owner) = (mount.destination.clone(), self.root);
+                let from = self.handle(Prepare::CopyUp { plan: plan.clone(), below, owner });
                 self.push(Step::Place { from, target: target(&mount.destination, TargetKind::Directory)? });
             }
             Delivery::Change(attr) => {
@@ -330,6 +316,13 @@ impl Builder {
         let (propagation, recursive) = plan.propagation.unwrap_or((0, false));
         let propagation = (propagation != 0).then(|| MountAttr { propagation, ..MountAttr::default() });
         let target = target(destination, TargetKind::Directory)?;
+        if self.early.is_some() && matches!(plan.fstype.as_str(), "proc" | "sysfs") {
+            let into = self.handle(Prepare::InChild { what: format!("the new {}", plan.fstype) });
+            let early = Step::MakeMount { mount, into, propagation, recursive };
+            self.early.get_or_insert_default().push(early);
+            self.push(Step::Place { from: into, target });
+            return Ok(());
+        }
         self.push(Step::MountFresh { mount, target, propagation, recursive });
         Ok(())
     }
@@ -366,8 +359,15 @@ impl Builder {
         Ok(())
     }
 
-    fn device_tree(&mut self, devices: &[DevicePlan]) -> Result<()> {
+    fn device_tree(&mut self, devices: &[DevicePlan], user: Option<&UserPlan>) -> Result<()> {
         for device in devices {
+            let fifo = device.mode & libc::S_IFMT == libc::S_IFIFO;
+            if let Some(user) = user.filter(|_| !fifo) {
+                let from = self.handle(Prepare::Device(user.on_host(device)));
+                let target = target(&device.path, TargetKind::File)?;
+                self.push(Step::Place { from, target });
+                continue;
+            }
             let DevicePlan { mode, major, minor, uid, gid, .. } = *device;
             let path = relative(&device.path)?;
             self.push(Step::MakeNode(Node { path, mode, major, minor, uid, gid }));
@@ -385,40 +385,47 @@ impl Builder {
         Ok(())
     }
 
-    /// In the control group, whose CPUs, memory nodes and real-time share decide what is allowed; and still with the
-    /// rights of this process.
-    fn scheduling(&mut self, process: &ProcessPlan, entering: bool) {
-        let Scheduling { policy, io_priority, last_cpus, memory, domain, .. } = process.scheduling.clone();
+    fn limits(&mut self, process: &ProcessPlan) {
+        for limit in &process.limits {
+            let (resource, soft, hard) = (limit.resource, limit.soft, limit.hard);
+            self.push(Step::ResourceLimit { resource, soft, hard });
+        }
+    }
+
+    /// What of them needs the host's rights.
+    fn hard_limits(&mut self, process: &ProcessPlan) {
+        for limit in &process.limits {
+            self.push(Step::RaiseLimit { resource: limit.resource, hard: limit.hard });
+        }
+    }
+
+    /// In the control group, whose CPUs, memory nodes and real-time share decide what is allowed; and, on the host's user
+    /// namespace, still with the rights of this process.
+    fn scheduling(&mut self, process: &ProcessPlan, entering: bool, rights: bool) {
+        let Scheduling { last_cpus, memory, domain, .. } = process.scheduling.clone();
         // A deadline task may not choose its CPUs any more.
         self.steps.extend(last_cpus.filter(|_| entering).map(Step::Affinity));
-        self.steps.extend(policy.map(Step::Schedule));
-        self.steps.extend(io_priority.map(Step::IoPriority));
+        if rights {
+            self.steps.extend(priorities(process));
+        }
         self.steps.extend(memory.map(Step::MemoryPolicy));
         self.steps.extend(domain.map(Step::Personality));
     }
 
     /// From the finished tree to execve.
-    fn process_end(
-        &mut self,
-        process: &ProcessPlan,
-        parking: Parking,
-        late_cgroup_namespace: bool,
-    ) -> Result<()> {
+    fn process_end(&mut self, process: &ProcessPlan, end: End) -> Result<()> {
         let uid = process.uid;
         self.push(Step::StandardStreams { uid });
         if process.terminal {
             self.push(Step::ControlTerminal);
         }
-        for limit in &process.limits {
-            let (resource, soft, hard) = (limit.resource, limit.soft, limit.hard);
-            self.push(Step::ResourceLimit { resource, soft, hard });
-        }
+        self.limits(process);
         // As late as possible, so that what was done above is not charged to the group.
         self.push(Step::EnterCgroup);
-        if late_cgroup_namespace {
+        if end.late_namespace {
             self.push(Step::NewCgroupNamespace);
         }
-        self.scheduling(process, parking == Parking::Not);
+        self.scheduling(process, end.parking == Parking::Not, end.rights);
         // Before the working directory: no descriptor of the host may be left to name one.
         self.push(Step::CloseAll);
         let cwd = CString::new(process.cwd.as_os_str().as_bytes()).unwrap_or_default();
@@ -432,7 +439,7 @@ impl Builder {
         self.push(Step::VerifyDirectory(cwd));
         self.push(Step::FileModeMask(process.umask));
         let find = Step::FindCommand { candidates: process.candidates.clone() };
-        match parking {
+        match end.parking {
             Parking::Not => self.push(find),
             Parking::CommandOpen => self.steps.extend([Step::Park, find]),
             Parking::CommandFound => self.steps.extend([find, Step::Park]),
@@ -448,6 +455,12 @@ impl Builder {
         self.push(Step::Execute { argv, env });
         Ok(())
     }
+}
+
+/// What asks for rights on the host.
+fn priorities(process: &ProcessPlan) -> Vec<Step> {
+    let Scheduling { policy, io_priority, .. } = process.scheduling.clone();
+    policy.map(Step::Schedule).into_iter().chain(io_priority.map(Step::IoPriority)).collect()
 }
 
 fn target(destination: &Path, kind: TargetKind) -> Result<Target> {

@@ -2,6 +2,7 @@
 //! string, made short enough for its one page, in a mount namespace that nobody else sees and that is gone at once.
 
 use super::Overlay;
+use super::layers::Layers;
 use crate::sys::namespace;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::mount::{FsOpenFlags, MountFlags, fsconfig_set_flag, fsconfig_set_string, fsopen};
@@ -24,25 +25,36 @@ pub(super) fn takes_layers_one_by_one() -> bool {
 }
 
 /// The overlay as a detached mount.
-pub(super) fn mount(overlay: &Overlay) -> io::Result<OwnedFd> {
+pub(super) fn mount(overlay: &Overlay, layers: &Layers) -> io::Result<OwnedFd> {
     namespace::on_own_thread("overlay", || {
         namespace::unshare((libc::CLONE_NEWNS | libc::CLONE_FS) as u32)?;
         crate::sys::mount::make_tree_private()?;
-        mount_here(overlay)
+        mount_here(overlay, layers)
     })?
 }
 
-/// In a mount namespace of our own. The layers are opened in it too: overlayfs refuses mounts of another namespace.
-fn mount_here(overlay: &Overlay) -> io::Result<OwnedFd> {
+/// In a mount namespace of our own. The layers are opened in it too, or mounted if they are id-mapped: overlayfs refuses
+/// mounts of another namespace.
+fn mount_here(overlay: &Overlay, layers: &Layers) -> io::Result<OwnedFd> {
     let directory =
         |path: &Path| open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
-    let lower = overlay.lower.iter().map(|path| directory(path)).collect::<Result<Vec<_>, _>>()?;
-    let upper = overlay.upper.as_deref().map(directory).transpose()?;
-    let work = overlay.work.as_deref().map(directory).transpose()?;
-    let options = CString::new(options(&lower, upper.as_ref(), work.as_ref(), overlay.volatile))?;
     // Anywhere will do, since the namespace is gone in a moment.
     let place = overlay.lower.first().ok_or(io::ErrorKind::InvalidInput)?;
     let place = CString::new(place.as_os_str().as_bytes())?;
+    let mut opened = Vec::new();
+    let lower = if layers.are_mapped() {
+        // One on the other; the descriptors still tell them apart.
+        layers.mapped().iter().try_for_each(|layer| crate::sys::mount::attach(layer, &place))?;
+        layers.mapped()
+    } else {
+        for path in &overlay.lower {
+            opened.push(directory(path)?);
+        }
+        &opened
+    };
+    let upper = overlay.upper.as_deref().map(directory).transpose()?;
+    let work = overlay.work.as_deref().map(directory).transpose()?;
+    let options = CString::new(options(lower, upper.as_ref(), work.as_ref(), overlay.volatile))?;
     // Names like `12` instead of paths: 500 layers fit.
     rustix::process::chdir("/proc/thread-self/fd")?;
     rustix::mount::mount("overlay", &place, "overlay", MountFlags::empty(), Some(options.as_c_str()))?;
@@ -79,9 +91,9 @@ mod tests {
         let (upper, work) = (dir.path().join("upper"), dir.path().join("work"));
         fs::create_dir(&upper).unwrap();
         fs::create_dir(&work).unwrap();
-        let overlay = Overlay { lower, upper: Some(upper), work: Some(work), volatile: false };
+        let overlay = Overlay { lower, upper: Some(upper), work: Some(work), volatile: false, idmap: None };
         let before = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let mounted = mount(&overlay).unwrap();
+        let mounted = mount(&overlay, &Layers::of(&overlay, None).unwrap()).unwrap();
         let mut text = String::new();
         super::super::open_in_root(&mounted, Path::new("same")).unwrap().read_to_string(&mut text).unwrap();
         assert_eq!(text, "0");

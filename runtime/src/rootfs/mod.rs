@@ -1,14 +1,17 @@
 //! Root filesystems and mounts as values: everything is made detached, as descriptors, and only placed by the child.
 
 mod copy;
+mod layers;
 mod legacy;
 mod options;
 mod overlay;
 
 pub use copy::copy_tree;
+pub use layers::try_idmapped;
 pub use overlay::mount_overlay;
 
 use crate::error::Kind;
+use crate::idmap::IdMappings;
 use crate::sys::mount;
 use crate::sys::raw::MountAttr;
 use crate::{Error, Result};
@@ -16,7 +19,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use serde::{Deserialize, Serialize};
 use std::ffi::CString;
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -39,18 +42,22 @@ pub struct Overlay {
     pub work: Option<PathBuf>,
     /// `volatile`: no sync on upper, faster; only for containers' writable layers.
     pub volatile: bool,
+    /// Whose ids the lower layers' files get; the upper directory belongs to mapped ids by itself.
+    #[serde(default)]
+    pub idmap: Option<IdMappings>,
 }
 
-/// The root filesystem as a detached, private mount.
-pub fn mount_root(rootfs: &Rootfs) -> Result<OwnedFd> {
+/// The root filesystem as a detached, private mount. `user`: a user namespace that has the maps of an overlay with
+/// `idmap`, if the caller has one; else one is made for the moment.
+pub fn mount_root(rootfs: &Rootfs, user: Option<BorrowedFd<'_>>) -> Result<OwnedFd> {
     match rootfs {
-        Rootfs::Overlay(overlay) => mount_overlay(overlay),
-        Rootfs::Directory(path) => clone_directory(path, false),
+        Rootfs::Overlay(overlay) => overlay::mount_for(overlay, user),
+        Rootfs::Directory(path) => clone_directory(path, false, None),
     }
 }
 
 /// A detached, private copy of the tree at a directory.
-fn clone_directory(path: &Path, readonly: bool) -> Result<OwnedFd> {
+fn clone_directory(path: &Path, readonly: bool, user: Option<BorrowedFd<'_>>) -> Result<OwnedFd> {
     let error = |e| Error::sys("prepare the root filesystem", path.display().to_string(), e);
     if !path.is_dir() {
         let what = path.display().to_string();
@@ -63,6 +70,9 @@ fn clone_directory(path: &Path, readonly: bool) -> Result<OwnedFd> {
     let set = if readonly { libc::MOUNT_ATTR_RDONLY } else { 0 };
     let attr = MountAttr { set, propagation: libc::MS_PRIVATE, ..MountAttr::default() };
     mount::set_attributes(&tree, true, &attr).map_err(error)?;
+    if let Some(user) = user {
+        layers::map_ids(&tree, user, path)?;
+    }
     Ok(tree)
 }
 

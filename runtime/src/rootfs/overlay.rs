@@ -1,12 +1,13 @@
 //! One overlay mount by the new mount API: a layer per call, no page-size limit, nothing visible on the host.
 
+use super::layers::Layers;
 use super::{Overlay, clone_directory, legacy};
 use crate::error::Kind;
 use crate::sys::mount;
 use crate::{Error, Result};
 use rustix::fs::{Mode, OFlags, open};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 /// fsconfig(2) takes strings of at most 255 bytes.
@@ -17,27 +18,49 @@ const MOST_LAYERS: usize = 500;
 /// Mounts `overlay` detached: the descriptor is the mount, closing it is the unmount. For reading
 /// `/etc/passwd` of an image (open below it with [`super::open_in_root`]) and for launching.
 pub fn mount_overlay(overlay: &Overlay) -> Result<OwnedFd> {
+    mount_for(overlay, None)
+}
+
+/// The same; see [`super::mount_root`].
+pub(super) fn mount_for(overlay: &Overlay, user: Option<BorrowedFd<'_>>) -> Result<OwnedFd> {
     check(overlay)?;
+    let layers = Layers::of(overlay, user)?;
     if let ([only], None) = (overlay.lower.as_slice(), &overlay.upper) {
         // The kernel refuses an overlay of one layer; a read-only view of it is the same.
-        return clone_directory(only, true);
+        return clone_directory(only, true, layers.user());
     }
     if let ([], Some(upper)) = (overlay.lower.as_slice(), &overlay.upper) {
-        return clone_directory(upper, false);
+        return clone_directory(upper, false, None);
     }
     if overlay.volatile {
         forget_volatile_mark(overlay);
     }
-    let mounted = if legacy::takes_layers_one_by_one() { mount(overlay)? } else { legacy::mount(overlay) };
+    let mounted = if legacy::takes_layers_one_by_one() {
+        mount(overlay, &layers)?
+    } else {
+        legacy::mount(overlay, &layers)
+    };
+    let mounted = match mounted {
+        // Before 6.15 overlayfs takes no mount that is in no mount namespace.
+        Err(e) if layers.are_mapped() && e.raw_os_error() == Some(libc::EINVAL) => {
+            legacy::mount(overlay, &layers)
+        }
+        other => other,
+    };
     mounted.map_err(|e| explain(overlay, e))
 }
 
 /// The outer error is of a layer, the inner of the mount.
-fn mount(overlay: &Overlay) -> Result<io::Result<OwnedFd>> {
+fn mount(overlay: &Overlay, layers: &Layers) -> Result<io::Result<OwnedFd>> {
     let mut long = Vec::new();
     let mut options = Vec::new();
-    for lower in &overlay.lower {
-        options.push(("lowerdir+", value(lower, &mut long)?));
+    let mapped = layers.mapped();
+    for (number, lower) in overlay.lower.iter().enumerate() {
+        let value = match mapped.get(number) {
+            Some(layer) => short_name(layer),
+            None => value(lower, &mut long)?,
+        };
+        options.push(("lowerdir+", value));
     }
     if let (Some(upper), Some(work)) = (&overlay.upper, &overlay.work) {
         options.push(("upperdir", value(upper, &mut long)?));
@@ -79,9 +102,13 @@ fn value(path: &Path, long: &mut Vec<OwnedFd>) -> Result<String> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let opened = open(path, flags, Mode::empty());
     let fd = opened.map_err(|e| Error::sys("open a layer", path.display().to_string(), e))?;
-    let short = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let short = short_name(&fd);
     long.push(fd);
     Ok(short)
+}
+
+fn short_name(fd: &OwnedFd) -> String {
+    format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 
 /// A volatile mount leaves a mark by which the kernel refuses the next one, since a crash may have lost writes between
@@ -100,6 +127,10 @@ fn explain(overlay: &Overlay, source: io::Error) -> Error {
     };
     let hint = match source.raw_os_error() {
         Some(libc::EBUSY) => "upper or work is in use by another overlay",
+        Some(libc::EINVAL) if overlay.idmap.is_some() => {
+            let hint = "id-mapped layers need Linux 5.19, and are sure from 6.15 on: run the container without a user namespace";
+            return Error::sys("mount the overlay", shown, source).with_kind(Kind::Unsupported).hint(hint);
+        }
         Some(libc::EINVAL) => {
             "see the kernel log: upper may be on a file system that cannot hold one (overlay itself, NFS)"
         }

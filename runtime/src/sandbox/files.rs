@@ -2,9 +2,10 @@
 
 use crate::{Error, Result};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use std::ffi::CStr;
 use std::fs;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, chown};
 use std::path::Path;
 
 /// What they say.
@@ -16,6 +17,8 @@ pub struct PodFiles {
     pub resolv_conf: String,
     /// A /dev/shm of the pod's own: not for pods in the host's IPC namespace.
     pub shm: bool,
+    /// User and group of the host that they belong to: the pod's root (CRI-UNS-08).
+    pub owner: (u32, u32),
 }
 
 /// A pod's DNS configuration (CRI's DNSConfig).
@@ -37,9 +40,11 @@ impl PodFiles {
             ("resolv.conf", &self.resolv_conf),
         ] {
             let path = dir.join(name);
-            fs::write(&path, text).map_err(|e| failed("write pod file", &path, e))?;
+            let written = fs::write(&path, text);
+            let owned = written.and_then(|()| chown(&path, Some(self.owner.0), Some(self.owner.1)));
+            owned.map_err(|e| failed("write pod file", &path, e))?;
         }
-        if self.shm { mount_shm(&dir.join("shm")) } else { Ok(()) }
+        if self.shm { mount_shm(&dir.join("shm"), self.owner) } else { Ok(()) }
     }
 
     /// Unmounts shm; missing is success.
@@ -63,7 +68,7 @@ impl PodFiles {
 }
 
 /// CRI-NET-09: tmpfs, mode 1777, nosuid,nodev,noexec, 64 MiB.
-fn mount_shm(path: &Path) -> Result<()> {
+fn mount_shm(path: &Path, (uid, gid): (u32, u32)) -> Result<()> {
     match fs::create_dir(path) {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
             return Err(failed("make shm directory", path, e));
@@ -71,8 +76,9 @@ fn mount_shm(path: &Path) -> Result<()> {
         _ => {}
     }
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    mount("shm", path, "tmpfs", flags, Some(c"mode=1777,size=65536k"))
-        .map_err(|e| failed("mount shm", path, e.into()))
+    let options = format!("mode=1777,size=65536k,uid={uid},gid={gid}\0");
+    let options = CStr::from_bytes_with_nul(options.as_bytes()).ok();
+    mount("shm", path, "tmpfs", flags, options).map_err(|e| failed("mount shm", path, e.into()))
 }
 
 fn failed(step: &str, path: &Path, error: io::Error) -> Error {

@@ -2,10 +2,12 @@
 
 pub mod files;
 mod netns;
+mod user;
 
 pub use netns::{pin_netns, release_netns_dir, unpin_netns};
 
 use crate::error::Kind;
+use crate::idmap::IdMappings;
 use crate::launch::{self, Launch, Launched};
 use crate::plan;
 use crate::program::Program;
@@ -31,6 +33,11 @@ pub struct SandboxRequest {
     pub sysctls: BTreeMap<String, String>,
     /// The pod's network namespace, already pinned; none: the host's.
     pub netns: Option<std::path::PathBuf>,
+    /// Make everything in a user namespace with these maps: the one that owns `netns` if it is not ours, else a new one.
+    pub user: Option<IdMappings>,
+    /// Without `netns`, in a user namespace: make a network namespace (with `lo` up) that belongs to it (CRI-RUN-13). For
+    /// clients that pin the one of the pod's process afterwards.
+    pub new_network: bool,
     /// Make a shared PID namespace whose pid 1 is our own reaper (no image; a few KB).
     pub shared_pid: bool,
 }
@@ -50,6 +57,13 @@ impl Sandbox {
     pub fn create(request: &SandboxRequest) -> Result<Self> {
         let sysctls = check_sysctls(request)?;
         let netns = request.netns.as_deref().map(open_netns).transpose()?;
+        if request.new_network && (request.user.is_none() || netns.is_some()) {
+            let what = "new_network: only in a user namespace, and without a network namespace given";
+            return Err(Error::new(Kind::Invalid, "make the pod's namespaces", what));
+        }
+        if let Some(mappings) = &request.user {
+            return user::make(request, mappings, netns, sysctls);
+        }
         let made = namespace::on_own_thread("sandbox", || make(request, netns, &sysctls));
         made.map_err(|e| Error::sys("make the pod's namespaces", "thread", e))?
     }
@@ -65,7 +79,7 @@ fn check_sysctls(request: &SandboxRequest) -> Result<Vec<(String, &str)>> {
     let owned = |kind| match kind {
         NamespaceKind::Ipc => request.ipc,
         NamespaceKind::Uts => request.hostname.is_some(),
-        NamespaceKind::Network => request.netns.is_some(),
+        NamespaceKind::Network => request.netns.is_some() || request.new_network,
         _ => false,
     };
     let check = |(key, value): (&'_ String, &'_ String)| -> Result<()> {

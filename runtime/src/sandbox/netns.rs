@@ -1,18 +1,23 @@
 //! Network namespaces pinned as files, because CNI and node agents name them by path.
 
 use crate::error::Kind;
+use crate::idmap::{self, IdMappings, Setgroups};
 use crate::sys::{namespace, network};
 use crate::{Error, Result};
 use rustix::fs::{FlockOperation, Mode, OFlags, StatxFlags, flock, openat, statx};
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_change, unmount};
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsFd;
 use std::path::Path;
 
 /// Makes a network namespace (with `lo` up) and pins it at `path` (bind mount on an O_EXCL file), so that CNI and
 /// agents can name it. The directory must be a shared mount for others to see it (CNI-RT-15): made so if needed, by a
 /// bind of the directory on itself, which stays for the pods that follow until [`release_netns_dir`].
-pub fn pin_netns(path: &Path) -> Result<()> {
+///
+/// `user`: the pod gets a user namespace with these maps, and the network namespace belongs to it. The pin keeps both;
+/// [`super::Sandbox::create`] finds the former through the latter.
+pub fn pin_netns(path: &Path, user: Option<&IdMappings>) -> Result<()> {
     let shown = || path.display().to_string();
     let error = |e: io::Error| Error::sys("pin the network namespace", shown(), e);
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
@@ -20,16 +25,31 @@ pub fn pin_netns(path: &Path) -> Result<()> {
         || Error::new(Kind::Invalid, "pin the network namespace", format!("{} has no directory", shown()));
     share_directory(directory.ok_or_else(no_directory)?).map_err(error)?;
     create_exclusively(path).map_err(error)?;
-    let pinned = namespace::on_own_thread("netns", || {
+    let pinned = match user {
+        None => pin_own(path).map_err(error),
+        Some(user) => pin_owned_by(path, user),
+    };
+    pinned.inspect_err(|_| {
+        // The file is ours: it was not there before.
+        let _ = fs::remove_file(path);
+    })
+}
+
+fn pin_own(path: &Path) -> io::Result<()> {
+    namespace::on_own_thread("netns", || {
         namespace::unshare(libc::CLONE_NEWNET as u32)?;
         network::loopback_up()?;
         Ok(mount_bind("/proc/thread-self/ns/net", path)?)
-    });
-    pinned.and_then(|inner| inner).map_err(|e| {
-        // The file is ours: it was not there before.
-        let _ = fs::remove_file(path);
-        error(e)
-    })
+    })?
+}
+
+/// A network namespace of a new user namespace.
+fn pin_owned_by(path: &Path, user: &IdMappings) -> Result<()> {
+    let error = |e: io::Error| Error::sys("pin the network namespace", path.display().to_string(), e);
+    let holder = idmap::mapped_holder(user, Setgroups::Allow, libc::CLONE_NEWNET as u32)?;
+    let netns = holder.namespace("net").map_err(error)?;
+    namespace::loopback_up_in(netns.as_fd()).map_err(error)?;
+    mount_bind(holder.path("net").as_str(), path).map_err(|e| error(e.into()))
 }
 
 /// Unpins: detach, unlink; missing is success (CNI-RT-16).

@@ -6,24 +6,28 @@
 
 use super::raw::{self, Errno, Raw, call, ptr, word};
 use super::step::{Handle, Step};
+use core::sync::atomic::{AtomicI32, Ordering::Relaxed};
 
 /// `Report::step` of a child that has reached [`Step::Park`].
 pub const PARKED: u32 = u32::MAX;
 /// `Report::step` of the message that carries the terminal's master.
 pub const TERMINAL: u32 = u32::MAX - 1;
-
 /// `Report::step` of a child that waits at [`Step::Meet`].
 pub const MET: u32 = u32::MAX - 2;
 
 /// `Report::step` of a child about to load a filter with a listener; a page to share and its own pidfd come beside it.
 pub const LISTENER: u32 = u32::MAX - 3;
+
+/// `Report::step` of the message that carries the process that goes on; its pid is in `errno`.
+pub const REBORN: u32 = u32::MAX - 4;
+
 /// The byte that starts a parked child.
 pub const START: u8 = 1;
 /// The byte that makes a child parked on a listening socket leave.
 pub const LEAVE: u8 = 0;
 
 /// A descriptor of the script for something that is not there and need not be: its placement is skipped.
-pub const ABSENT: i32 = -1;
+pub const ABSENT: i32 = raw::NONE;
 
 /// All a child can say: 8 bytes, one message.
 #[repr(C)]
@@ -45,8 +49,8 @@ impl Report {
 #[derive(Debug)]
 pub struct Script<'a> {
     pub steps: &'a [Step],
-    /// By [`Handle`].
-    pub descriptors: &'a [i32],
+    /// By [`Handle`]; the child adds its own.
+    pub descriptors: &'a [AtomicI32],
     /// Child's end of the report socket; above 2.
     pub socket: i32,
     /// A listening SOCK_SEQPACKET socket on which the start byte arrives, or [`ABSENT`]: then it comes by `socket`.
@@ -55,6 +59,8 @@ pub struct Script<'a> {
     pub stdio: [i32; 3],
     /// Version 1 `tasks` files.
     pub tasks: &'a [i32],
+    /// Version 2 group for [`Step::Rebirth`].
+    pub cgroup: Option<i32>,
     /// Every descriptor above and those that the process keeps through execve, sorted ascending.
     pub keep: &'a [i32],
     /// What is still needed once the tree is made: the sockets, and what is kept through execve; sorted.
@@ -118,8 +124,10 @@ impl Child<'_> {
     fn step(&mut self, step: &Step) -> Raw<()> {
         match step {
             Step::MountFresh { .. }
+            | Step::MakeMount { .. }
             | Step::Place { .. }
             | Step::EnterRoot(_)
+            | Step::GoToPlace(_)
             | Step::HangRoot { .. }
             | Step::Pivot
             | Step::MoveRoot(_)
@@ -133,6 +141,7 @@ impl Child<'_> {
             | Step::OpenTerminal
             | Step::BindConsole => self.file_system_step(step),
             Step::Park => self.park(),
+            Step::Rebirth { .. } => self.rebirth(),
             Step::Meet => self.meet(),
             _ => self.process_step(step),
         }
@@ -140,7 +149,14 @@ impl Child<'_> {
 
     /// The descriptor behind a handle; EBADF if the launcher prepared too few.
     pub(super) fn descriptor(&self, handle: Handle) -> Raw<i32> {
-        self.script.descriptors.get(handle.0).copied().ok_or(libc::EBADF)
+        self.script.descriptors.get(handle.0).map(|fd| fd.load(Relaxed)).ok_or(libc::EBADF)
+    }
+
+    /// Fills a place that the launcher left [`ABSENT`].
+    pub(super) fn keep(&self, handle: Handle, fd: i32) -> Raw<()> {
+        let place = self.script.descriptors.get(handle.0).ok_or(libc::EBADF)?;
+        place.store(fd, Relaxed);
+        Ok(())
     }
 
     fn report(&self, report: Report) {
@@ -176,10 +192,8 @@ impl Child<'_> {
     /// Says that the namespaces are there and waits for the parent, whose end is ours.
     fn meet(&self) -> Raw<()> {
         self.send(Report { step: MET, errno: 0 }, None)?;
-        match receive_byte(self.script.socket) {
-            Some(_) => Ok(()),
-            None => exit(),
-        }
+        self.wait_for_byte();
+        Ok(())
     }
 
     /// Says "parked" and waits for one byte. No byte but an end: whoever could start us is gone, so we go too.
@@ -188,9 +202,13 @@ impl Child<'_> {
         if self.script.listener != ABSENT {
             return self.park_listening();
         }
-        match receive_byte(self.script.socket) {
-            Some(_) => Ok(()),
-            None => exit(),
+        self.wait_for_byte();
+        Ok(())
+    }
+
+    pub(super) fn wait_for_byte(&self) {
+        if receive_byte(self.script.socket).is_none() {
+            exit()
         }
     }
 

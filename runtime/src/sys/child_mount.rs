@@ -23,12 +23,22 @@ impl Child<'_> {
                 let private = MountAttr { propagation: libc::MS_PRIVATE, ..MountAttr::default() };
                 raw::mount_setattr(HERE, c"/", true, &private).map(drop)
             }
+            Step::GoToPlace(at) => call(libc::SYS_chdir, [ptr(at), 0, 0, 0, 0, 0]).map(drop),
             Step::EnterRoot(root) => enter_root(self.descriptor(*root)?),
             Step::HangRoot { root, at } => hang_root(self.descriptor(*root)?, at),
             Step::Pivot => pivot(),
             Step::MoveRoot(root) => move_root(root.map(|root| self.descriptor(root)).transpose()?),
             Step::MountFresh { mount, target, propagation, recursive } => {
                 self.mount_fresh(mount, target, propagation.as_ref().map(|p| (p, *recursive)))
+            }
+            Step::MakeMount { mount, into, propagation, recursive } => {
+                let made = make_mount(mount, None)?;
+                if let Some(attr) = propagation {
+                    raw::mount_setattr(made.0, c"", *recursive, attr)?;
+                }
+                self.keep(*into, made.0)?;
+                core::mem::forget(made);
+                Ok(())
             }
             Step::Place { from, target } => {
                 let from = self.descriptor(*from)?;

@@ -25,23 +25,29 @@ impl Child<'_> {
             Step::JoinProcess { pidfd, kinds } => set_ns(self.descriptor(*pidfd)?, *kinds),
             Step::SetHostName(name) => set_name(libc::SYS_sethostname, name),
             Step::SetDomainName(name) => set_name(libc::SYS_setdomainname, name),
-            Step::NewCgroupNamespace => {
-                call(libc::SYS_unshare, [libc::CLONE_NEWCGROUP as usize, 0, 0, 0, 0, 0]).map(drop)
+            Step::NewCgroupNamespace => unshare(libc::CLONE_NEWCGROUP as u32),
+            Step::Unshare(kinds) => unshare(*kinds),
+            Step::BecomeNamespaceRoot { groups } => become_namespace_root(*groups),
+            Step::GiveStreams { uid } => {
+                self.script.stdio.iter().for_each(|&fd| give_to(fd, *uid));
+                Ok(())
             }
+            Step::AllowInspection => prctl(libc::PR_SET_DUMPABLE, 1, 0).map(drop),
             Step::StandardStreams { uid } => self.standard_streams(*uid),
             Step::ControlTerminal => {
                 call(libc::SYS_ioctl, [0, libc::TIOCSCTTY as usize, 0, 0, 0, 0]).map(drop)
             }
+            Step::RaiseLimit { resource, hard } => raise_limit(*resource, *hard),
             Step::ResourceLimit { resource, soft, hard } => set_limit(*resource, *soft, *hard),
             Step::EnterCgroup => self.enter_cgroup(),
-            Step::Schedule(schedule) => set_schedule(schedule),
-            Step::IoPriority(word) => set_io_priority(*word),
+            Step::Schedule(schedule) => set_schedule(OURSELVES, schedule),
+            Step::IoPriority(word) => set_io_priority(OURSELVES, *word),
             Step::Affinity(cpus) => set_affinity(cpus),
             Step::MemoryPolicy(policy) => set_memory_policy(policy),
             Step::Personality(word) => call(libc::SYS_personality, [*word as usize, 0, 0, 0, 0, 0]).map(drop),
             Step::FileModeMask(mask) => call(libc::SYS_umask, [*mask as usize, 0, 0, 0, 0, 0]).map(drop),
             Step::BoundingSet(mask) => drop_bounding(*mask),
-            Step::Credentials { uid, gid, groups } => set_credentials(*uid, *gid, groups),
+            Step::Credentials { uid, gid, groups } => set_credentials(*uid, *gid, groups.as_deref()),
             Step::Capabilities { masks, extra } => set_capabilities(masks, *extra),
             Step::NoNewPrivileges => prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).map(drop),
             Step::ChangeDirectory(path) => self.change_directory(path),
@@ -186,6 +192,15 @@ fn set_ns(fd: i32, kinds: u32) -> Raw<()> {
     call(libc::SYS_setns, [word(fd), kinds as usize, 0, 0, 0, 0]).map(drop)
 }
 
+fn unshare(kinds: u32) -> Raw<()> {
+    call(libc::SYS_unshare, [kinds as usize, 0, 0, 0, 0, 0]).map(drop)
+}
+
+/// Capabilities stay: who becomes a namespace's root gets those that it was permitted (capabilities(7)).
+fn become_namespace_root(groups: bool) -> Raw<()> {
+    set_ids(0, 0, groups.then_some(&[]))
+}
+
 fn set_name(number: libc::c_long, name: &CStr) -> Raw<()> {
     call(number, [ptr(name), name.count_bytes(), 0, 0, 0, 0]).map(drop)
 }
@@ -258,6 +273,18 @@ fn set_limit(resource: u32, soft: u64, hard: u64) -> Raw<()> {
     call(libc::SYS_prlimit64, [0, resource as usize, limit.as_ptr() as usize, 0, 0, 0]).map(drop)
 }
 
+fn raise_limit(resource: u32, hard: u64) -> Raw<()> {
+    let mut now = [0u64; 2];
+    call(libc::SYS_prlimit64, [0, resource as usize, 0, now.as_mut_ptr() as usize, 0, 0])?;
+    if now[1] >= hard {
+        return Ok(());
+    }
+    set_limit(resource, now[0], hard)
+}
+
+/// The process that scheduling calls name by 0.
+const OURSELVES: i32 = 0;
+
 /// `struct sched_attr` (linux/sched/types.h), its first published size.
 #[repr(C)]
 struct SchedAttr {
@@ -273,18 +300,18 @@ struct SchedAttr {
     util_max: u32,
 }
 
-fn set_schedule(asked: &Schedule) -> Raw<()> {
+pub(super) fn set_schedule(pid: i32, asked: &Schedule) -> Raw<()> {
     let Schedule { policy, flags, nice, priority, runtime, deadline, period } = *asked;
     let size = size_of::<SchedAttr>() as u32;
     let (util_min, util_max) = (0, 0);
     let attr =
         SchedAttr { size, policy, flags, nice, priority, runtime, deadline, period, util_min, util_max };
-    call(libc::SYS_sched_setattr, [0, &raw const attr as usize, 0, 0, 0, 0]).map(drop)
+    call(libc::SYS_sched_setattr, [word(pid), &raw const attr as usize, 0, 0, 0, 0]).map(drop)
 }
 
-fn set_io_priority(word: u32) -> Raw<()> {
+pub(super) fn set_io_priority(pid: i32, priority: u32) -> Raw<()> {
     const WHO_PROCESS: usize = 1;
-    call(libc::SYS_ioprio_set, [WHO_PROCESS, 0, word as usize, 0, 0, 0]).map(drop)
+    call(libc::SYS_ioprio_set, [WHO_PROCESS, word(pid), priority as usize, 0, 0, 0]).map(drop)
 }
 
 fn set_affinity(cpus: &[u64]) -> Raw<()> {
@@ -320,9 +347,15 @@ fn drop_bounding(mask: u64) -> Raw<()> {
 }
 
 /// The calls themselves, not libc's: those lock and speak to all threads.
-fn set_credentials(uid: u32, gid: u32, groups: &[u32]) -> Raw<()> {
+fn set_credentials(uid: u32, gid: u32, groups: Option<&[u32]>) -> Raw<()> {
     prctl(libc::PR_SET_KEEPCAPS, 1, 0)?;
-    call(libc::SYS_setgroups, [groups.len(), groups.as_ptr() as usize, 0, 0, 0, 0])?;
+    set_ids(uid, gid, groups)
+}
+
+fn set_ids(uid: u32, gid: u32, groups: Option<&[u32]>) -> Raw<()> {
+    if let Some(groups) = groups {
+        call(libc::SYS_setgroups, [groups.len(), groups.as_ptr() as usize, 0, 0, 0, 0])?;
+    }
     let (uid, gid) = (uid as usize, gid as usize);
     call(libc::SYS_setresgid, [gid, gid, gid, 0, 0, 0])?;
     call(libc::SYS_setresuid, [uid, uid, uid, 0, 0, 0])?;

@@ -9,9 +9,11 @@
 //! | `child_listener`, `listener` | handing a seccomp listener over, the child's and the parent's side |
 //! | `clone` | clone3 itself: signals, stack, pidfd |
 //! | `exe` | our own program, out of reach for containers |
+//! | `holder` | a child that holds new namespaces until they are mapped and opened |
 //! | `mount` | detached mounts made by the parent |
 //! | `namespace` | joining and making namespaces on throw-away threads |
 //! | `network` | loopback of a new network namespace |
+//! | `rebirth` | the extra clone of a user namespace's containers |
 //! | `shared_page` | a page of memory that outlives its writer |
 //! | `signal` | any signal to a process held by descriptor |
 //! | `socket` | the one socket between launcher and child |
@@ -25,12 +27,14 @@ mod child_mount;
 mod child_process;
 pub mod clone;
 pub mod exe;
+pub mod holder;
 pub mod listener;
 pub mod mount;
 pub mod namespace;
 pub mod network;
 pub mod process;
 pub mod raw;
+mod rebirth;
 pub mod seccomp;
 pub mod shared_page;
 pub mod signal;

@@ -20,6 +20,12 @@ pub fn clone_fd(fd: impl AsFd, recursive: bool) -> io::Result<OwnedFd> {
     owned(raw::clone_tree(fd.as_fd().as_raw_fd(), c"", recursive))
 }
 
+/// Attaches a detached mount in this thread's mount namespace, on whatever `place` shows.
+pub fn attach(mount: impl AsFd, place: &CStr) -> io::Result<()> {
+    let moved = raw::move_mount(mount.as_fd().as_raw_fd(), libc::AT_FDCWD, place);
+    moved.map(drop).map_err(io::Error::from_raw_os_error)
+}
+
 /// Whether a descriptor is of procfs.
 pub fn is_procfs(fd: impl AsFd) -> io::Result<bool> {
     Ok(rustix::fs::fstatfs(fd)?.f_type == libc::PROC_SUPER_MAGIC)
@@ -29,6 +35,14 @@ pub fn is_procfs(fd: impl AsFd) -> io::Result<bool> {
 pub fn set_attributes(mount: impl AsFd, recursive: bool, attr: &MountAttr) -> io::Result<()> {
     let fd = mount.as_fd().as_raw_fd();
     raw::mount_setattr(fd, c"", recursive, attr).map(drop).map_err(io::Error::from_raw_os_error)
+}
+
+/// Shows the files of a detached tree (or of its top mount alone) with the ids that the user namespace's maps give them
+/// (mount_setattr(2), MOUNT_ATTR_IDMAP). EINVAL: its file system cannot; EPERM: it is mapped already.
+pub fn map_ids(mount: impl AsFd, recursive: bool, user: impl AsFd) -> io::Result<()> {
+    let userns_fd = user.as_fd().as_raw_fd() as u64;
+    let attr = MountAttr { set: libc::MOUNT_ATTR_IDMAP, userns_fd, ..MountAttr::default() };
+    set_attributes(mount, recursive, &attr)
 }
 
 /// Makes all mounts of this thread's namespace private. For a namespace of its own.

@@ -1,6 +1,8 @@
 //! Small calls on processes and terminals.
 
+use super::child_process::{set_io_priority, set_schedule};
 use super::raw::call;
+use super::step::Schedule;
 use rustix::process::{PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -89,6 +91,16 @@ pub fn sealed_program(name: &str, content: &[u8]) -> io::Result<OwnedFd> {
 pub fn run_on(cpus: &[u64]) -> io::Result<()> {
     let args = [0, size_of_val(cpus), cpus.as_ptr() as usize, 0, 0, 0];
     call(libc::SYS_sched_setaffinity, args).map(drop).map_err(io::Error::from_raw_os_error)
+}
+
+/// sched_setattr(2) of another process.
+pub fn schedule(pid: i32, schedule: &Schedule) -> io::Result<()> {
+    set_schedule(pid, schedule).map_err(io::Error::from_raw_os_error)
+}
+
+/// ioprio_set(2) of another process: class and level as the kernel packs them.
+pub fn io_priority(pid: i32, word: u32) -> io::Result<()> {
+    set_io_priority(pid, word).map_err(io::Error::from_raw_os_error)
 }
 
 /// A file in memory with this content, ready to be read from its beginning.

@@ -67,6 +67,9 @@ pub(super) fn call(number: libc::c_long, args: [usize; 6]) -> Raw {
     unsafe { syscall(number, args) }
 }
 
+/// No descriptor.
+pub const NONE: i32 = -1;
+
 /// The address of a C string as a register word.
 #[inline]
 pub fn ptr(text: &CStr) -> usize {

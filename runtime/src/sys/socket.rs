@@ -1,6 +1,7 @@
 //! The one socket between launcher and child: SOCK_SEQPACKET, so that a message is whole or absent.
 
 use super::child::{LEAVE, Report, START};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketAddrUnix,
@@ -47,6 +48,33 @@ pub fn receive(socket: impl AsFd) -> io::Result<Message> {
         8 => Ok(Message::Report(Report::from_bytes(bytes), descriptors)),
         0 => Ok(Message::End),
         _ => Err(io::Error::from(io::ErrorKind::InvalidData)),
+    }
+}
+
+/// Waits for the next message of a process that may die while another one holds the same end of the socket.
+pub fn receive_from(socket: impl AsFd, pidfd: impl AsFd) -> io::Result<Message> {
+    loop {
+        let mut both = [PollFd::new(&socket, PollFlags::IN), PollFd::new(&pidfd, PollFlags::IN)];
+        match poll(&mut both, None) {
+            Err(rustix::io::Errno::INTR) => continue,
+            other => other?,
+        };
+        // What it said before it died counts.
+        if !both[0].revents().is_empty() {
+            return receive(&socket);
+        }
+        if !both[1].revents().is_empty() {
+            return receive_now(&socket);
+        }
+    }
+}
+
+fn receive_now(socket: impl AsFd) -> io::Result<Message> {
+    let mut state = [PollFd::new(&socket, PollFlags::IN)];
+    let still = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+    match poll(&mut state, Some(&still)) {
+        Ok(1..) => receive(&socket),
+        _ => Ok(Message::End),
     }
 }
 

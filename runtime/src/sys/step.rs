@@ -133,6 +133,19 @@ pub enum Step {
     JoinNamespace { from: Handle, kind: u32 },
     /// setns(2) by a pidfd: all kinds of this CLONE_NEW* mask at once.
     JoinProcess { pidfd: Handle, kinds: u32 },
+    /// unshare(2) of these CLONE_NEW* kinds; a PID namespace is for what [`Step::Rebirth`] makes.
+    Unshare(u32),
+    /// clone3(2) once more: the next steps are those of a new child of our parent (see `sys::rebirth`). `outside`:
+    /// [`Step::Schedule`] and [`Step::IoPriority`] that the parent takes for it before it goes on. They ask for rights of
+    /// the host, which the child has no more, and a task with a deadline could not clone.
+    Rebirth { outside: Vec<Step> },
+    /// Become user and group 0 of the user namespace just joined, in which our ids so far mean nobody; `groups`: leave all
+    /// supplementary ones (an ordinary user may not).
+    BecomeNamespaceRoot { groups: bool },
+    /// Pipes and terminals among the streams go to this user of the host, while we may still give them.
+    GiveStreams { uid: u32 },
+    /// prctl(2) PR_SET_DUMPABLE: for a child without secrets, whose files in /proc the parent must open.
+    AllowInspection,
     /// sethostname(2).
     SetHostName(CString),
     /// setdomainname(2).
@@ -143,6 +156,9 @@ pub enum Step {
     SessionKeyring(CString),
     /// Make every inherited mount private: nothing done here can reach the host.
     DetachPropagation,
+    /// chdir(2) to where [`Step::HangRoot`] will find `.`: while the host's rights can still search the way to it. A new
+    /// mount namespace takes the working directory along.
+    GoToPlace(CString),
     /// move_mount(2) the new root onto `/`, pivot_root(2) into it, drop the old tree.
     EnterRoot(Handle),
     /// The first half of [`Step::EnterRoot`]: move_mount(2) of the new root onto a directory of the host's tree, as this
@@ -157,7 +173,10 @@ pub enum Step {
     Meet,
     /// fsopen, fsconfig, fsmount, move_mount.
     MountFresh { mount: FreshMount, target: Target, propagation: Option<MountAttr>, recursive: bool },
-    /// move_mount(2) of a tree the parent prepared.
+    /// The same without move_mount: kept for a later [`Step::Place`]. What may be mounted only where the host's own is in
+    /// sight (proc and sysfs in a user namespace) is made before the root changes.
+    MakeMount { mount: FreshMount, into: Handle, propagation: Option<MountAttr>, recursive: bool },
+    /// move_mount(2) of a tree the parent prepared, or [`Step::MakeMount`] made.
     Place { from: Handle, target: Target },
     /// mkdir -p.
     MakeDirectory(CString),
@@ -179,6 +198,9 @@ pub enum Step {
     StandardStreams { uid: u32 },
     /// The terminal becomes the controlling one.
     ControlTerminal,
+    /// prlimit64(2): the hard limit, if it is lower, up to this. What needs the host's rights of a [`Step::ResourceLimit`]
+    /// that comes when they are gone.
+    RaiseLimit { resource: u32, hard: u64 },
     /// prlimit64(2).
     ResourceLimit { resource: u32, soft: u64, hard: u64 },
     /// Write `0` to the version 1 `tasks` files (nothing to do when clone3 already put the child into its group).
@@ -197,8 +219,8 @@ pub enum Step {
     FileModeMask(u32),
     /// prctl(2) PR_CAPBSET_DROP of all capabilities not in the mask.
     BoundingSet(u64),
-    /// setgroups, setresgid, setresuid, keeping capabilities.
-    Credentials { uid: u32, gid: u32, groups: Vec<u32> },
+    /// setgroups (none: not allowed, stays as it is), setresgid, setresuid, keeping capabilities.
+    Credentials { uid: u32, gid: u32, groups: Option<Vec<u32>> },
     /// capset(2) and the ambient set; `extra` stays effective until execve takes it away (CAP_SYS_ADMIN for seccomp).
     Capabilities { masks: CapabilityMasks, extra: u64 },
     /// prctl(2) PR_SET_NO_NEW_PRIVS.

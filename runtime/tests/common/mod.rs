@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use slipway_runtime::Result;
 use slipway_runtime::cgroup::Cgroup;
 use slipway_runtime::container::{self, CreateRequest, Created, Options, Stdio, Subject};
+use slipway_runtime::idmap::{IdMap, IdMappings};
 use slipway_runtime::rootfs::{Overlay, Rootfs};
 use slipway_runtime::sandbox::NamespaceKind;
 use slipway_runtime::sys::{process, signal};
@@ -21,6 +22,8 @@ use std::time::Duration;
 /// A directory tree that goes away with its value.
 pub struct Rig {
     pub dir: tempfile::TempDir,
+    /// Maps of the root filesystem's layers.
+    pub idmap: Option<IdMappings>,
 }
 
 /// What a container wrote and how it ended (signals negative).
@@ -51,7 +54,17 @@ impl Rig {
         fs::create_dir_all(dir.path().join("upper")).unwrap();
         fs::create_dir_all(dir.path().join("work")).unwrap();
         fs::create_dir_all(dir.path().join("extra")).unwrap();
-        Self { dir }
+        Self { dir, idmap: None }
+    }
+
+    /// The same for containers in a user namespace whose root is this user of the host.
+    pub fn mapped(root: u32) -> Self {
+        let rig = Self { idmap: Some(mappings(root)), ..Self::new() };
+        std::os::unix::fs::chown(rig.path("upper"), Some(root), Some(root)).unwrap();
+        for name in ["grep", "wc", "head", "readlink", "chown", "mknod", "umount", "hostname"] {
+            std::os::unix::fs::symlink("busybox", rig.path("lower/bin").join(name)).unwrap();
+        }
+        rig
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -64,6 +77,7 @@ impl Rig {
             upper: Some(self.path("upper")),
             work: Some(self.path("work")),
             volatile: true,
+            idmap: self.idmap.clone(),
         })
     }
 
@@ -120,6 +134,45 @@ impl Rig {
         started?;
         Ok(Outcome { out, status })
     }
+}
+
+/// 65536 ids from `root` on.
+pub fn mappings(root: u32) -> IdMappings {
+    let map = vec![IdMap { container: 0, host: root, size: 65536 }];
+    IdMappings { uids: map.clone(), gids: map }
+}
+
+/// Gives a spec a user namespace of its own.
+pub fn in_user_namespace(spec: &mut Value, root: u32) {
+    spec["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
+    let map = json!([{"containerID": 0, "hostID": root, "size": 65536}]);
+    spec["linux"]["uidMappings"] = map.clone();
+    spec["linux"]["gidMappings"] = map;
+}
+
+/// Children of this process that ended and that nobody waits for: nothing may leave any. Tests run side by side, so one
+/// that is gone in a while belonged to another.
+pub fn zombies() -> Vec<String> {
+    let mut left = dead_children();
+    let deadline = std::time::Instant::now() + Duration::from_secs(30);
+    while !left.is_empty() && std::time::Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(20));
+        let now = dead_children();
+        left.retain(|child| now.contains(child));
+    }
+    left
+}
+
+/// Name and pid of each.
+fn dead_children() -> Vec<String> {
+    let own = std::process::id().to_string();
+    let dead = |entry: fs::DirEntry| {
+        let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+        let (name, after) = stat.rsplit_once(") ")?;
+        let mut fields = after.split(' ');
+        (fields.next() == Some("Z") && fields.next() == Some(&own)).then(|| name.to_owned())
+    };
+    fs::read_dir("/proc").unwrap().flatten().filter_map(dead).collect()
 }
 
 /// A container by its spec, for calls that want to know it.

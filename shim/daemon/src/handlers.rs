@@ -9,9 +9,9 @@ pub(crate) fn known(handler: &str) -> bool {
     handler.is_empty() || NAMES.contains(&handler)
 }
 
-/// For Status; sorted, stable between calls.
-pub(crate) fn list() -> Vec<v1::RuntimeHandler> {
-    let features = v1::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false };
+/// For Status; sorted, stable between calls. `user_namespaces`: whether this host can (CRI-STA-09).
+pub(crate) fn list(user_namespaces: bool) -> Vec<v1::RuntimeHandler> {
+    let features = v1::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces };
     let names = std::iter::once("").chain(NAMES);
     names.map(|name| v1::RuntimeHandler { name: name.into(), features: Some(features) }).collect()
 }

@@ -13,6 +13,7 @@ use cri_proto::keeper::keeper_ttrpc::KeeperClient;
 use cri_proto::v1;
 use prost::Message;
 use protobuf::well_known_types::any::Any;
+use slipway_runtime::idmap::IdMap;
 use slipway_runtime::rootfs::Overlay;
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -492,6 +493,15 @@ fn overlay_mount(overlay: &Overlay) -> api::Mount {
     if overlay.volatile {
         mount.options.push("volatile".into());
     }
+    if let Some(user) = &overlay.idmap {
+        let list = |maps: &[IdMap]| {
+            let line = |m: &IdMap| format!("{}:{}:{}", m.container, m.host, m.size);
+            maps.iter().map(line).collect::<Vec<_>>().join(",")
+        };
+        // As containerd's snapshotters say it.
+        mount.options.push(format!("uidmap={}", list(&user.uids)));
+        mount.options.push(format!("gidmap={}", list(&user.gids)));
+    }
     mount
 }
 
@@ -511,8 +521,16 @@ mod tests {
             upper: Some("/up:per".into()),
             work: Some("/work".into()),
             volatile: true,
+            idmap: Some(crate::spec::tests::maps()),
         };
-        let expected = [r"lowerdir=/var/a\:b:/var/c\\d", "upperdir=/up:per", "workdir=/work", "volatile"];
+        let expected = [
+            r"lowerdir=/var/a\:b:/var/c\\d",
+            "upperdir=/up:per",
+            "workdir=/work",
+            "volatile",
+            "uidmap=0:65536:65536",
+            "gidmap=0:65536:65536",
+        ];
         assert_eq!(overlay_mount(&overlay).options, expected);
     }
 }

@@ -128,7 +128,7 @@ async fn the_mounted_image_is_what_tar_extracts() {
     let view = store.view(&image).unwrap();
     assert_eq!(support::mounted_listing(&view, &mount, ":"), wanted);
 
-    let prepared = store.prepare(&image, "box").unwrap();
+    let prepared = store.prepare(&image, "box", None).unwrap();
     assert!(prepared.volatile);
     let upper = prepared.upper.clone().unwrap();
     let root = std::fs::metadata(&upper).unwrap();
@@ -480,13 +480,13 @@ async fn layers_in_use_outlive_their_image() {
     let dir = tempfile::tempdir().unwrap();
     let store = store_at(dir.path(), Vec::new());
     let image: Arc<Image> = store.pull(&registry.name("a:1"), None, None).await.unwrap();
-    let overlay = store.prepare(&image, "c1").unwrap();
-    assert_eq!(kind(store.prepare(&image, "c1")), Kind::Invalid);
-    assert_eq!(kind(store.prepare(&image, "../c2")), Kind::Invalid);
+    let overlay = store.prepare(&image, "c1", None).unwrap();
+    assert_eq!(kind(store.prepare(&image, "c1", None)), Kind::Invalid);
+    assert_eq!(kind(store.prepare(&image, "../c2", None)), Kind::Invalid);
     store.remove(&image.id).await.unwrap();
     assert!(store.list().is_empty());
     assert!(overlay.lower.iter().all(|layer| layer.is_dir()));
-    assert_eq!(kind(store.prepare(&image, "c2")), Kind::NotFound);
+    assert_eq!(kind(store.prepare(&image, "c2", None)), Kind::NotFound);
     assert_eq!(kind(store.view(&image)), Kind::NotFound);
     // Also after the daemon was started again.
     drop(store);

@@ -50,7 +50,7 @@ async fn what_cannot_be_used_is_set_aside_by_name() {
     let store = store_at(dir.path(), Vec::new());
     let first = store.pull(&registry.name("a:1"), None, None).await.unwrap();
     store.pull(&registry.name("a:2"), None, None).await.unwrap();
-    store.prepare(&first, "c1").unwrap();
+    store.prepare(&first, "c1", None).unwrap();
     wait_synced(&root);
     // One process at a time.
     let again = Store::open(Options { root: root.clone(), hosts_dirs: Vec::new(), parallel_layers: 1 });
@@ -117,7 +117,7 @@ async fn child_of_the_kill_test() {
     let store = store_at(Path::new(&dir), Vec::new());
     loop {
         let image = store.pull(&name, None, None).await.unwrap();
-        store.prepare(&image, "c1").unwrap();
+        store.prepare(&image, "c1", None).unwrap();
         store.release("c1").unwrap();
         tokio::time::sleep(Duration::from_millis(30)).await;
         store.remove(&image.id).await.unwrap();
@@ -187,7 +187,7 @@ async fn deep_trees_are_deleted() {
     registry.push("a", &image("x"), "1").await;
     let (dir, store) = support::store();
     let image = store.pull(&registry.name("a:1"), None, None).await.unwrap();
-    let overlay = store.prepare(&image, "c1").unwrap();
+    let overlay = store.prepare(&image, "c1", None).unwrap();
     let mut at = std::fs::File::open(overlay.upper.unwrap()).unwrap();
     for _ in 0..3000 {
         rustix::fs::mkdirat(&at, "d", rustix::fs::Mode::RWXU).unwrap();

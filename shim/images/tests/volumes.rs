@@ -29,7 +29,7 @@ async fn volumes_have_what_the_image_has_there() {
     let dir = tempfile::tempdir().unwrap();
     let store = store_at(dir.path(), Vec::new());
     let image = store.pull(&registry.name("a:1"), None, None).await.unwrap();
-    store.prepare(&image, "c1").unwrap();
+    store.prepare(&image, "c1", None).unwrap();
     let wanted = ["/data".to_owned(), "/new/here".into(), "/way".into()];
     let volumes = store.volumes(&image, "c1", &wanted).unwrap();
     let [data, new, way] = volumes.as_slice() else { panic!("{volumes:?}") };
@@ -44,7 +44,8 @@ async fn volumes_have_what_the_image_has_there() {
     assert!(!data.join("gone").exists(), "a whiteout of a higher layer counts");
     assert_eq!(fs::read_dir(new).unwrap().count(), 0, "what the image does not have is empty");
     assert_eq!(fs::read_to_string(way.join("sub/f")).unwrap(), "deep", "links are resolved inside the image");
-    let error = store.prepare(&image, "c2").and_then(|_| store.volumes(&image, "c2", &["/plain".into()]));
+    let error =
+        store.prepare(&image, "c2", None).and_then(|_| store.volumes(&image, "c2", &["/plain".into()]));
     assert!(error.unwrap_err().to_string().contains("/plain"));
 
     let held = store.hold_view(&image, "pod.view").unwrap();

@@ -7,6 +7,7 @@ use oci_spec::runtime::{
     LinuxNamespaceType, Mount as SpecMount, PosixRlimitBuilder, PosixRlimitType, Process, Spec,
 };
 use rustix::fd::OwnedFd;
+use slipway_runtime::idmap::{IdMap, IdMappings};
 use slipway_runtime::rootfs::{Overlay, Rootfs};
 use slipway_runtime::sandbox::NamespaceKind;
 use std::path::{Path, PathBuf};
@@ -99,7 +100,7 @@ pub(crate) fn pod_files(spec: &mut Spec, dir: &Path) {
 }
 
 fn overlay(options: &[String]) -> Result<Overlay> {
-    let mut overlay = Overlay::default();
+    let (mut overlay, mut user) = (Overlay::default(), IdMappings::default());
     for option in options {
         match option.split_once('=').unwrap_or((option, "")) {
             ("lowerdir", value) => overlay.lower.extend(split_layers(value)),
@@ -107,6 +108,9 @@ fn overlay(options: &[String]) -> Result<Overlay> {
             ("upperdir", value) => overlay.upper = Some(value.into()),
             ("workdir", value) => overlay.work = Some(value.into()),
             ("volatile", "") => overlay.volatile = true,
+            // containerd's own words, for its mount helper: layers are shown through the container's maps.
+            ("uidmap", value) => user.uids = id_maps(option, value)?,
+            ("gidmap", value) => user.gids = id_maps(option, value)?,
             // Defaults of the kernel or of the mount itself.
             ("rw" | "ro" | "index" | "xino" | "redirect_dir" | "metacopy", _) => {}
             _ => {
@@ -122,7 +126,26 @@ fn overlay(options: &[String]) -> Result<Overlay> {
     if overlay.upper.is_some() != overlay.work.is_some() {
         return Err(Error::invalid("rootfs: overlay needs both upperdir and workdir, or neither"));
     }
+    if user != IdMappings::default() {
+        user.check("rootfs", "uidmap", "gidmap")?;
+        overlay.idmap = Some(user);
+    }
     Ok(overlay)
+}
+
+/// `container:host:size`, with commas between several.
+fn id_maps(option: &str, value: &str) -> Result<Vec<IdMap>> {
+    let line = |text: &str| {
+        let mut numbers = text.split(':').map(str::parse);
+        match (numbers.next(), numbers.next(), numbers.next(), numbers.next()) {
+            (Some(Ok(container)), Some(Ok(host)), Some(Ok(size)), None) => {
+                Some(IdMap { container, host, size })
+            }
+            _ => None,
+        }
+    };
+    let all: Option<Vec<_>> = value.split(',').map(line).collect();
+    all.ok_or_else(|| Error::invalid(format!("rootfs: overlay option {option:?} is not container:host:size")))
 }
 
 /// `a:b` with `\` before what is to be taken as it is (Documentation/filesystems/overlayfs.rst).
@@ -230,16 +253,19 @@ pub(crate) fn nofile_from_env() -> Option<(u64, u64)> {
     Some((soft.parse().ok()?, hard.parse().ok()?))
 }
 
-/// Host ids of the process, where they are known without a user namespace's mapping.
+/// Host ids of the process; our own where a user namespace's mapping does not tell them.
 pub(crate) fn owner(spec: &Spec, process: Option<&Process>) -> (u32, u32) {
+    let Some(process) = process else { return (0, 0) };
+    let (uid, gid) = (process.user().uid(), process.user().gid());
     let mapped = spec
         .linux()
         .as_ref()
-        .and_then(|linux| linux.namespaces().as_ref())
-        .is_some_and(|all| all.iter().any(|namespace| namespace.typ() == LinuxNamespaceType::User));
-    match process {
-        Some(process) if !mapped => (process.user().uid(), process.user().gid()),
-        _ => (0, 0),
+        .filter(|linux| linux.namespaces().iter().flatten().any(|n| n.typ() == LinuxNamespaceType::User));
+    let Some(linux) = mapped else { return (uid, gid) };
+    let (uids, gids) = (linux.uid_mappings().as_deref(), linux.gid_mappings().as_deref());
+    match IdMappings::from_spec("linux", uids, gids) {
+        Ok(user) => (user.host_uid(uid).unwrap_or(0), user.host_gid(gid).unwrap_or(0)),
+        Err(_) => (0, 0),
     }
 }
 
@@ -268,9 +294,15 @@ mod tests {
             upper: Some("/u".into()),
             work: Some("/w".into()),
             volatile: true,
+            idmap: None,
         };
         assert_eq!(of(&[mount("overlay", &options)]).unwrap(), Rootfs::Overlay(expected));
+        let mapped = mount("overlay", &["lowerdir=/a", "uidmap=0:1000:9,9:5:1", "gidmap=0:2000:10"]);
+        let Rootfs::Overlay(overlay) = of(&[mapped]).unwrap() else { panic!("an overlay") };
+        assert_eq!(overlay.idmap.unwrap().to_string(), "0:1000:9,9:5:1/0:2000:10");
         for (mounts, code) in [
+            (vec![mount("overlay", &["lowerdir=/a", "uidmap=0:1"])], ttrpc::Code::INVALID_ARGUMENT),
+            (vec![mount("overlay", &["lowerdir=/a", "uidmap=0:1:5"])], ttrpc::Code::INVALID_ARGUMENT),
             (vec![mount("ext4", &[])], ttrpc::Code::UNIMPLEMENTED),
             (vec![mount("erofs", &["ro", "loop"])], ttrpc::Code::UNIMPLEMENTED),
             (vec![mount("bind", &[]), mount("bind", &[])], ttrpc::Code::UNIMPLEMENTED),

@@ -13,9 +13,10 @@ use crate::layout::{Layout, is_valid_id};
 use crate::process::{Awaited, Process, born, now, reopen, wait_end};
 use crate::records::{self, SandboxPhase, SandboxRecord, VERSION};
 use crate::rollback::Rollback;
-use cri_proto::v1::{NamespaceMode, NamespaceOption, PodSandboxConfig};
+use cri_proto::v1::{IdMapping, NamespaceMode, NamespaceOption, PodSandboxConfig, UserNamespace};
 use prost::Message as _;
 use rustix::fd::{AsFd, OwnedFd};
+use slipway_runtime::idmap::{IdMap, IdMappings};
 use slipway_runtime::sandbox::files::{self, Dns, PodFiles};
 use slipway_runtime::sandbox::{NamespaceKind, Sandbox as Namespaces, SandboxRequest};
 use std::collections::HashMap;
@@ -70,7 +71,9 @@ impl Sandbox {
         request: &SandboxRequest,
         config: Option<PodSandboxConfig>,
     ) -> Result<Arc<Self>> {
-        let files = config.as_ref().filter(|_| keeper.events.is_wanted()).map(pod_files);
+        let owner = request.user.as_ref().map_or((0, 0), IdMappings::host_root);
+        let files = config.as_ref().filter(|_| keeper.events.is_wanted());
+        let files = files.map(|config| PodFiles { owner, ..pod_files(config) });
         let cgroup = config.and_then(|config| config.linux).map(|linux| linux.cgroup_parent);
         let mut record = SandboxRecord {
             version: VERSION,
@@ -319,6 +322,7 @@ fn pod_files(config: &PodSandboxConfig) -> PodFiles {
         hosts: std::fs::read_to_string("/etc/hosts").unwrap_or_default(),
         resolv_conf: files::resolv_conf(dns),
         shm: modes.ipc() != NamespaceMode::Node,
+        owner: (0, 0),
     }
 }
 
@@ -334,18 +338,37 @@ fn request(netns: String, config: Option<&PodSandboxConfig>) -> Result<SandboxRe
     let modes = namespace_modes(&config);
     let linux = config.linux.unwrap_or_default();
     let is = |mode: i32, expected: NamespaceMode| mode == expected as i32;
-    if modes.userns_options.is_some_and(|user| is(user.mode, NamespaceMode::Pod)) {
-        return Err(Error::unimplemented("sandbox: user namespaces are not supported yet"));
-    }
+    let user = modes.userns_options.as_ref().map(user_namespace).transpose()?.flatten();
     // A pod on the host's network has the host's name, which only its own UTS namespace could change.
     let host_network = is(modes.network, NamespaceMode::Node);
+    // containerd takes the network namespace of such a pod from its first process: that must be one of the pod's own.
+    let new_network = user.is_some() && netns.is_empty() && !host_network;
     Ok(SandboxRequest {
+        user,
+        new_network,
         ipc: !is(modes.ipc, NamespaceMode::Node),
         hostname: (!host_network).then_some(config.hostname),
         sysctls: linux.sysctls.into_iter().collect(),
         netns: (!netns.is_empty()).then(|| netns.into()),
-        shared_pid: given && is(modes.pid, NamespaceMode::Pod),
+        shared_pid: new_network || given && is(modes.pid, NamespaceMode::Pod),
     })
+}
+
+/// CRI-UNS-01: mode NODE is none.
+fn user_namespace(asked: &UserNamespace) -> Result<Option<IdMappings>> {
+    let list = |maps: &[IdMapping]| -> Vec<IdMap> {
+        let line = |m: &IdMapping| IdMap { container: m.container_id, host: m.host_id, size: m.length };
+        maps.iter().map(line).collect()
+    };
+    match asked.mode() {
+        NamespaceMode::Node => Ok(None),
+        NamespaceMode::Pod => {
+            let mappings = IdMappings { uids: list(&asked.uids), gids: list(&asked.gids) };
+            mappings.check("userns_options", "uids", "gids")?;
+            Ok(Some(mappings))
+        }
+        mode => Err(Error::invalid(format!("userns_options.mode = {} is not possible", mode.as_str_name()))),
+    }
 }
 
 const KINDS: [NamespaceKind; 8] = [

@@ -162,7 +162,7 @@ struct Root {
 impl Root {
     fn mount(container: &Container) -> Result<Self> {
         let path = container.criu_root()?;
-        let tree = rootfs::mount_root(&Rootfs::Directory(container.record.rootfs.clone()))?;
+        let tree = rootfs::mount_root(&Rootfs::Directory(container.record.rootfs.clone()), None)?;
         rootfs::attach(&tree, &path)?;
         Ok(Self { path })
     }

@@ -7,8 +7,9 @@ use anyhow::{Context, Result};
 use cri_proto::v1 as cri;
 
 use super::client::{Client, said};
-use super::pod_dir;
+use super::manifest::Pod;
 use super::translate::Facts;
+use super::{pod_dir, users};
 
 /// Facts that all pods of a manifest share.
 #[derive(Debug)]
@@ -16,13 +17,25 @@ pub(crate) struct Host {
     /// The daemon's root directory; pods/ lies below it.
     pub(crate) root: PathBuf,
     shared: Facts,
+    /// Whether pods can have user namespaces.
+    user_namespaces: bool,
 }
 
 impl Host {
-    /// Facts of one new pod, with a uid of its own.
-    pub(crate) fn for_pod(&self) -> Facts {
+    /// Facts of one new pod, with a uid of its own, and ids of the host for its users.
+    pub(crate) fn for_pod(&self, users: Option<u32>) -> Facts {
         let uid = uuid::Uuid::new_v4().to_string();
-        Facts { pod_dir: pod_dir::of(&self.root, &uid), uid, ..self.shared.clone() }
+        Facts { pod_dir: pod_dir::of(&self.root, &uid), uid, users, ..self.shared.clone() }
+    }
+}
+
+impl Host {
+    /// For each pod, if this host can give pods user namespaces and one of them wants that.
+    pub(crate) async fn users(&self, client: &mut Client, pods: &[Pod]) -> Result<Vec<Option<u32>>> {
+        if !self.user_namespaces || pods.iter().all(|pod| pod.spec.host_users != Some(false)) {
+            return Ok(vec![None; pods.len()]);
+        }
+        Ok(users::free(client, pods.len()).await?.into_iter().map(Some).collect())
     }
 }
 
@@ -41,10 +54,12 @@ pub(crate) async fn gather(client: &mut Client, manifest: &Path) -> Result<Host>
         node_name: nix::unistd::gethostname().context("gethostname")?.to_string_lossy().into_owned(),
         memory_capacity: memory_capacity()?,
         recursive_read_only: features.is_some_and(|features| features.recursive_read_only_mounts),
+        users: None,
         masked_extra: thermal_throttle(),
         pod_ips: Vec::new(),
     };
-    Ok(Host { root: root_dir(&status.info)?, shared })
+    let user_namespaces = features.is_some_and(|features| features.user_namespaces);
+    Ok(Host { root: root_dir(&status.info)?, shared, user_namespaces })
 }
 
 /// The daemon's root directory, from the verbose status.

@@ -155,7 +155,7 @@ pub(crate) struct PodSpec {
     pub(crate) host_ipc: bool,
     #[serde(default)]
     pub(crate) share_process_namespace: bool,
-    /// Only the default (true) is possible so far.
+    /// False: a user namespace of the pod's own.
     pub(crate) host_users: Option<bool>,
     pub(crate) hostname: Option<String>,
     #[serde(default)]

@@ -31,6 +31,7 @@ mod store;
 pub(crate) mod translate;
 #[cfg(test)]
 mod translate_tests;
+mod users;
 mod volumes;
 
 use std::path::Path;

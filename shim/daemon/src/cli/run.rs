@@ -63,8 +63,9 @@ pub(crate) async fn run(client: &mut Client, args: &Args, output: Output) -> Res
 
     let progress = Progress::new();
     let mut tasks = Vec::new();
-    for pod in &parsed.pods {
-        tasks.push(Bringup { pod, facts: host.for_pod(), progress: &progress, interrupt: &interrupt });
+    let users = host.users(client, &parsed.pods).await?;
+    for (pod, users) in parsed.pods.iter().zip(users) {
+        tasks.push(Bringup { pod, facts: host.for_pod(users), progress: &progress, interrupt: &interrupt });
     }
     let result = all_up(client, &tasks, args.follow, output).await;
     progress.end();

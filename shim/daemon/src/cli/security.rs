@@ -5,6 +5,7 @@ use cri_proto::v1 as cri;
 
 use super::manifest::{Container, Pod, ProcMount, Profile, ProfileKind};
 use super::translate::{Facts, ImageFacts, groups_policy};
+use super::users;
 
 /// What the kubelet masks in every container with the default procMount.
 const MASKED: &[&str] = &[
@@ -24,7 +25,7 @@ const MASKED: &[&str] = &[
 const READ_ONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// The sandbox's part: namespaces, sysctls, and what the pod as a whole is allowed.
-pub(crate) fn sandbox(pod: &Pod) -> cri::LinuxPodSandboxConfig {
+pub(crate) fn sandbox(pod: &Pod, facts: &Facts) -> cri::LinuxPodSandboxConfig {
     let context = &pod.spec.security_context;
     let id = |value: Option<i64>| value.map(|value| cri::Int64Value { value });
     // CRI-CC-15: a group alone is an error there; it is the containers that use it.
@@ -32,7 +33,7 @@ pub(crate) fn sandbox(pod: &Pod) -> cri::LinuxPodSandboxConfig {
     let containers = pod.spec.init_containers.iter().chain(&pod.spec.containers);
     cri::LinuxPodSandboxConfig {
         security_context: Some(cri::LinuxSandboxSecurityContext {
-            namespace_options: Some(namespaces(pod)),
+            namespace_options: Some(namespaces(pod, facts)),
             run_as_user: id(context.run_as_user),
             run_as_group: id(run_as_group),
             supplemental_groups: groups(pod),
@@ -47,7 +48,7 @@ pub(crate) fn sandbox(pod: &Pod) -> cri::LinuxPodSandboxConfig {
     }
 }
 
-fn namespaces(pod: &Pod) -> cri::NamespaceOption {
+fn namespaces(pod: &Pod, facts: &Facts) -> cri::NamespaceOption {
     use cri::NamespaceMode::{Container, Node, Pod};
     let spec = &pod.spec;
     let pid = match (spec.host_pid, spec.share_process_namespace) {
@@ -59,6 +60,7 @@ fn namespaces(pod: &Pod) -> cri::NamespaceOption {
         network: if spec.host_network { Node } else { Pod }.into(),
         pid: pid.into(),
         ipc: if spec.host_ipc { Node } else { Pod }.into(),
+        userns_options: facts.users_of(pod).map(users::options),
         ..Default::default()
     }
 }
@@ -113,7 +115,7 @@ pub(crate) fn container(
             ..Default::default()
         }),
         privileged: own.privileged,
-        namespace_options: Some(namespaces(pod)),
+        namespace_options: Some(namespaces(pod, facts)),
         run_as_user: user.id.map(|value| cri::Int64Value { value }),
         run_as_username: user.name,
         run_as_group: own.run_as_group.or(pods.run_as_group).map(|value| cri::Int64Value { value }),

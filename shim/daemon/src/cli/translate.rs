@@ -43,10 +43,19 @@ pub(crate) struct Facts {
     pub(crate) memory_capacity: i64,
     /// Whether the daemon can do recursive read-only mounts.
     pub(crate) recursive_read_only: bool,
+    /// First id of the host for a pod with a user namespace; none where the daemon cannot make one.
+    pub(crate) users: Option<u32>,
     /// Files of this host that the kubelet masks beside its fixed list.
     pub(crate) masked_extra: Vec<String>,
     /// Empty until the sandbox runs.
     pub(crate) pod_ips: Vec<String>,
+}
+
+impl Facts {
+    /// First id of the host for the pod's user namespace, if it wants one.
+    pub(crate) fn users_of(&self, pod: &Pod) -> Option<u32> {
+        self.users.filter(|_| pod.spec.host_users == Some(false))
+    }
 }
 
 /// What ImageStatus says of a container's image.
@@ -71,8 +80,8 @@ pub(crate) fn check(pod: &Pod, facts: &Facts) -> Result<()> {
     ensure!(is_name(&meta.namespace, 63, false), "metadata.namespace {:?}: {}", meta.namespace, NAME_RULE);
     ensure!(!pod.spec.containers.is_empty(), "spec.containers is empty: a pod needs at least one container");
     ensure!(
-        pod.spec.host_users != Some(false),
-        "spec.hostUsers: false needs user namespaces, which are not there yet"
+        pod.spec.host_users != Some(false) || facts.users.is_some(),
+        "spec.hostUsers: false needs user namespaces and id-mapped mounts, which this host cannot do: see `slipway check`"
     );
     let shared = pod.spec.share_process_namespace && pod.spec.host_pid;
     ensure!(!shared, "spec.shareProcessNamespace and spec.hostPID exclude each other");
@@ -142,7 +151,7 @@ pub(crate) fn sandbox_config(pod: &Pod, facts: &Facts) -> Result<cri::PodSandbox
         port_mappings: port_mappings(pod)?,
         labels,
         annotations,
-        linux: Some(security::sandbox(pod)),
+        linux: Some(security::sandbox(pod, facts)),
         windows: None,
     })
 }

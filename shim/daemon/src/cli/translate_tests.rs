@@ -18,6 +18,7 @@ fn facts() -> Facts {
         node_name: "node".into(),
         memory_capacity: 8 << 30,
         recursive_read_only: true,
+        users: Some(1 << 30),
         masked_extra: vec!["/sys/extra".into()],
         pod_ips: vec!["10.1.2.3".into(), "fd00::3".into()],
     }
@@ -366,6 +367,23 @@ fn host_network_and_shared_processes() {
     assert_eq!(config_of(&pod).envs[0].value, b"192.0.2.7");
 }
 
+/// CRI-UNS-07: the kubelet gives the pod's mapping to sandbox, containers and volumes.
+#[test]
+fn users_of_its_own() {
+    let pod = pod(
+        "  hostUsers: false\n  containers:\n  - {name: c, image: i, volumeMounts: [{name: v, mountPath: /v}]}\n  volumes: [{name: v, emptyDir: {}}]\n",
+    );
+    let map = cri::IdMapping { container_id: 0, host_id: 1 << 30, length: 65536 };
+    let user = security_of(&pod).namespace_options.unwrap().userns_options.unwrap();
+    assert_eq!((user.mode(), &user.uids, &user.gids), (cri::NamespaceMode::Pod, &vec![map], &vec![map]));
+    let sandbox = sandbox_config(&pod, &facts()).unwrap().linux.unwrap().security_context.unwrap();
+    assert_eq!(sandbox.namespace_options.unwrap().userns_options, Some(user));
+    let mount = config_of(&pod).mounts[0].clone();
+    assert_eq!((mount.uid_mappings, mount.gid_mappings), (vec![map], vec![map]));
+    let cannot = Facts { users: None, ..facts() };
+    assert!(check(&pod, &cannot).unwrap_err().to_string().contains("hostUsers"));
+}
+
 #[test]
 fn privileged_and_unprivileged() {
     let pod = with_container("securityContext: {privileged: true}, volumeMounts: []");
@@ -421,7 +439,6 @@ fn what_cannot_work_is_refused_before_anything_is_made() {
         ("  containers: [{name: A, image: i}]\n".to_owned(), "container name \"A\""),
         ("  containers: [{name: ../a, image: i}]\n".to_owned(), "container name"),
         ("  containers: [{name: a, image: i}, {name: a, image: i}]\n".to_owned(), "two containers"),
-        ("  hostUsers: false\n  containers: [{name: a, image: i}]\n".to_owned(), "hostUsers"),
         ("  dnsPolicy: None\n  containers: [{name: a, image: i}]\n".to_owned(), "nameservers"),
         ("  volumes: [{name: v}]\n  containers: [{name: a, image: i}]\n".to_owned(), "exactly one of"),
         ("  volumes: [{name: v, hostPath: {path: a}}]\n  containers: [{name: a, image: i}]\n".to_owned(), "absolute"),

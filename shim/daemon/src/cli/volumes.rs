@@ -9,6 +9,7 @@ use cri_proto::v1 as cri;
 use super::manifest::{Container, EmptyDir, HostPath, Medium, Pod, Propagation, Recursive, VolumeMount};
 use super::quantity::Quantity;
 use super::translate::{Facts, NAME_RULE, is_name, path_text};
+use super::users;
 
 /// A directory or file that must be there before a container is made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,12 +102,18 @@ pub(crate) fn mounts(pod: &Pod, container: &Container, facts: &Facts) -> Result<
             );
             sub_paths.push((root.clone(), mount.sub_path.clone()));
         }
-        mounts.push(bind(container, mount, &root, facts)?);
+        mounts.push(bind(pod, container, mount, &root, facts)?);
     }
     Ok((mounts, sub_paths))
 }
 
-fn bind(container: &Container, mount: &VolumeMount, root: &Path, facts: &Facts) -> Result<cri::Mount> {
+fn bind(
+    pod: &Pod,
+    container: &Container,
+    mount: &VolumeMount,
+    root: &Path,
+    facts: &Facts,
+) -> Result<cri::Mount> {
     let target = &mount.mount_path;
     let propagation = match mount.mount_propagation {
         Propagation::None => cri::MountPropagation::PropagationPrivate,
@@ -136,12 +143,16 @@ fn bind(container: &Container, mount: &VolumeMount, root: &Path, facts: &Facts) 
         }
     };
     let source = if mount.sub_path.is_empty() { root.to_owned() } else { root.join(&mount.sub_path) };
+    let maps: Vec<_> = facts.users_of(pod).map(users::map).into_iter().collect();
     Ok(cri::Mount {
         container_path: target.clone(),
         host_path: path_text(&source)?,
         readonly: mount.read_only,
         propagation: propagation.into(),
         recursive_read_only,
+        // CRI-UNS-07.
+        uid_mappings: maps.clone(),
+        gid_mappings: maps,
         ..Default::default()
     })
 }

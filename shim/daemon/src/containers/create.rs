@@ -11,6 +11,7 @@ use cri_proto::nri::Event;
 use cri_proto::v1::{self, ContainerEventType};
 use slipway_images::Image;
 use slipway_nri::Admission;
+use slipway_runtime::idmap::IdMappings;
 use slipway_runtime::rootfs::Overlay;
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
@@ -99,7 +100,7 @@ impl Daemon {
         rollback.push("record", blocking(move || daemon.records.delete::<ContainerRecord>(&owner)));
         self.records.save(&record)?;
         let sources = self.mount_sources(&mut record).await?;
-        let overlay = self.writable_layer(&image, &id, rollback).await?;
+        let overlay = self.writable_layer(&image, &id, sandbox.user(), rollback).await?;
         let volumes = self.volumes(&image, &record).await?;
         let built = spec::build(&spec::Inputs {
             pod: &sandbox,
@@ -197,12 +198,13 @@ impl Daemon {
         self: &Arc<Self>,
         image: &Arc<Image>,
         id: &str,
+        user: Option<IdMappings>,
         undo: &mut Rollback,
     ) -> Result<Overlay> {
         let (daemon, owner) = (Arc::clone(self), id.to_owned());
         undo.push("writable layer", blocking(move || daemon.images.release(&owner)));
         let (daemon, image, owner) = (Arc::clone(self), Arc::clone(image), id.to_owned());
-        blocking(move || daemon.images.prepare(&image, &owner)).await
+        blocking(move || daemon.images.prepare(&image, &owner, user.as_ref())).await
     }
 
     /// pid=TARGET joins the namespace of a running container of the same pod (CRI-NS-05).

@@ -7,11 +7,12 @@
 use super::ContainerRecord;
 use crate::daemon::{Daemon, blocking};
 use crate::error::{Error, Result};
+use crate::pods::PodRecord;
 use crate::pods::files::PodDir;
 use crate::spec::clean;
 use cri_proto::v1;
 use slipway_images::Image;
-use slipway_runtime::rootfs;
+use slipway_runtime::rootfs::{self, Overlay};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -51,7 +52,7 @@ impl Daemon {
         record: &mut ContainerRecord,
     ) -> Result<Vec<PathBuf>> {
         let mut sources = Vec::new();
-        let pod = record.pod_id.clone();
+        let pod = self.pods.get(&record.pod_id)?.record();
         for mount in &mut record.config.mounts {
             sources.push(if is_image(mount) {
                 let path = mount.container_path.clone();
@@ -64,14 +65,14 @@ impl Daemon {
         Ok(sources)
     }
 
-    async fn image_source(self: &Arc<Self>, pod: &str, mount: &mut v1::Mount) -> Result<PathBuf> {
+    async fn image_source(self: &Arc<Self>, pod: &Arc<PodRecord>, mount: &mut v1::Mount) -> Result<PathBuf> {
         let asked = mount.image.get_or_insert_default();
         let image = self.images.find(&asked.image);
         let image = image.ok_or_else(|| {
             Error::not_found(format!("image {:?} is not in the store: pull it first", asked.image))
         })?;
         asked.image_ref.clone_from(&image.id);
-        let (daemon, pod, sub) = (Arc::clone(self), pod.to_owned(), PathBuf::from(&mount.image_sub_path));
+        let (daemon, pod, sub) = (Arc::clone(self), Arc::clone(pod), PathBuf::from(&mount.image_sub_path));
         blocking(move || {
             let view = daemon.view_for_pod(&pod, &image)?;
             if sub.as_os_str().is_empty() {
@@ -83,18 +84,19 @@ impl Daemon {
     }
 
     /// The pod's view of an image, mounted if it is not yet. Blocks.
-    fn view_for_pod(&self, pod: &str, image: &Image) -> Result<PathBuf> {
+    fn view_for_pod(&self, pod: &PodRecord, image: &Image) -> Result<PathBuf> {
         // Two containers of a pod may come at once.
         let _one = self.views.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let dir = PodDir::new(&self.config.state, pod);
+        let dir = PodDir::new(&self.config.state, &pod.id);
         let short = image.id.trim_start_matches("sha256:").get(..32).unwrap_or_default();
-        let owner = format!("{pod}.{short}");
-        let overlay = self.images.hold_view(image, &owner)?;
+        let owner = format!("{}.{short}", pod.id);
+        // An overlay cannot be id-mapped, but its layers can (IMG-VOL-03).
+        let overlay = Overlay { idmap: pod.user(), ..self.images.hold_view(image, &owner)? };
         let mounted = dir.image_view(short, || Ok(rootfs::mount_overlay(&overlay)?));
         if mounted.is_err()
             && let Err(error) = self.images.release(&owner)
         {
-            tracing::warn!(pod, "release an image view that was not mounted: {error}");
+            tracing::warn!(pod = pod.id, "release an image view that was not mounted: {error}");
         }
         mounted
     }

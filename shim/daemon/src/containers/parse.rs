@@ -2,7 +2,7 @@
 
 use super::image_mounts;
 use crate::error::{Error, Result};
-use crate::pods::PodRecord;
+use crate::pods::{PodRecord, user};
 use cri_proto::v1;
 use std::path::{Component, Path};
 
@@ -35,7 +35,7 @@ pub(super) fn check(config: &v1::ContainerConfig, pod: &PodRecord) -> Result<()>
     if let Some(options) = &security.namespace_options {
         check_namespaces(options, pod)?;
     }
-    config.mounts.iter().try_for_each(check_mount)
+    config.mounts.iter().try_for_each(|mount| check_mount(mount, pod))
 }
 
 /// CRI-NS-08, CRI-UNS-02.
@@ -44,13 +44,14 @@ fn check_namespaces(options: &v1::NamespaceOption, pod: &PodRecord) -> Result<()
     if options.network() != ours.network() || options.ipc() != ours.ipc() {
         return Err(Error::invalid("namespace_options of network and ipc must be the sandbox's"));
     }
-    if options.userns_options.as_ref().is_some_and(|u| u.mode() != v1::NamespaceMode::Node) {
-        return Err(Error::state("user namespaces for pods are not supported yet"));
+    // CRI-UNS-05. Who says nothing of it means the pod's.
+    if options.userns_options.is_some() && user::mappings(options)? != pod.user() {
+        return Err(Error::invalid("namespace_options.userns_options must be the sandbox's"));
     }
     Ok(())
 }
 
-fn check_mount(mount: &v1::Mount) -> Result<()> {
+fn check_mount(mount: &v1::Mount, pod: &PodRecord) -> Result<()> {
     let path = &mount.container_path;
     if !path.starts_with('/') {
         return Err(Error::invalid(format!("mount: container_path {path:?} is not absolute")));
@@ -62,6 +63,7 @@ fn check_mount(mount: &v1::Mount) -> Result<()> {
             "mount {path}: mount option {option:?} is not noexec, nodev or nosuid"
         )));
     }
+    check_maps(mount, pod)?;
     if image_mounts::is_image(mount) {
         return image_mounts::check(mount);
     }
@@ -76,11 +78,6 @@ fn check_mount(mount: &v1::Mount) -> Result<()> {
             "mount {path}: recursive_read_only needs readonly and private propagation"
         )));
     }
-    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-        return Err(Error::state(format!(
-            "mount {path}: id mappings need a pod user namespace, not supported yet"
-        )));
-    }
     // CRI-MNT-03: the contract says error; a directory made silently would hide a typing error.
     match std::fs::symlink_metadata(&mount.host_path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(Error::invalid(format!(
@@ -90,6 +87,21 @@ fn check_mount(mount: &v1::Mount) -> Result<()> {
         Err(e) => Err(Error::io("look at mount source", Path::new(&mount.host_path), &e)),
         Ok(_) => Ok(()),
     }
+}
+
+/// CRI-UNS-06.
+fn check_maps(mount: &v1::Mount, pod: &PodRecord) -> Result<()> {
+    if mount.uid_mappings.is_empty() && mount.gid_mappings.is_empty() {
+        return Ok(());
+    }
+    let path = &mount.container_path;
+    if pod.user().is_none() {
+        return Err(Error::invalid(format!(
+            "mount {path}: uid_mappings and gid_mappings need a pod with a user namespace (userns_options mode POD)"
+        )));
+    }
+    let maps = user::from_cri(&mount.uid_mappings, &mount.gid_mappings);
+    Ok(maps.check(&format!("mount {path}"), "uid_mappings", "gid_mappings")?)
 }
 
 /// `log_directory` joined with `log_path`; empty when either is (CRI-LOG-01, CRI-LOG-02, CRI-CSTAT-09).

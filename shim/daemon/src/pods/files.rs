@@ -30,6 +30,7 @@ impl PodDir {
             hostname,
             resolv_conf: resolv_conf(pod),
             shm: pod.namespaces().ipc() != cri_proto::v1::NamespaceMode::Node,
+            owner: pod.user().map_or((0, 0), |user| user.host_root()),
         };
         Ok(files.make(&self.0)?)
     }

@@ -5,6 +5,7 @@ mod parse;
 mod run;
 pub(crate) mod stats;
 pub(crate) mod stop;
+pub(crate) mod user;
 mod watch;
 
 use crate::object::Record;

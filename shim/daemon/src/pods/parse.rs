@@ -66,14 +66,7 @@ fn check_namespaces(options: &v1::NamespaceOption) -> Result<()> {
             )));
         }
     }
-    if options.userns_options.as_ref().is_some_and(|u| u.mode() != Node) {
-        return Err(Error::new(
-            tonic::Code::FailedPrecondition,
-            "user namespaces for pods are not supported yet: \
-            the handler's features say so; run the pod with hostUsers: true",
-        ));
-    }
-    Ok(())
+    super::user::mappings(options).map(drop)
 }
 
 #[cfg(test)]

@@ -24,6 +24,12 @@ impl Daemon {
                 "runtime_handler {handler:?} is unknown; there is {known} (or empty)"
             )));
         }
+        let options =
+            config.linux.as_ref().and_then(|l| l.security_context.as_ref()?.namespace_options.as_ref());
+        if options.map(super::user::mappings).transpose()?.flatten().is_some() {
+            let root = self.config.root.clone();
+            blocking(move || super::user::possible(&root)).await?;
+        }
         let id = crate::ids::new()?;
         let asked = config.linux.as_ref().map(|l| l.cgroup_parent.clone()).unwrap_or_default();
         let own = asked.is_empty();
@@ -90,8 +96,9 @@ impl Daemon {
             let path = netns.clone();
             rollback
                 .push("network namespace", blocking(move || slipway_runtime::sandbox::unpin_netns(&path)));
-            let path = netns.clone();
-            blocking(move || slipway_runtime::sandbox::pin_netns(&path)).await?;
+            // The pod's user namespace comes with it, and the keeper finds it there (CRI-RUN-13).
+            let (path, user) = (netns.clone(), record.user());
+            blocking(move || slipway_runtime::sandbox::pin_netns(&path, user.as_ref())).await?;
             let (daemon, network) = (Arc::clone(self), record.network(netns));
             let request = network.clone();
             rollback.push("network", async move {

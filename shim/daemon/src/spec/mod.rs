@@ -20,6 +20,7 @@ use cri_proto::v1;
 use oci_spec::runtime::Spec;
 use serde_json::{Value, json};
 use slipway_images::ImageConfig;
+use slipway_runtime::idmap::IdMap;
 use std::path::{Path, PathBuf};
 
 /// All that decides a spec.
@@ -67,6 +68,9 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Spec> {
         "namespaces": namespaces(inputs),
         "resources": resources,
     });
+    if let Some(user) = inputs.pod.user() {
+        (linux["uidMappings"], linux["gidMappings"]) = (oci_maps(&user.uids), oci_maps(&user.gids));
+    }
     security::apply(&mut linux, inputs)?;
     devices::apply(&mut linux, inputs)?;
     let mounts = mounts::build(inputs)?;
@@ -103,6 +107,12 @@ fn annotations(inputs: &Inputs<'_>) -> Value {
     })
 }
 
+/// A map in the words of the OCI specification.
+fn oci_maps(maps: &[IdMap]) -> Value {
+    let line = |m: &IdMap| json!({"containerID": m.container, "hostID": m.host, "size": m.size});
+    maps.iter().map(line).collect()
+}
+
 /// The sandbox's namespaces by the pid its keeper answered, as containerd writes them; NODE means none is listed.
 fn namespaces(inputs: &Inputs<'_>) -> Vec<Value> {
     use v1::NamespaceMode::{Container, Node, Pod, Target};
@@ -110,6 +120,9 @@ fn namespaces(inputs: &Inputs<'_>) -> Vec<Value> {
     let of = |pid: i64, kind: &str| format!("/proc/{pid}/ns/{kind}");
     let sandbox = i64::from(inputs.pod.sandbox_pid);
     let mut all = vec![json!({"type": "mount"})];
+    if inputs.pod.user().is_some() {
+        all.push(json!({"type": "user", "path": of(sandbox, "user")}));
+    }
     if options.ipc() != Node {
         all.push(json!({"type": "ipc", "path": of(sandbox, "ipc")}));
     }
@@ -155,6 +168,19 @@ pub(crate) mod tests {
         pod
     }
 
+    /// What a kubelet gives its first pod.
+    pub(crate) fn maps() -> slipway_runtime::idmap::IdMappings {
+        let map = vec![IdMap { container: 0, host: 65536, size: 65536 }];
+        slipway_runtime::idmap::IdMappings { uids: map.clone(), gids: map }
+    }
+
+    pub(crate) fn in_user_namespace(pod: &mut PodRecord) {
+        let map = vec![v1::IdMapping { container_id: 0, host_id: 65536, length: 65536 }];
+        let user = v1::UserNamespace { mode: v1::NamespaceMode::Pod.into(), uids: map.clone(), gids: map };
+        let security = pod.config.linux.get_or_insert_default().security_context.get_or_insert_default();
+        security.namespace_options.get_or_insert_default().userns_options = Some(user);
+    }
+
     pub(crate) fn container() -> ContainerRecord {
         ContainerRecord {
             id: "c".repeat(64),
@@ -181,7 +207,14 @@ pub(crate) mod tests {
     pub(crate) fn spec_of(
         change: impl FnOnce(&mut v1::ContainerConfig, &mut v1::LinuxContainerSecurityContext),
     ) -> Result<Value> {
-        let (pod, mut container) = (pod(), container());
+        spec_in(&pod(), change)
+    }
+
+    pub(crate) fn spec_in(
+        pod: &PodRecord,
+        change: impl FnOnce(&mut v1::ContainerConfig, &mut v1::LinuxContainerSecurityContext),
+    ) -> Result<Value> {
+        let mut container = container();
         let mut security = v1::LinuxContainerSecurityContext {
             namespace_options: Some(v1::NamespaceOption {
                 pid: v1::NamespaceMode::Container.into(),
@@ -199,7 +232,7 @@ pub(crate) mod tests {
         };
         let identity = Identity { uid: 5, gid: 6, groups: vec![6, 7] };
         let built = build(&Inputs {
-            pod: &pod,
+            pod,
             container: &container,
             image: &image,
             identity: &identity,
@@ -243,6 +276,33 @@ pub(crate) mod tests {
         for kind in ["ipc", "uts", "network", "pid"] {
             assert_eq!(namespace(&node, kind), None, "{kind}");
         }
+    }
+
+    /// CRI-UNS-01, CRI-UNS-06, CRI-UNS-07.
+    #[test]
+    fn a_pod_s_user_namespace_is_every_container_s() {
+        let mut pod = pod();
+        in_user_namespace(&mut pod);
+        let map = vec![v1::IdMapping { container_id: 0, host_id: 65536, length: 65536 }];
+        let spec = spec_in(&pod, |config, _| {
+            config.mounts = vec![v1::Mount {
+                host_path: "/tmp".into(),
+                container_path: "/x".into(),
+                uid_mappings: map.clone(),
+                gid_mappings: map,
+                ..Default::default()
+            }];
+        });
+        let spec = spec.expect("spec");
+        let oci = json!([{"containerID": 0, "hostID": 65536, "size": 65536}]);
+        assert_eq!(namespace(&spec, "user").map(|n| n["path"].clone()), Some("/proc/42/ns/user".into()));
+        assert_eq!((&spec["linux"]["uidMappings"], &spec["linux"]["gidMappings"]), (&oci, &oci));
+        for target in ["/x", "/data"] {
+            let mounts = spec["mounts"].as_array().expect("list");
+            let mount = mounts.iter().find(|m| m["destination"] == target).expect(target);
+            assert_eq!((&mount["uidMappings"], &mount["gidMappings"]), (&oci, &oci), "{target}");
+        }
+        assert_eq!(namespace(&spec_of(|_, _| {}).expect("spec"), "user"), None);
     }
 
     /// The parts that other tools rely on, word for word.

@@ -1,9 +1,11 @@
 //! `mounts`: the defaults, the pod's files, and what the request asks for (CRI-MNT-*).
 
-use super::Inputs;
+use super::{Inputs, oci_maps};
 use crate::error::{Error, Result};
+use crate::pods::user;
 use cri_proto::v1;
 use serde_json::{Value, json};
+use slipway_runtime::idmap::IdMappings;
 use std::path::{Component, Path, PathBuf};
 
 pub(super) fn build(inputs: &Inputs<'_>) -> Result<Vec<Value>> {
@@ -13,7 +15,9 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<Vec<Value>> {
     // A default mount wins over a `VOLUME`: those are the image's, not the request's.
     let has =
         |target: &Path| mounts.iter().any(|m| clean(m["destination"].as_str().unwrap_or_default()) == target);
-    let volumes: Vec<_> = inputs.volumes.iter().filter(|(_, target)| !has(target)).map(volume).collect();
+    let volumes = inputs.volumes.iter().filter(|(_, target)| !has(target));
+    let user = inputs.pod.user();
+    let volumes: Vec<_> = volumes.map(|pair| volume(pair, user.as_ref())).collect();
     mounts.extend(volumes);
     let targets: Vec<_> =
         asked.iter().map(|m| clean(m["destination"].as_str().unwrap_or_default())).collect();
@@ -57,8 +61,17 @@ fn defaults(inputs: &Inputs<'_>) -> Vec<Value> {
     mounts
 }
 
-fn volume((source, target): &(PathBuf, PathBuf)) -> Value {
-    json!({"destination": target, "type": "bind", "source": source, "options": ["rbind", "rprivate", "rw"]})
+/// Its files are the image's, with the ids that the image says.
+fn volume((source, target): &(PathBuf, PathBuf), user: Option<&IdMappings>) -> Value {
+    let mut mount = json!({"destination": target, "type": "bind", "source": source, "options": ["rbind", "rprivate", "rw"]});
+    if let Some(user) = user {
+        map_ids(&mut mount, user);
+    }
+    mount
+}
+
+fn map_ids(mount: &mut Value, user: &IdMappings) {
+    (mount["uidMappings"], mount["gidMappings"]) = (oci_maps(&user.uids), oci_maps(&user.gids));
 }
 
 fn requested(mount: &v1::Mount, source: &Path) -> Result<Value> {
@@ -79,9 +92,13 @@ fn requested(mount: &v1::Mount, source: &Path) -> Result<Value> {
         _ => "rw",
     });
     options.extend(mount.mount_options.iter().map(String::as_str));
-    Ok(
-        json!({"destination": clean(&mount.container_path), "type": "bind", "source": source, "options": options}),
-    )
+    let mut made = json!({"destination": clean(&mount.container_path), "type": "bind", "source": source, "options": options});
+    // A view of an image is mapped already, layer by layer.
+    let image = mount.image.as_ref().is_some_and(|image| !image.image.is_empty());
+    if !mount.uid_mappings.is_empty() && !image {
+        map_ids(&mut made, &user::from_cri(&mount.uid_mappings, &mount.gid_mappings));
+    }
+    Ok(made)
 }
 
 /// A shared mount inside needs a root that lets it out (CRI-MNT-06).

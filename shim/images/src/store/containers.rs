@@ -6,6 +6,7 @@ use super::{Inner, Store};
 use crate::types::Image;
 use crate::unpack::tree::RootAttributes;
 use crate::{Error, Kind, Result};
+use slipway_runtime::idmap::IdMappings;
 use slipway_runtime::rootfs::Overlay;
 use std::collections::HashSet;
 use std::fs::{DirBuilder, Permissions};
@@ -16,9 +17,12 @@ use std::path::{Path, PathBuf};
 impl Store {
     /// Makes the writable layer of container `owner` on top of `image` and holds the layers until [`Store::release`].
     ///
+    /// `user`: the maps of the container's user namespace; the image's layers are shown through them, and the writable
+    /// layer belongs to its users (IMG-OVL-14).
+    ///
     /// # Errors
     /// `Invalid` if `owner` is no plain name or has one already, `NotFound` if the image was removed meanwhile.
-    pub fn prepare(&self, image: &Image, owner: &str) -> Result<Overlay> {
+    pub fn prepare(&self, image: &Image, owner: &str, user: Option<&IdMappings>) -> Result<Overlay> {
         check_owner(owner)?;
         let inner = &self.inner;
         let (seen, keys) = {
@@ -32,7 +36,7 @@ impl Store {
             (seen, keys)
         };
         let record = OwnerRecord { version: VERSION, image: image.id.clone(), layers: keys };
-        let made = inner.make_container(owner, &record, seen.root);
+        let made = inner.make_container(owner, &record, on_host(seen.root, user));
         if made.is_err()
             && let Err(e) = self.release(owner)
         {
@@ -45,6 +49,7 @@ impl Store {
             upper: Some(directory.join("upper")),
             work: Some(directory.join("work")),
             volatile: true,
+            idmap: user.cloned(),
         })
     }
 
@@ -81,7 +86,7 @@ impl Store {
         // overlayfs mounts nothing read-only (IMG-OVL-08, -09).
         let mut lower = vec![self.inner.root_directory(seen.root)?];
         lower.extend(self.inner.lower(&seen)?);
-        Ok(Overlay { lower, upper: None, work: None, volatile: false })
+        Ok(Overlay { lower, ..Overlay::default() })
     }
 
     /// Drops the writable layer of `owner`; missing is success. Deleting happens off the caller's path.
@@ -193,6 +198,14 @@ impl Inner {
         self.layout().write(&directory.join("owner.json"), &to_json(record, owner)?)?;
         Ok(directory)
     }
+}
+
+/// The host's owner of a root directory; its root's for ids that are nobody inside.
+fn on_host(root: RootAttributes, user: Option<&IdMappings>) -> RootAttributes {
+    let Some(user) = user else { return root };
+    let uid = user.host_uid(root.uid).or_else(|| user.host_uid(0)).unwrap_or(root.uid);
+    let gid = user.host_gid(root.gid).or_else(|| user.host_gid(0)).unwrap_or(root.gid);
+    RootAttributes { uid, gid, ..root }
 }
 
 fn make(path: &Path) -> Result<()> {
