@@ -92,7 +92,7 @@ pub fn create(request: CreateRequest) -> Result<Created> {
     let plan = Plan::new(&id, &spec, &facts)?;
     let program = Program::create(&plan)?;
     let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
-    let cgroup = Cgroup::create(&plan.cgroup_path, resources)?;
+    let mut cgroup = Cgroup::create(&plan.cgroup_path, resources)?;
     let launched = cgroup.join().and_then(|group| {
         let given = join.into_iter().map(|(_, fd)| fd).collect();
         let (root, window) = (Some(root), plan.process.window);
@@ -103,6 +103,7 @@ pub fn create(request: CreateRequest) -> Result<Created> {
     });
     match launched {
         Ok(Launched { pid, pidfd, socket, pty }) => {
+            cgroup.joined();
             let start = StartPipe { socket, steps: program.sentences() };
             Ok(Created { pid, pidfd, cgroup, pty, start })
         }

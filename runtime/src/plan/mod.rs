@@ -14,6 +14,7 @@ use crate::error::Kind;
 use crate::host::{CgroupLayout, Host};
 use crate::namespace::NamespaceKind;
 use crate::rootfs::Rootfs;
+use crate::unit::ScopeName;
 use crate::{Error, Result};
 use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, LinuxNamespaceType, Process, Spec};
 use std::path::{Component, Path, PathBuf};
@@ -94,8 +95,9 @@ impl Plan {
             return Err(invalid("linux.namespaces", "a container needs its own mount namespace"));
         }
         let cgroup_path = cgroup_path(id, linux)?;
-        let mounts =
-            mounts::plan(spec.mounts().as_deref().unwrap_or_default(), facts, &cgroup_path, &namespaces)?;
+        let scope = ScopeName::parse(&cgroup_path)?;
+        let group = scope.map_or_else(|| cgroup_path.clone(), |scope| scope.directory());
+        let mounts = mounts::plan(spec.mounts().as_deref().unwrap_or_default(), facts, &group, &namespaces)?;
         Ok(Self {
             hostname: name_in(spec.hostname().as_ref(), "hostname", has(NamespaceKind::Uts))?,
             domainname: name_in(spec.domainname().as_ref(), "domainname", has(NamespaceKind::Uts))?,
@@ -219,10 +221,13 @@ fn kind_of(kind: LinuxNamespaceType) -> NamespaceKind {
     }
 }
 
-/// `/name` when the spec says nothing; systemd's `slice:prefix:name` form is not a path.
+/// `/name` when the spec says nothing; systemd's `slice:prefix:name` stays as it is.
 fn cgroup_path(id: &str, linux: &Linux) -> Result<String> {
     let Some(path) = linux.cgroups_path() else { return Ok(format!("/{id}")) };
     let text = path.to_str().ok_or_else(|| invalid("linux.cgroupsPath", "not UTF-8"))?;
+    if ScopeName::parse(text)?.is_some() {
+        return Ok(text.to_owned());
+    }
     if Path::new(text).components().any(|part| part == Component::ParentDir) {
         return Err(invalid("linux.cgroupsPath", format!("{text} climbs out")));
     }

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod cgroups;
 mod cli;
 mod clock;
 mod config;

@@ -157,5 +157,5 @@ fn reopen(pid: i32, expected: u64) -> Option<OwnedFd> {
 }
 
 fn lost() -> Ended {
-    Ended { status: 255, at: now(), known: false, oom: false }
+    Ended { status: 255, at: now(), known: false, oom: None }
 }
