@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::events::timestamp;
 use crate::keeper::{Keeper, blocking, detached};
 use crate::layout::is_valid_id;
+use crate::logger::{self, Logger};
 use crate::prepare;
 use crate::process::{Awaited, Process, now, wait_end};
 use crate::records::{self, Ended, ExecPhase, ExecRecord, Streams, VERSION};
@@ -161,7 +162,9 @@ impl Exec {
         let oom_score = container.process().as_ref().and_then(ProcessSpec::oom_score_adj);
         prepare::process(&mut process, oom_score, keeper.nofile);
         process.set_terminal(Some(self.streams.terminal));
-        let opened = stdio::open(&self.streams, prepare::owner(&container, Some(&process)))?;
+        let owner = task.io_owner().unwrap_or_else(|| prepare::owner(&container, Some(&process)));
+        let opened =
+            stdio::open(&self.streams, owner, Logger { id: task.id(), namespace: &keeper.namespace })?;
         let cgroup = Cgroup::open(task.cgroup())?;
         let session = slipway_runtime::container::exec(ExecRequest {
             exec_id: &self.id,
@@ -209,7 +212,7 @@ impl Exec {
                 keeper.guardian.recorded(report);
             }
             // What the client has not read yet stays in its fifos until Delete.
-            exec.kept().retain(|key, _| stdio::is_reader(key));
+            exec.kept().retain(|key, _| stdio::outlives_process(key));
             drop(changing);
             exec.exit.send_replace(Some(end.ended));
             let event = TaskExit {
@@ -297,6 +300,8 @@ impl Exec {
             Ok(())
         })
         .await?;
+        let logger = self.kept().remove(key::LOGGER);
+        logger::finish(logger).await;
         keeper.guardian.forget_all(&self.prefix());
         records::remove(&keeper.layout.execs(), &self.record(&self.lock()))
             .map_err(|e| Error::io("remove record of exec", &self.id, &e))?;
