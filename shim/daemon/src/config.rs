@@ -40,6 +40,7 @@ struct Low {
     network: LowNetwork,
     images: LowImages,
     logs: LowLogs,
+    cdi: LowCdi,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -80,6 +81,13 @@ struct LowLogs {
     max_line: Option<usize>,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct LowCdi {
+    /// Directories of device files; of the same device the later one's counts.
+    spec_dirs: Option<Vec<PathBuf>>,
+}
+
 /// Everything decided.
 #[derive(Debug, Clone)]
 pub(crate) struct Config {
@@ -89,6 +97,7 @@ pub(crate) struct Config {
     pub(crate) cgroups: Cgroups,
     pub(crate) keeper: PathBuf,
     pub(crate) max_log_line: usize,
+    pub(crate) cdi_dirs: Vec<PathBuf>,
     pub(crate) images: slipway_images::Options,
     pub(crate) network: slipway_network::Options,
 }
@@ -111,6 +120,7 @@ impl Config {
                 slipway_runtime::cgroup::prefers_systemd(),
             )?,
             keeper: keeper_binary(low.keeper.path)?,
+            cdi_dirs: low.cdi.spec_dirs.unwrap_or_else(|| vec!["/etc/cdi".into(), "/var/run/cdi".into()]),
             max_log_line: low.logs.max_line.unwrap_or(16384),
             images: slipway_images::Options {
                 root: root.join("images"),
