@@ -24,5 +24,6 @@ pub mod rootfs;
 pub mod sandbox;
 pub mod seccomp;
 pub mod sys;
+pub mod unit;
 
 pub use error::{Error, Result};

@@ -4,7 +4,7 @@ use super::check::check;
 use super::devices::{self, Rule};
 use super::files::{self, Refused, absent};
 use super::layout::Layout;
-use super::limits::{Limit, Limits, Now, hugetlb_v2, wants_hugetlb};
+use super::limits::{Limit, Limits, Now, UNLIMITED, hugetlb_v2, wants_hugetlb};
 use super::{v1, v2};
 use crate::error::Kind;
 use crate::{Error, Result};
@@ -188,14 +188,16 @@ fn set_devices(layout: &Layout, path: &str, rules: &[Rule]) -> Result<()> {
 
 /// What the group has now, as far as a plan depends on it.
 pub(super) fn now(layout: &Layout, path: &str) -> Now {
-    let memsw = layout
-        .v1("memory")
-        .and_then(|h| files::number(&format!("{}/memory.memsw.limit_in_bytes", h.dir(path))).ok());
+    let limit = |file: &str| {
+        let dir = layout.v1("memory")?.dir(path);
+        files::number(&format!("{dir}/{file}")).ok().flatten().filter(|n| *n < UNLIMITED)
+    };
+    let (memory, memsw) = (limit("memory.limit_in_bytes"), limit("memory.memsw.limit_in_bytes"));
     let quota = match layout {
         Layout::V2(unified) => files::read(&format!("{}/cpu.max", unified.dir(path))).ok(),
         Layout::V1 { .. } => None,
     };
-    Now { memsw: memsw.flatten(), quota: quota.and_then(|q| q.split(' ').next().map(str::to_owned)) }
+    Now { memory, memsw, quota: quota.and_then(|q| q.split(' ').next().map(str::to_owned)) }
 }
 
 /// CRI-UPD-05: refuses a version 2 memory limit below what is in use, when the request wants that looked at; the kernel

@@ -7,6 +7,7 @@ use crate::error::Kind;
 use crate::{Error, Result};
 use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxResources};
 use std::fmt::Display;
+use std::sync::OnceLock;
 
 /// Below this nothing can be executed at all: the kernel would answer with the OOM killer, in our own code. Bytes.
 const MEMORY_MIN: i64 = 16 * 1024;
@@ -126,7 +127,7 @@ fn hugepages(limits: &[LinuxHugepageLimit]) -> Result<()> {
     for limit in limits {
         let size = limit.page_size();
         let known = page_sizes();
-        if !known.iter().any(|k| k == size) {
+        if !known.contains(size) {
             let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
             return Err(invalid("hugepageLimits.pageSize", size, format!("this host has {known}")));
         }
@@ -135,12 +136,20 @@ fn hugepages(limits: &[LinuxHugepageLimit]) -> Result<()> {
     Ok(())
 }
 
-/// Page sizes of this host as the spec and the control files write them: `2MB`, `1GB` (base 1024).
-fn page_sizes() -> Vec<String> {
-    let entries = std::fs::read_dir("/sys/kernel/mm/hugepages").into_iter().flatten().flatten();
-    let size =
-        |name: String| Some(page_size(name.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?));
-    entries.filter_map(|e| size(e.file_name().into_string().ok()?)).collect()
+/// Page sizes of this host as the spec and the control files write them: `2MB`, `1GB` (base 1024). A kernel's sizes are
+/// fixed at boot.
+pub(super) fn page_sizes() -> &'static [String] {
+    static SIZES: OnceLock<Vec<String>> = OnceLock::new();
+    SIZES.get_or_init(|| {
+        let entries = std::fs::read_dir("/sys/kernel/mm/hugepages").into_iter().flatten().flatten();
+        let size = |name: String| {
+            Some(page_size(name.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?))
+        };
+        let mut sizes: Vec<String> =
+            entries.filter_map(|e| size(e.file_name().into_string().ok()?)).collect();
+        sizes.sort();
+        sizes
+    })
 }
 
 fn page_size(kib: u64) -> String {

@@ -174,13 +174,36 @@ impl std::fmt::Display for Exception {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let number = |n: Option<u32>| n.map_or("*".to_owned(), |n| n.to_string());
         let node = if self.node == Node::Char { 'c' } else { 'b' };
-        let letters: String = [(READ, 'r'), (WRITE, 'w'), (MKNOD, 'm')]
-            .iter()
-            .filter(|(bit, _)| self.access & bit != 0)
-            .map(|(_, l)| l)
-            .collect();
-        write!(f, "{node} {}:{} {letters}", number(self.major), number(self.minor))
+        write!(f, "{node} {}:{} {}", number(self.major), number(self.minor), letters(self.access))
     }
+}
+
+fn letters(access: u8) -> String {
+    let known = [(READ, 'r'), (WRITE, 'w'), (MKNOD, 'm')];
+    known.iter().filter(|(bit, _)| access & bit != 0).map(|(_, letter)| letter).collect()
+}
+
+/// Devices that a list allows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Allowed {
+    pub(super) is_char: bool,
+    /// None: any.
+    pub(super) major: Option<u32>,
+    pub(super) minor: Option<u32>,
+    /// Letters out of r, w, m.
+    pub(super) access: String,
+}
+
+/// The rules as "nothing but these"; None if they cannot be said so, or allow everything.
+pub(super) fn allowed(rules: &[Rule]) -> Option<Vec<Allowed>> {
+    let policy = Policy::of(rules).ok().filter(|policy| !policy.allow)?;
+    let allowed = |e: &Exception| Allowed {
+        is_char: e.node == Node::Char,
+        major: e.major,
+        minor: e.minor,
+        access: letters(e.access),
+    };
+    Some(policy.exceptions.iter().map(allowed).collect())
 }
 
 /// Brings the version 1 devices group `dir` to `rules`. A group that is only narrowed or widened by exceptions is

@@ -10,6 +10,9 @@ use oci_spec::runtime::LinuxResources;
 use std::borrow::Cow;
 use std::fmt::Display;
 
+/// Version 1 writes its largest multiple of a page for "unlimited" (CRI-SS-09); nothing real comes near.
+pub(super) const UNLIMITED: u64 = 1 << 62;
+
 /// One value for one control file. A list of them is in the order in which they must be written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Limit {
@@ -23,7 +26,8 @@ pub(super) struct Limit {
 /// What a group has now, as far as the order or the meaning of new values depends on it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Now {
-    /// memory.memsw.limit_in_bytes (version 1).
+    /// memory.limit_in_bytes and memory.memsw.limit_in_bytes (version 1); None when unlimited or absent.
+    pub(super) memory: Option<u64>,
     pub(super) memsw: Option<u64>,
     /// The quota of cpu.max, `max` or microseconds (version 2).
     pub(super) quota: Option<String>,

@@ -1,11 +1,11 @@
-//! Control groups, versions 1 (also hybrid) and 2, cgroupfs driver: make, limit, join, read, kill, remove.
+//! Control groups, versions 1 (also hybrid) and 2, cgroupfs and systemd drivers: make, limit, join, read, kill, remove.
 //!
 //! Polls nothing in the background; never touches a group it did not make or was not given, except that version 2
 //! controllers are enabled in the groups above, and empty version 1 cpusets above are filled (see `tree`).
 //!
 //! ```text
 //!  LinuxResources ──check──▶ ──v1 | v2──▶ Change ──apply──▶ control files       tree: directories
-//!                   (refuse)    (pure)                                          freeze, stats: live groups
+//!                   (refuse)    (pure)                       └─ systemd         freeze, stats: live groups
 //! ```
 //!
 //! Of cgroups-rs 0.5.1 we use, on version 1, `FreezerController`, `PidController` and the reader of device lists. The rest is
@@ -22,19 +22,27 @@ mod files;
 mod freeze;
 mod layout;
 mod limits;
+mod name;
+mod oom;
 mod stats;
+mod systemd;
 mod tree;
 mod v1;
 mod v2;
+
+pub use oom::{Oom, OomLevel};
+pub use stats::{HugetlbStats, IoStats, MemoryEvents, Pressure, Stalled, Stats};
 
 use crate::error::Kind;
 use crate::{Error, Result};
 use apply::Change;
 use layout::{Hierarchy, Layout, WANTED};
+use name::{Name, parent};
 use oci_spec::runtime::LinuxResources;
 use rustix::fs::{Mode, OFlags};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
+use systemd::Holder;
 use tree::Made;
 
 /// One container's control group: a directory per version 1 hierarchy, or one directory on version 2.
@@ -42,11 +50,13 @@ use tree::Made;
 /// [`Cgroup::path`] is all that [`Cgroup::open`] needs, so that it can be kept in a record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cgroup {
-    path: String,
+    name: Name,
     /// Version 1, exec sessions only: the container's group, which is the session's in all hierarchies but the freezer.
     base: Option<String>,
     /// Hybrid hosts: there is a directory on the version 2 mount, too (for huge pages).
     unified: bool,
+    /// systemd driver: keeps a new scope alive; see [`Cgroup::joined`].
+    holder: Option<Holder>,
 }
 
 /// How a child about to exec enters the group (DESIGN 1A and ANCHORS: as late and as cheaply as possible).
@@ -60,72 +70,72 @@ pub enum Join {
     WriteTasks(Vec<OwnedFd>),
 }
 
-/// Accounting of one group at one moment. Absent where the controller is absent. Nanoseconds and bytes.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Stats {
-    pub cpu_usage_ns: Option<u64>,
-    pub cpu_user_ns: Option<u64>,
-    pub cpu_system_ns: Option<u64>,
-    pub cpu_periods: u64,
-    pub cpu_throttled_periods: u64,
-    pub cpu_throttled_ns: u64,
-    pub memory_usage: Option<u64>,
-    /// None when unlimited.
-    pub memory_limit: Option<u64>,
-    pub memory_rss: u64,
-    pub memory_inactive_file: u64,
-    pub memory_cache: u64,
-    pub page_faults: u64,
-    pub major_page_faults: u64,
-    pub swap_usage: Option<u64>,
-    pub swap_limit: Option<u64>,
-    pub pids_current: Option<u64>,
-    pub pids_limit: Option<u64>,
-    pub oom_kills: u64,
+/// True where groups should be made by systemd: it is the init of this host and manages version 2 alone, as the kubelet and
+/// containerd decide, too.
+pub fn prefers_systemd() -> bool {
+    systemd::is_running() && matches!(Layout::get(), Ok(Layout::V2(_)))
 }
 
 impl Cgroup {
-    /// Makes the group at `path` (relative to the hierarchy root, e.g. `/kubepods/pod1/<id>`), with every limit of
-    /// `resources` already written, and nobody in it. `controllers` absent on this host are skipped only when
-    /// nothing was asked of them; a limit that cannot be applied is an error naming controller, file and value.
-    /// On error nothing that this call made is left.
+    /// Makes the group at `path`, with every limit of `resources` already written, and nobody in it. `path` is relative to
+    /// the hierarchy's root, such as `/kubepods/pod1/<id>`, or a systemd scope, `slice:prefix:name`: then systemd makes
+    /// it, knows its limits too, and [`Cgroup::joined`] must be called once a process is in it.
+    ///
+    /// Controllers absent on this host are skipped only when nothing was asked of them; a limit that cannot be applied is
+    /// an error naming controller, file and value. On error nothing that this call made is left.
     ///
     /// Device rules, if there are any, start from "nothing is allowed"; no rules means no restriction.
     ///
     /// # Errors
     /// `Exists` if the leaf exists and holds processes or groups; `Invalid` for a path or limit that cannot be meant;
-    /// `Unsupported` for a systemd path, and for limits this host has no controller for.
+    /// `Unsupported` for limits this host has no controller for, and for a scope where systemd does not run.
     pub fn create(path: &str, resources: Option<&LinuxResources>) -> Result<Self> {
-        let path = checked_path(path)?;
+        let name = Name::parse(path)?;
         let layout = Layout::get()?;
         let change = resources.map(|r| Change::plan(layout, r, None)).transpose()?.unwrap_or_default();
         let unified = resources.is_some_and(|r| apply::needs_unified(layout, r));
         for limit in &change.limits {
-            apply::place(layout, &path, limit)?;
+            apply::place(layout, &name.dir, limit)?;
+        }
+        if let Some(scope) = name.scope.clone() {
+            systemd::must_run(layout, path)?;
+            let holder = Some(systemd::start(&scope, &change)?);
+            let group = Self { name, base: None, unified: false, holder };
+            let limited = group.limit_scope(layout, &change);
+            return limited.map(|()| group).inspect_err(|_| drop(systemd::stop(&scope.unit)));
         }
         let mut made = Made::default();
         match layout {
             Layout::V1 { hierarchies, unified: beside } => {
                 for hierarchy in hierarchies {
-                    make_v1(hierarchy, &path, &change, &mut made)?;
+                    make_v1(hierarchy, &name.dir, &change, &mut made)?;
                 }
                 if let Some(beside) = beside.as_ref().filter(|_| unified) {
-                    tree::make(beside, &path, &mut made)?;
-                    tree::enable(beside, &path, &["hugetlb"], &["hugetlb".to_owned()])?;
+                    tree::make(beside, &name.dir, &mut made)?;
+                    tree::enable(beside, &name.dir, &["hugetlb"], &["hugetlb".to_owned()])?;
                 }
             }
             Layout::V2(hierarchy) => {
-                tree::make(hierarchy, &path, &mut made)?;
-                let required = change.controllers();
-                let extra = required.iter().map(String::as_str).filter(|c| !WANTED.contains(c));
-                let wanted: Vec<&str> =
-                    WANTED.into_iter().chain(extra).filter(|c| hierarchy.has(c)).collect();
-                tree::enable(hierarchy, &path, &wanted, &required)?;
+                tree::make(hierarchy, &name.dir, &mut made)?;
+                enable_v2(hierarchy, &name.dir, &change)?;
             }
         }
-        apply::fresh(layout, &path, &change)?;
+        apply::fresh(layout, &name.dir, &change)?;
         made.keep();
-        Ok(Self { path, base: None, unified })
+        Ok(Self { name, base: None, unified, holder: None })
+    }
+
+    /// What systemd has no property for, or holds less exactly, in a scope that it has just started.
+    fn limit_scope(&self, layout: &Layout, change: &Change) -> Result<()> {
+        if let Layout::V2(hierarchy) = layout {
+            enable_v2(hierarchy, &self.name.dir, change)?;
+        }
+        apply::fresh(layout, &self.name.dir, change)
+    }
+
+    /// Says that the container's own process is in the group: what kept it alive until then leaves.
+    pub fn joined(&mut self) {
+        self.holder = None;
     }
 
     /// Finds a group made earlier, e.g. after a restart. What is left of a half-removed group is found, too.
@@ -133,31 +143,35 @@ impl Cgroup {
     /// # Errors
     /// `NotFound` if no hierarchy has it.
     pub fn open(path: &str) -> Result<Self> {
-        let path = checked_path(path)?;
+        let name = Name::parse(path)?;
         let layout = Layout::get()?;
         let there = |h: &Hierarchy, path: &str| std::fs::metadata(h.dir(path)).is_ok_and(|m| m.is_dir());
-        let held: Vec<&Hierarchy> = layout.all().filter(|h| there(h, &path)).collect();
+        let held: Vec<&Hierarchy> = layout.all().filter(|h| there(h, &name.dir)).collect();
         if held.is_empty() {
-            return Err(Error::new(Kind::NotFound, "open control group", path)
+            return Err(Error::new(Kind::NotFound, "open control group", name.text)
                 .hint("it was removed, or made on another host; see the container's cgroupsPath"));
         }
         let Layout::V1 { unified, .. } = layout else {
-            return Ok(Self { path, base: None, unified: false });
+            return Ok(Self { name, base: None, unified: false, holder: None });
         };
-        let parent = path.rfind('/').map(|at| &path[..at]).filter(|p| !p.is_empty());
         // Below a container's group and in the freezer hierarchy alone: an exec session.
         let alone = held.len() == 1 && layout.freezer().is_some_and(|freezer| held[0] == freezer);
-        let base = parent
+        let base = parent(&name.dir)
             .filter(|parent| alone && layout.all().any(|h| Some(h) != layout.freezer() && there(h, parent)));
         let base = base.map(str::to_owned);
-        let home = base.as_deref().unwrap_or(&path);
+        let home = base.as_deref().unwrap_or(&name.dir);
         let unified = unified.as_ref().is_some_and(|u| there(u, home));
-        Ok(Self { base, unified, path })
+        Ok(Self { base, unified, name, holder: None })
     }
 
-    /// Relative to the hierarchy's root, as [`Cgroup::open`] takes it.
+    /// As [`Cgroup::open`] takes it: a path relative to the hierarchy's root, or a scope.
     pub fn path(&self) -> String {
-        self.path.clone()
+        self.name.text.clone()
+    }
+
+    /// True if `path`, as [`OomLevel::Above`] names it, is the group this one was made in.
+    pub fn is_directly_below(&self, path: &str) -> bool {
+        parent(self.governing_dir()) == Some(path)
     }
 
     /// What the launcher needs so that the child enters this group.
@@ -216,26 +230,25 @@ impl Cgroup {
                 .hint("must be one path component of at most 250 bytes"));
         }
         let layout = Layout::get()?;
-        let path = format!("{}/exec-{name}", self.path);
+        let name = self.name.child(&format!("exec-{name}"));
         let mut made = Made::default();
         let (hierarchy, base) = match layout {
             Layout::V2(unified) => (unified, None),
             Layout::V1 { hierarchies, .. } => {
                 // `get` refuses a version 1 layout without hierarchies, so there is always one to name.
                 let Some(freezer) = layout.freezer().or(hierarchies.first()) else {
-                    return Err(Error::new(Kind::Unsupported, "make exec group", path));
+                    return Err(Error::new(Kind::Unsupported, "make exec group", name.text));
                 };
-                (freezer, Some(self.base.clone().unwrap_or_else(|| self.path.clone())))
+                (freezer, Some(self.base.clone().unwrap_or_else(|| self.name.dir.clone())))
             }
         };
-        stats::must_exist(self, &hierarchy.dir(&self.path))?;
-        if !tree::make(hierarchy, &path, &mut made)? {
-            return Err(
-                Error::new(Kind::Exists, "make exec group", path).hint("an exec of this id is still there")
-            );
+        stats::must_exist(self, &hierarchy.dir(&self.name.dir))?;
+        if !tree::make(hierarchy, &name.dir, &mut made)? {
+            return Err(Error::new(Kind::Exists, "make exec group", name.text)
+                .hint("an exec of this id is still there"));
         }
         made.keep();
-        Ok(Self { path, base, unified: self.unified })
+        Ok(Self { name, base, unified: self.unified, holder: None })
     }
 
     /// Changes limits of a live group; all-or-nothing (CRI-UPD-01): on error the former values are back.
@@ -245,46 +258,45 @@ impl Cgroup {
     /// As [`Cgroup::create`]; `State` when more memory is in use than a new limit allows (CRI-UPD-05).
     pub fn update(&self, resources: &LinuxResources) -> Result<()> {
         let layout = Layout::get()?;
-        let change = Change::plan(layout, resources, Some(&apply::now(layout, &self.path)))?;
-        apply::check_usage(layout, &self.path, resources)?;
+        let change = Change::plan(layout, resources, Some(&apply::now(layout, &self.name.dir)))?;
+        apply::check_usage(layout, &self.name.dir, resources)?;
         if apply::needs_unified(layout, resources) && !self.unified {
-            return Err(Error::new(Kind::Unsupported, "set hugetlb limit", &*self.path).hint(
+            return Err(Error::new(Kind::Unsupported, "set hugetlb limit", &*self.name.text).hint(
                 "this group was made without huge page limits, so its processes are not where hugetlb is on this host; \
                  make the container again with one",
             ));
         }
-        apply::live(layout, &self.path, &change)
+        let told = match &self.name.scope {
+            Some(scope) => systemd::update(&scope.unit, &change)?,
+            None => None,
+        };
+        apply::live(layout, &self.name.dir, &change).map_err(|error| {
+            match told.map(systemd::Former::restore) {
+                Some(Err(stuck)) => error.hint(format!("and systemd keeps the new values: {stuck}")),
+                _ => error,
+            }
+        })
     }
 
+    /// All figures the kernel has for this group and those below it.
+    ///
     /// # Errors
     /// `NotFound` if the group has been removed.
     pub fn stats(&self) -> Result<Stats> {
-        let layout = Layout::get()?;
-        if let Layout::V2(hierarchy) = layout {
-            let dir = hierarchy.dir(&self.path);
-            stats::must_exist(self, &dir)?;
-            return stats::v2(&dir);
-        }
-        let dir = |controller| layout.v1(controller).map(|h| self.dir(layout, h));
-        let (memory, pids) = (dir("memory"), dir("pids"));
-        if let Some(some) = memory.as_ref().or(pids.as_ref()) {
-            stats::must_exist(self, some)?;
-        }
-        stats::v1(&stats::Dirs { cpu: dir("cpu"), cpuacct: dir("cpuacct"), memory, pids })
+        stats::read(Layout::get()?, self)
     }
 
-    /// True if the OOM killer ended a process of this group or below: memory.oom_control / memory.events.
-    /// Read it before the group is removed.
+    /// What the OOM killer did here, and whose limit ran out; None if nothing. Read it before the group is removed.
+    ///
+    /// # Errors
+    /// `NotFound` if it has gone: a systemd scope goes with its last process.
+    pub fn oom(&self) -> Result<Option<Oom>> {
+        oom::read(Layout::get()?, self)
+    }
+
+    /// True if the OOM killer ended a process of this group or below.
     pub fn oom_killed(&self) -> Result<bool> {
-        let layout = Layout::get()?;
-        let kills = match layout {
-            Layout::V2(hierarchy) => stats::oom_kills_v2(&hierarchy.dir(&self.path))?,
-            Layout::V1 { .. } => match layout.v1("memory") {
-                Some(hierarchy) => stats::oom_kills_v1(&self.dir(layout, hierarchy))?,
-                None => 0,
-            },
-        };
-        Ok(kills > 0)
+        Ok(self.oom()?.is_some())
     }
 
     /// All processes, host pids, of this group and the groups below.
@@ -300,10 +312,10 @@ impl Cgroup {
     pub fn freeze(&self, frozen: bool) -> Result<()> {
         let layout = Layout::get()?;
         match layout {
-            Layout::V2(hierarchy) => freeze::set_v2(&hierarchy.dir(&self.path), frozen),
+            Layout::V2(hierarchy) => freeze::set_v2(&hierarchy.dir(&self.name.dir), frozen),
             Layout::V1 { .. } => match layout.v1("freezer") {
-                Some(hierarchy) => freeze::set_v1(&hierarchy.dir(&self.path), frozen),
-                None => Err(Error::new(Kind::Unsupported, "freeze control group", &*self.path)
+                Some(hierarchy) => freeze::set_v1(&hierarchy.dir(&self.name.dir), frozen),
+                None => Err(Error::new(Kind::Unsupported, "freeze control group", &*self.name.text)
                     .hint("the freezer controller of version 1 is not mounted on this host")),
             },
         }
@@ -337,16 +349,22 @@ impl Cgroup {
     /// `State` if processes are still there after `patience`, naming them; call it again on [`Cgroup::open`].
     // Taking `self` is the point: a removed group cannot be used.
     #[allow(clippy::needless_pass_by_value)]
-    pub fn remove(self, patience: Duration) -> Result<()> {
+    pub fn remove(mut self, patience: Duration) -> Result<()> {
         let layout = Layout::get()?;
         let deadline = Instant::now() + patience;
+        self.joined();
+        if let Some(scope) = &self.name.scope {
+            // Not with processes in it: systemd would kill them, and wait for them.
+            tree::vacate(&self.main_dir()?, deadline)?;
+            systemd::stop(&scope.unit)?;
+        }
         let mut first = Ok(());
         for hierarchy in layout.all() {
             if self.base.is_some() && Some(hierarchy) != layout.freezer() {
                 continue;
             }
             // One hierarchy that is in use keeps none of the others from being removed.
-            let removed = tree::remove(&hierarchy.dir(&self.path), deadline);
+            let removed = tree::remove(&hierarchy.dir(&self.name.dir), deadline);
             first = first.and(removed);
         }
         first
@@ -355,7 +373,7 @@ impl Cgroup {
     /// Removes a group that nobody uses any more, such as a pod's group that [`Cgroup::create`] made on the way to a
     /// container's. Missing is success; one that holds processes or groups is left as it is, in all hierarchies.
     pub fn remove_if_empty(path: &str) -> Result<()> {
-        let path = checked_path(path)?;
+        let path = Name::parse(path)?.dir;
         let dirs: Vec<String> = Layout::get()?.all().map(|h| h.dir(&path)).collect();
         for dir in &dirs {
             match tree::is_used(dir) {
@@ -363,6 +381,11 @@ impl Cgroup {
                 Err(e) if !files::absent(&e) => return Err(Error::sys("read control group", &**dir, e)),
                 _ => {}
             }
+        }
+        if let Some(slice) =
+            path.rsplit('/').next().filter(|leaf| leaf.ends_with(".slice") && prefers_systemd())
+        {
+            systemd::stop(slice)?;
         }
         for dir in &dirs {
             match std::fs::remove_dir(dir) {
@@ -378,7 +401,12 @@ impl Cgroup {
     /// The directory that governs a process of this group in `hierarchy`.
     fn dir(&self, layout: &Layout, hierarchy: &Hierarchy) -> String {
         let elsewhere = self.base.as_deref().filter(|_| Some(hierarchy) != layout.freezer());
-        hierarchy.dir(elsewhere.unwrap_or(&self.path))
+        hierarchy.dir(elsewhere.unwrap_or(&self.name.dir))
+    }
+
+    /// The path of the group whose limits count for this one: an exec session of version 1 has none of its own.
+    fn governing_dir(&self) -> &str {
+        self.base.as_deref().unwrap_or(&self.name.dir)
     }
 
     /// The directory in which processes are listed, frozen and killed.
@@ -388,11 +416,19 @@ impl Cgroup {
             Layout::V2(hierarchy) => Some(hierarchy),
             Layout::V1 { .. } => layout.freezer(),
         };
-        hierarchy.map(|h| h.dir(&self.path)).ok_or_else(|| {
-            Error::new(Kind::Unsupported, "find control group", &*self.path)
+        hierarchy.map(|h| h.dir(&self.name.dir)).ok_or_else(|| {
+            Error::new(Kind::Unsupported, "find control group", &*self.name.text)
                 .hint("no hierarchy of version 1 is mounted")
         })
     }
+}
+
+/// Makes the controllers that limits and statistics need available in a version 2 group.
+fn enable_v2(hierarchy: &Hierarchy, dir: &str, change: &Change) -> Result<()> {
+    let required = change.controllers();
+    let extra = required.iter().map(String::as_str).filter(|c| !WANTED.contains(c));
+    let wanted: Vec<&str> = WANTED.into_iter().chain(extra).filter(|c| hierarchy.has(c)).collect();
+    tree::enable(hierarchy, dir, &wanted, &required)
 }
 
 /// Makes `path` in one version 1 hierarchy, ready to be entered.
@@ -403,40 +439,8 @@ fn make_v1(hierarchy: &Hierarchy, path: &str, change: &Change, made: &mut Made) 
     }
     for list in ["cpuset.cpus", "cpuset.mems"] {
         // The parent must own what the limit will name; the leaf itself needs it only where no limit comes.
-        let parent = path.rfind('/').map_or("", |at| &path[..at]);
-        tree::inherit_cpuset(hierarchy, if change.sets(list) { parent } else { path }, list)?;
+        let own = if change.sets(list) { parent(path).unwrap_or("") } else { path };
+        tree::inherit_cpuset(hierarchy, own, list)?;
     }
     Ok(())
-}
-
-/// The path with single slashes and none at the end.
-fn checked_path(path: &str) -> Result<String> {
-    if path.split(':').count() == 3 && !path.starts_with('/') {
-        return Err(Error::new(Kind::Unsupported, "read control group path", path)
-            .hint("slice:prefix:name is for the systemd driver, which this version does not have; use the cgroupfs driver"));
-    }
-    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
-    let plain =
-        |part: &&str| *part != "." && *part != ".." && !part.contains(['\n', '\0']) && part.len() <= 255;
-    if !path.starts_with('/') || parts.is_empty() || !parts.iter().all(plain) {
-        return Err(Error::new(Kind::Invalid, "read control group path", format!("{path:?}")).hint(
-            "must be absolute below the hierarchy's root, such as /kubepods/pod1/c1, without . or ..",
-        ));
-    }
-    Ok(format!("/{}", parts.join("/")))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn paths_stay_below_the_root() {
-        assert_eq!(checked_path("//kubepods/pod1//c/").unwrap(), "/kubepods/pod1/c");
-        for bad in ["", "/", "a/b", "/a/../b", "/a/./b", "/a\n", "/a\0"] {
-            assert_eq!(checked_path(bad).unwrap_err().kind(), Kind::Invalid, "{bad:?}");
-        }
-        let error = checked_path("system.slice:slipway:c1").unwrap_err();
-        assert_eq!(error.kind(), Kind::Unsupported);
-    }
 }

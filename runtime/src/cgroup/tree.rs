@@ -218,6 +218,27 @@ pub(super) fn is_used(dir: &str) -> io::Result<bool> {
     Ok(!children(dir)?.is_empty() || !own_pids(dir)?.is_empty())
 }
 
+/// Waits until `deadline` for the last process to leave `dir` and the groups below. Missing is success.
+///
+/// # Errors
+/// `State`, naming who is there.
+pub(super) fn vacate(dir: &str, deadline: Instant) -> Result<()> {
+    let mut pause = Duration::from_micros(100);
+    loop {
+        let pids = match pids(dir) {
+            Ok(pids) if pids.is_empty() => return Ok(()),
+            Err(e) if absent(&e) => return Ok(()),
+            other => other.map_err(|e| Error::sys("list processes of control group", dir, e))?,
+        };
+        if Instant::now() >= deadline {
+            return Err(Error::new(Kind::State, "remove control group", dir)
+                .hint(format!("processes are still in it: {pids:?}; end them and try again")));
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(5));
+    }
+}
+
 /// Removes `dir` and the groups below, waiting until `deadline` for the last processes to leave. Missing is success.
 pub(super) fn remove(dir: &str, deadline: Instant) -> Result<()> {
     let mut pause = Duration::from_micros(100);

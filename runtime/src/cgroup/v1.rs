@@ -74,7 +74,7 @@ fn cpu_limits(out: &mut Limits, cpu: &LinuxCpu, live: bool) {
 fn memory_limits(out: &mut Limits, memory: &LinuxMemory, now: Option<&Now>) {
     let limit = set(memory.limit().unwrap_or(0));
     // CRI-RES-07: no limit on memory and no word on swap lifts both.
-    let swap = set(memory.swap().unwrap_or(0)).or(limit.filter(|l| *l == -1));
+    let swap = set(memory.swap().unwrap_or(0)).or_else(|| limit.and_then(|limit| kept_swap(limit, now)));
     // memory.limit <= memsw.limit holds after each write: raise the outer one first, lower it last.
     let raised = match (swap, now.and_then(|n| n.memsw)) {
         (Some(-1), Some(_)) => true,
@@ -102,6 +102,17 @@ fn memory_limits(out: &mut Limits, memory: &LinuxMemory, now: Option<&Now>) {
     if let Some(disable) = memory.disable_oom_killer().filter(|d| *d || now.is_some()) {
         out.must("memory", "memory.oom_control", u8::from(disable));
     }
+}
+
+/// memory+swap for a new memory limit that comes with no word on swap: the group may swap as much as before, which is what
+/// version 2 means by leaving memory.swap.max alone. Without it a limit above the old sum would be refused.
+fn kept_swap(limit: i64, now: Option<&Now>) -> Option<i64> {
+    if limit == -1 {
+        return Some(-1);
+    }
+    let now = now?;
+    let swap = now.memsw?.saturating_sub(now.memory?);
+    limit.checked_add_unsigned(swap)
 }
 
 fn block_io(out: &mut Limits, io: &LinuxBlockIo) -> Result<()> {
@@ -163,12 +174,17 @@ mod tests {
     #[test]
     fn the_outer_memory_limit_is_raised_first_and_lowered_last() {
         let (limit, memsw) = ("memory.limit_in_bytes=200", "memory.memsw.limit_in_bytes=300");
+        let now = |memory, memsw| Now { memory: Some(memory), memsw: Some(memsw), quota: None };
         assert_eq!(written(&memory(200, 300), None), [limit, memsw]);
-        assert_eq!(written(&memory(200, 300), Some(&Now { memsw: Some(100), quota: None })), [memsw, limit]);
-        assert_eq!(written(&memory(200, 300), Some(&Now { memsw: Some(900), quota: None })), [limit, memsw]);
+        assert_eq!(written(&memory(200, 300), Some(&now(50, 100))), [memsw, limit]);
+        assert_eq!(written(&memory(200, 300), Some(&now(50, 900))), [limit, memsw]);
         // CRI-RES-07: unlimited memory with no word on swap.
         let both = ["memory.memsw.limit_in_bytes=-1", "memory.limit_in_bytes=-1"];
-        assert_eq!(written(&memory(-1, 0), Some(&Now { memsw: Some(900), quota: None })), both);
+        assert_eq!(written(&memory(-1, 0), Some(&now(50, 900))), both);
+        // No word on swap: as much of it as before, whichever way the limit goes.
+        assert_eq!(written(&memory(200, 0), Some(&now(50, 150))), [memsw, limit]);
+        assert_eq!(written(&memory(200, 0), Some(&now(800, 900))), [limit, memsw]);
+        assert_eq!(written(&memory(200, 0), Some(&Now::default())), [limit]);
     }
 
     #[test]

@@ -201,7 +201,7 @@ mod tests {
         assert_eq!(written(&cpu(5000, 10_000), None), ["cpu.max=5000 10000"]);
         assert_eq!(written(&cpu(-1, 100_000), None), ["cpu.max=max 100000"]);
         assert_eq!(written(&cpu(0, 20_000), None), ["cpu.max=max 20000"]);
-        let now = Now { memsw: None, quota: Some("7000".into()) };
+        let now = Now { quota: Some("7000".into()), ..Now::default() };
         assert_eq!(written(&cpu(0, 20_000), Some(&now)), ["cpu.max=7000 20000"]);
         assert!(written(&cpu(0, 0), None).is_empty());
     }

@@ -159,7 +159,7 @@ pub fn create(request: CreateRequest) -> Result<Created> {
     let parking = if options.listener.is_some() { Parking::CommandFound } else { Parking::CommandOpen };
     let program = options.apply(Program::create(&plan, parking)?, &id);
     let Options { listener, preserved, .. } = options;
-    let cgroup = Cgroup::create(&plan.cgroup_path, resources(&spec).as_ref())?;
+    let mut cgroup = Cgroup::create(&plan.cgroup_path, resources(&spec).as_ref())?;
     let subject = Subject { id: &id, bundle: &bundle, spec: &spec };
     let mut met = false;
     let launched = cgroup.join().and_then(|group| {
@@ -187,6 +187,7 @@ pub fn create(request: CreateRequest) -> Result<Created> {
     });
     match launched {
         Ok(Launched { pid, pidfd, socket, pty }) => {
+            cgroup.joined();
             let start = StartPipe { socket, steps: program.sentences() };
             Ok(Created { pid, pidfd, cgroup, pty, start })
         }

@@ -23,6 +23,7 @@ use crate::error::Kind;
 use crate::host::{CgroupLayout, Host};
 use crate::namespace::NamespaceKind;
 use crate::rootfs::Rootfs;
+use crate::unit::ScopeName;
 use crate::{Error, Result};
 use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, LinuxNamespaceType, Process, Spec};
 use std::path::{Component, Path, PathBuf};
@@ -111,10 +112,12 @@ impl Plan {
             return Err(invalid("linux.namespaces", "a container needs its own mount namespace"));
         }
         let cgroup_path = cgroup_path(id, Some(linux))?;
+        let scope = ScopeName::parse(&cgroup_path)?;
+        let group = scope.map_or_else(|| cgroup_path.clone(), |scope| scope.directory());
         let hooks = HookPlans::new(spec)?;
         let context = mounts::Context {
             facts,
-            cgroup_path: &cgroup_path,
+            cgroup_path: &group,
             namespaces: &namespaces,
             user: user.as_ref(),
             label: mount_label(linux, facts.host)?,
@@ -264,12 +267,15 @@ fn kind_of(kind: LinuxNamespaceType) -> NamespaceKind {
     }
 }
 
-/// The control group of a container: `/name` when the spec says nothing; systemd's `slice:prefix:name` form is not a path.
+/// The control group of a container: `/name` when the spec says nothing; systemd's `slice:prefix:name` stays as it is.
 pub fn cgroup_path(id: &str, linux: Option<&Linux>) -> Result<String> {
     let Some(path) = linux.and_then(|linux| linux.cgroups_path().as_ref()) else {
         return Ok(format!("/{id}"));
     };
     let text = path.to_str().ok_or_else(|| invalid("linux.cgroupsPath", "not UTF-8"))?;
+    if ScopeName::parse(text)?.is_some() {
+        return Ok(text.to_owned());
+    }
     if Path::new(text).components().any(|part| part == Component::ParentDir) {
         return Err(invalid("linux.cgroupsPath", format!("{text} climbs out")));
     }

@@ -167,6 +167,16 @@ fn updates_change_what_they_name() {
     group.update(&cpu(|c| c.idle(1i64))).expect("idle");
     assert_eq!(value("cpu.idle", "cpu.idle"), "1");
     group.update(&cpu(|c| c.idle(0i64).shares(2048u64))).expect("idle no more");
+    // No word on swap: a limit above the old sum is no obstacle, and as much swap as before is left.
+    let start = LinuxMemoryBuilder::default().limit(64 << 20).swap(96 << 20).build().expect("memory");
+    group.update(&resources(|r| r.memory(start))).expect("memory and swap");
+    let swap = group.stats().expect("stats").swap_limit;
+    for limit in [256 << 20, 32 << 20] {
+        group.update(&memory(limit)).expect("memory alone");
+        let stats = group.stats().expect("stats");
+        assert_eq!(stats.memory_limit, Some(u64::try_from(limit).expect("size")));
+        assert_eq!(stats.swap_limit, swap, "{stats:?}");
+    }
     for limit in [256 << 20, 32 << 20] {
         let both = LinuxMemoryBuilder::default().limit(limit).swap(limit).build().expect("memory");
         group.update(&resources(|r| r.memory(both))).expect("memory and swap, up and down");
@@ -273,7 +283,7 @@ fn refused_limits_leave_nothing() {
     let error = Cgroup::create(&scope.path(), Some(&resources(|r| r.cpu(cpu)))).expect_err("refused");
     assert!(error.to_string().contains("4000"), "{error}");
     assert!(directories(&scope.0).is_empty(), "{:?}", directories(&scope.0));
-    for path in ["", "/", "/a/../b", "system.slice:cri:abc"] {
+    for path in ["", "/", "/a/../b", "system:cri:abc"] {
         assert!(Cgroup::create(path, None).is_err(), "{path:?}");
     }
     if !v2() {

@@ -3,6 +3,9 @@
 mod devices;
 mod life;
 mod limits;
+mod oom;
+mod stats;
+mod systemd;
 
 use oci_spec::runtime::{LinuxResources, LinuxResourcesBuilder};
 use slipway_runtime::cgroup::{Cgroup, Join};

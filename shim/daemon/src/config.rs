@@ -2,6 +2,7 @@
 //!
 //! Works with no file. Unknown keys are refused with file and line.
 
+use crate::cgroups::{Cgroups, Driver};
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use std::net::SocketAddr;
@@ -30,7 +31,10 @@ const DEFAULT_FILE: &str = "/etc/slipway/config.toml";
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Low {
-    /// Parent of the control groups of pods that bring no cgroup_parent of their own.
+    /// "cgroupfs" or "systemd"; default: systemd where it is pid 1 on cgroup version 2.
+    cgroup_driver: Option<Driver>,
+    /// Parent of the control groups of pods that bring no cgroup_parent of their own: a path (default "/slipway"), or with
+    /// systemd a slice ("slipway.slice").
     cgroup_root: Option<String>,
     keeper: LowKeeper,
     cni: LowCni,
@@ -101,7 +105,7 @@ pub(crate) struct Config {
     pub(crate) root: PathBuf,
     pub(crate) state: PathBuf,
     pub(crate) address: PathBuf,
-    pub(crate) cgroup_root: String,
+    pub(crate) cgroups: Cgroups,
     pub(crate) keeper: PathBuf,
     pub(crate) max_log_line: usize,
     pub(crate) cdi_dirs: Vec<PathBuf>,
@@ -117,19 +121,17 @@ impl Config {
         let low = read(args.config.as_deref())?;
         let root = absolute(&args.root)?;
         let state = absolute(&args.state)?;
-        let cgroup_root = low.cgroup_root.unwrap_or_else(|| "/slipway".into());
-        if !cgroup_root.starts_with('/') || cgroup_root.split('/').any(|p| p == "..") {
-            bail!(
-                "cgroup_root = {cgroup_root:?}: give an absolute path below the hierarchy's root, without '..'"
-            );
-        }
         let builtin = low.network.builtin.unwrap_or(true).then(|| slipway_network::Builtin {
             bridge: low.network.bridge.unwrap_or_else(|| "slipway0".into()),
             pool: low.network.pool.unwrap_or_else(|| "10.88.0.0/16".into()),
         });
         Ok(Self {
             address: absolute(address)?,
-            cgroup_root: cgroup_root.trim_end_matches('/').to_owned(),
+            cgroups: Cgroups::decide(
+                low.cgroup_driver,
+                low.cgroup_root.as_deref(),
+                slipway_runtime::cgroup::prefers_systemd(),
+            )?,
             keeper: keeper_binary(low.keeper.path)?,
             cdi_dirs: low.cdi.spec_dirs.unwrap_or_else(|| vec!["/etc/cdi".into(), "/var/run/cdi".into()]),
             metrics: low.metrics.address,

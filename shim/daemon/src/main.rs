@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod cdi;
+mod cgroups;
 mod check;
 mod cli;
 mod clock;

@@ -129,7 +129,7 @@ impl Exec {
             let process = match started {
                 Ok(process) => process,
                 Err(error) => {
-                    let ended = Ended { status: 255, at: now(), known: true, oom: false };
+                    let ended = Ended { status: 255, at: now(), known: true, oom: None };
                     exec.go_to(&keeper, Lifecycle::Stopped { pid: 0, cgroup: String::new(), ended });
                     exec.exit.send_replace(Some(ended));
                     return Err(error);
@@ -287,7 +287,7 @@ impl Exec {
         let (pid, cgroup, ended) = match &*self.lock() {
             Lifecycle::Stopped { pid, cgroup, ended } => (*pid, cgroup.clone(), *ended),
             Lifecycle::Added { .. } => {
-                (0, String::new(), Ended { status: 0, at: 0, known: true, oom: false })
+                (0, String::new(), Ended { status: 0, at: 0, known: true, oom: None })
             }
             _ => return Err(self.wrong("delete", "it is running")),
         };
@@ -340,7 +340,7 @@ impl Exec {
         record: ExecRecord,
         held: &mut std::collections::HashMap<String, std::os::fd::OwnedFd>,
     ) {
-        let lost = Ended { status: 255, at: now(), known: false, oom: false };
+        let lost = Ended { status: 255, at: now(), known: false, oom: None };
         let prefix = prefix(&record.task, &record.id);
         let kept = stdio::take_kept(held, &prefix);
         let pidfd = held.remove(&format!("{prefix}pidfd"));

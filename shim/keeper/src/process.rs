@@ -109,7 +109,7 @@ pub(crate) async fn wait_end(process: &Process, adopted: Option<Awaited>) -> End
     if let Err(error) = process.ended().await {
         tracing::error!(pid = process.pid, "wait for process: {error}");
     }
-    let end = |status, at, known, report| End { ended: Ended { status, at, known, oom: false }, report };
+    let end = |status, at, known, report| End { ended: Ended { status, at, known, oom: None }, report };
     let lost = end(255, now(), false, None);
     match adopted {
         None => match process.peek_status() {

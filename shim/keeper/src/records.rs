@@ -22,7 +22,32 @@ pub(crate) struct Ended {
     pub(crate) at: i64,
     /// False: nobody was there to see the status.
     pub(crate) known: bool,
-    pub(crate) oom: bool,
+    /// The OOM killer was here, and this is whose memory had run out.
+    pub(crate) oom: Option<OutOfMemory>,
+}
+
+/// Whose memory ran out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum OutOfMemory {
+    Container,
+    /// The group directly above the container's.
+    Pod,
+    /// A group above that: all pods together, or a class of them.
+    Pods,
+    Node,
+}
+
+impl OutOfMemory {
+    /// As the wire says it (keeper.proto).
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Container => "container",
+            Self::Pod => "pod",
+            Self::Pods => "pods",
+            Self::Node => "node",
+        }
+    }
 }
 
 /// Standard streams as the client named them.
@@ -252,7 +277,7 @@ mod tests {
     #[test]
     fn records_come_back_and_damage_is_set_aside() {
         let dir = tempfile::tempdir().unwrap();
-        let ended = Ended { status: 137, at: 5, known: true, oom: true };
+        let ended = Ended { status: 137, at: 5, known: true, oom: Some(OutOfMemory::Pod) };
         let records = [
             task("a", TaskPhase::Creating),
             task("b", TaskPhase::Created { pid: 4, steps: vec!["execve".into()] }),

@@ -180,5 +180,5 @@ async fn undo(keeper: &Arc<Keeper>, record: &TaskRecord, pidfd: Option<OwnedFd>)
 }
 
 fn lost() -> Ended {
-    Ended { status: 255, at: now(), known: false, oom: false }
+    Ended { status: 255, at: now(), known: false, oom: None }
 }

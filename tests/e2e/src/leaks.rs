@@ -12,7 +12,7 @@ pub fn of(dir: &Path, cgroup_root: &str) -> Vec<String> {
     loop {
         let found = look(dir, cgroup_root);
         if found.is_empty() || start.elapsed() > PATIENCE {
-            clean(dir);
+            clean(dir, cgroup_root);
             return found;
         }
         std::thread::sleep(Duration::from_millis(50));
@@ -35,7 +35,10 @@ fn look(dir: &Path, cgroup_root: &str) -> Vec<String> {
 }
 
 /// Ends what a failed test left, by pid and by path, and nothing else.
-fn clean(dir: &Path) {
+fn clean(dir: &Path, cgroup_root: &str) {
+    if is_slice(cgroup_root) {
+        let _ = std::process::Command::new("systemctl").args(["stop", cgroup_root]).status();
+    }
     for (pid, _) in
         processes_naming(dir).into_iter().chain(processes_with_environment("SLIPWAY_KEEPER_STATE", dir))
     {
@@ -108,7 +111,19 @@ fn cgroups(root: &str) -> Vec<String> {
     let mut hierarchies: Vec<_> = entries(base).into_iter().map(|e| base.join(e)).collect();
     hierarchies.push(base.to_owned());
     let below = |h: std::path::PathBuf| h.join(root.trim_start_matches('/'));
+    if is_slice(root) {
+        // An empty slice stays with systemd, by design; what is in it must not.
+        let slices = hierarchies.into_iter().map(below).flat_map(|slice| {
+            let inside = entries(&slice).into_iter().map(move |name| slice.join(name));
+            inside.filter(|path| path.is_dir())
+        });
+        return slices.map(|path| path.display().to_string()).collect();
+    }
     hierarchies.into_iter().map(below).filter(|p| p.is_dir()).map(|p| p.display().to_string()).collect()
+}
+
+fn is_slice(cgroup_root: &str) -> bool {
+    cgroup_root.ends_with(".slice")
 }
 
 /// Links of this thread's network namespace other than `lo`.

@@ -78,9 +78,10 @@ impl Node {
     }
 
     pub(crate) fn directories(program: Program) -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("slipway-e2e-").tempdir_in("/tmp")?;
+        // Its path must be short: sockets have theirs below it.
+        let dir = tempfile::Builder::new().prefix("slipway-e2e-").tempdir()?;
         let tag = dir.path().file_name().and_then(|n| n.to_str()).context("temporary name")?.to_owned();
-        let node = Self { cgroup_root: format!("/{tag}"), dir, program, daemon: None };
+        let node = Self { cgroup_root: cgroup_root(&tag), dir, program, daemon: None };
         for sub in ["root", "state", "cni", "logs"] {
             std::fs::create_dir(node.path(sub))?;
         }
@@ -341,6 +342,17 @@ impl Node {
     /// that one failing test does not spoil the machine.
     pub fn leaks(&self) -> Vec<String> {
         leaks::of(self.dir.path(), &self.cgroup_root)
+    }
+}
+
+/// The parent of a node's groups: a directory, or a slice where the daemon chooses the systemd driver. (Dashes would nest
+/// slices.)
+fn cgroup_root(tag: &str) -> String {
+    let both = ["/run/systemd/system", "/sys/fs/cgroup/cgroup.controllers"];
+    if both.iter().all(|path| Path::new(path).exists()) {
+        format!("{}.slice", tag.replace('-', ""))
+    } else {
+        format!("/{tag}")
     }
 }
 

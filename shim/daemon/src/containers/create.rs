@@ -186,7 +186,7 @@ impl Daemon {
             user: v1::LinuxContainerUser::default(),
             stop_signal,
             stop_signal_name,
-            cgroup: format!("{}/{id}", pod.cgroup_parent.trim_end_matches('/')),
+            cgroup: self.config.cgroups.container(&pod.cgroup_parent, id),
             bundle: self.config.state.join("containers").join(id),
             nri: serde_json::Value::Null,
             phase: Phase::Creating,

@@ -224,8 +224,20 @@ pub(crate) fn exited(started_at: i64, info: Option<&TaskInfo>) -> Phase {
         (_, 0) => "Completed",
         _ => "Error",
     };
+    let message = if reason == "OOMKilled" { out_of_memory(&info.oom_level) } else { String::new() };
     let finished_at = info.exited_at.max(started_at);
-    Phase::Exited { started_at, finished_at, exit_code, reason: reason.into(), message: String::new() }
+    Phase::Exited { started_at, finished_at, exit_code, reason: reason.into(), message }
+}
+
+/// Which limit to look at, in words.
+fn out_of_memory(level: &str) -> String {
+    match level {
+        "container" => "the container's memory limit ran out".into(),
+        "pod" => "the pod's memory limit ran out: its containers together, and the files they keep in memory".into(),
+        "pods" => "the memory limit above the pod ran out: that of all pods, or of this class of service".into(),
+        "node" => "the node ran out of memory; no limit of the container or its pod was hit".into(),
+        _ => String::new(),
+    }
 }
 
 #[cfg(test)]
@@ -249,6 +261,9 @@ mod tests {
         assert_eq!(reason(Some(info(137, false, true))), (137, "Error".into()));
         assert_eq!(reason(Some(info(137, true, true))), (137, "OOMKilled".into()));
         assert_eq!(reason(Some(info(3, false, false))), (255, "Unknown".into()));
+        let mut out = info(137, true, true);
+        out.oom_level = "pod".into();
+        assert!(matches!(exited(5, Some(&out)), Phase::Exited { message, .. } if message.contains("pod's memory")));
         assert_eq!(reason(None), (255, "Unknown".into()));
     }
 }

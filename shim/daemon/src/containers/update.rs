@@ -73,6 +73,7 @@ fn merge(
     number(&mut in_force.cpu_period, asked.cpu_period);
     number(&mut in_force.cpu_quota, asked.cpu_quota);
     number(&mut in_force.cpu_shares, asked.cpu_shares);
+    in_force.memory_swap_limit_in_bytes = kept_swap(&in_force, asked);
     number(&mut in_force.memory_limit_in_bytes, asked.memory_limit_in_bytes);
     number(&mut in_force.memory_swap_limit_in_bytes, asked.memory_swap_limit_in_bytes);
     number(&mut in_force.oom_score_adj, asked.oom_score_adj);
@@ -90,6 +91,18 @@ fn merge(
     in_force
 }
 
+/// memory_swap_limit_in_bytes in force once `asked` is: it is a sum, so a new memory limit with no word on swap moves it,
+/// and the container may swap as much as before.
+fn kept_swap(in_force: &v1::LinuxContainerResources, asked: &v1::LinuxContainerResources) -> i64 {
+    let (memory, sum) = (in_force.memory_limit_in_bytes, in_force.memory_swap_limit_in_bytes);
+    match asked.memory_limit_in_bytes {
+        limit if limit > 0 && memory > 0 && sum > 0 => limit.saturating_add(sum.saturating_sub(memory)),
+        // No limit on memory: a sum means nothing any more.
+        limit if limit < 0 => 0,
+        _ => sum,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,5 +116,28 @@ mod tests {
             v1::LinuxContainerResources { cpuset_cpus: "0".into(), cpu_shares: 9, ..Default::default() };
         let after = merge(before, &asked);
         assert_eq!((after.memory_limit_in_bytes, after.cpu_shares, after.cpuset_cpus.as_str()), (5, 9, "0"));
+    }
+    /// CRI-RES-06, CRI-RES-10: kubelet's containers come with swap = memory; crictl update says nothing of swap.
+    #[test]
+    fn swap_moves_with_the_memory_limit() {
+        let limits = |memory: i64, swap: i64| v1::LinuxContainerResources {
+            memory_limit_in_bytes: memory,
+            memory_swap_limit_in_bytes: swap,
+            ..Default::default()
+        };
+        for (before, asked, after) in [
+            ((64, 64), (128, 0), (128, 128)),
+            ((64, 80), (32, 0), (32, 48)),
+            ((64, 80), (128, 130), (128, 130)),
+            ((64, 80), (-1, 0), (-1, 0)),
+            ((64, -1), (128, 0), (128, -1)),
+            ((64, 0), (128, 0), (128, 0)),
+            ((64, 80), (0, 90), (64, 90)),
+        ] {
+            assert_eq!(
+                merge(limits(before.0, before.1), &limits(asked.0, asked.1)),
+                limits(after.0, after.1)
+            );
+        }
     }
 }

@@ -70,7 +70,7 @@ impl v1::runtime_service_server::RuntimeService for RuntimeApi {
         &self,
         _: Request<v1::RuntimeConfigRequest>,
     ) -> Result<Response<v1::RuntimeConfigResponse>, Status> {
-        answer("RuntimeConfig", Ok(status::runtime_config()))
+        answer("RuntimeConfig", Ok(status::runtime_config(&self.0)))
     }
 
     /// Accepted and not needed: addresses come from CNI or the built-in pool (CRI-URC-01).

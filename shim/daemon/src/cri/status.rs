@@ -65,16 +65,16 @@ pub(super) async fn status(daemon: &Daemon, verbose: bool) -> v1::StatusResponse
 
 fn config(daemon: &Daemon) -> String {
     let config = &daemon.config;
+    let (driver, root) = config.cgroups.describe();
     json!({
         "rootDir": config.root, "stateDir": config.state, "address": config.address,
-        "cgroupRoot": config.cgroup_root, "keeper": config.keeper, "cniConfDir": config.network.conf_dir,
+        "cgroupDriver": driver, "cgroupRoot": root, "keeper": config.keeper, "cniConfDir": config.network.conf_dir,
     })
     .to_string()
 }
 
 /// CRI-RCF-01: an unset field would say systemd.
-pub(super) fn runtime_config() -> v1::RuntimeConfigResponse {
-    v1::RuntimeConfigResponse {
-        linux: Some(v1::LinuxRuntimeConfiguration { cgroup_driver: v1::CgroupDriver::Cgroupfs.into() }),
-    }
+pub(super) fn runtime_config(daemon: &Daemon) -> v1::RuntimeConfigResponse {
+    let cgroup_driver = daemon.config.cgroups.driver().into();
+    v1::RuntimeConfigResponse { linux: Some(v1::LinuxRuntimeConfiguration { cgroup_driver }) }
 }

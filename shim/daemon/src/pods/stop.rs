@@ -126,12 +126,12 @@ impl Daemon {
     pub(crate) async fn erase_pod(&self, record: &PodRecord) -> Result<()> {
         let dir = PodDir::new(&self.config.state, &record.id);
         let own = record.own_cgroup.then(|| record.cgroup_parent.clone());
-        let root = self.config.cgroup_root.clone();
+        let root = self.config.cgroups.removable_root();
         blocking(move || {
             dir.remove()?;
             if let Some(parent) = own {
                 remove_group(&parent)?;
-                Cgroup::remove_if_empty(&root)?;
+                root.map_or(Ok(()), |root| Cgroup::remove_if_empty(&root))?;
             }
             Ok::<_, Error>(())
         })

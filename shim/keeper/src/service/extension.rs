@@ -2,7 +2,7 @@
 
 use super::answer;
 use crate::keeper::Keeper;
-use crate::records::SandboxPhase;
+use crate::records::{OutOfMemory, SandboxPhase};
 use crate::task::{Phase, SIGKILL, Snapshot};
 use async_trait::async_trait;
 use cri_proto::keeper::{
@@ -83,7 +83,8 @@ fn info(task: Snapshot) -> TaskInfo {
         state: state.into(),
         exit_status: task.ended.map_or(0, |ended| ended.status),
         exited_at: task.ended.map_or(0, |ended| ended.at),
-        oom_killed: task.ended.is_some_and(|ended| ended.oom),
+        oom_killed: task.ended.is_some_and(|ended| ended.oom.is_some()),
+        oom_level: task.ended.and_then(|ended| ended.oom).map_or("", OutOfMemory::word).into(),
         started_at: task.started_at,
         log_dropped: task.dropped,
         status_known: task.ended.is_none_or(|ended| ended.known),

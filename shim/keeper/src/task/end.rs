@@ -7,10 +7,10 @@ use crate::events::timestamp;
 use crate::keeper::{Keeper, blocking, detached};
 use crate::logger;
 use crate::process::{Awaited, wait_end};
-use crate::records::{self, Ended};
+use crate::records::{self, Ended, OutOfMemory};
 use crate::stdio::{self, key};
 use containerd_shim_protos::events::task::{TaskDelete, TaskExit, TaskOOM};
-use slipway_runtime::cgroup::Cgroup;
+use slipway_runtime::cgroup::{Cgroup, OomLevel};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -115,7 +115,7 @@ impl Task {
             }
             task.let_go(&keeper);
             drop(changing);
-            if ended.oom {
+            if ended.oom.is_some() {
                 let container_id = task.facts.id.clone();
                 keeper.events.publish("/tasks/oom", &TaskOOM { container_id, ..TaskOOM::default() });
             }
@@ -126,6 +126,8 @@ impl Task {
 
     /// What must be done between the death of init and the moment anybody hears of it.
     async fn settle(self: &Arc<Self>, keeper: &Arc<Keeper>, ended: Ended) -> Ended {
+        // First of all: a group that systemd made goes with its last process.
+        let early = self.out_of_memory().await;
         if self.facts.foreign_pids {
             let cgroup = self.facts.cgroup.clone();
             if let Err(error) = blocking(move || Ok(Cgroup::open(&cgroup)?.kill_all()?)).await {
@@ -140,9 +142,24 @@ impl Task {
             _ => {}
         }
         keeper.engine.remove(&self.facts.id);
+        Ended { oom: self.out_of_memory().await.or(early), ..ended }
+    }
+
+    /// Whether the OOM killer was in the container's group, and why.
+    async fn out_of_memory(&self) -> Option<OutOfMemory> {
         let cgroup = self.facts.cgroup.clone();
-        let oom = blocking(move || Ok(Cgroup::open(&cgroup)?.oom_killed()?)).await;
-        Ended { oom: oom.unwrap_or_default(), ..ended }
+        blocking(move || {
+            let group = Cgroup::open(&cgroup)?;
+            let level = group.oom()?.map(|oom| oom.level);
+            Ok(level.map(|level| match level {
+                OomLevel::Own => OutOfMemory::Container,
+                OomLevel::Above(above) if group.is_directly_below(&above) => OutOfMemory::Pod,
+                OomLevel::Above(_) => OutOfMemory::Pods,
+                OomLevel::Host => OutOfMemory::Node,
+            }))
+        })
+        .await
+        .unwrap_or_default()
     }
 
     /// After the end only the client's fifos matter, until Delete: what it has not read yet must stay (SHIM-IO-04).

@@ -58,7 +58,7 @@ fn figures_and_limits() {
     rig.create(&bundle).unwrap();
     rig.start("oom", "").unwrap();
     let info = rig.wait_task("oom");
-    assert_eq!((info.exit_status, info.oom_killed), (137, true));
+    assert_eq!((info.exit_status, info.oom_killed, &*info.oom_level), (137, true, "container"));
     rig.delete("oom", "").unwrap();
 }
 

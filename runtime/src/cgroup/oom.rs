@@ -1,0 +1,99 @@
+//! Which limit ran out when the OOM killer took a process of a group: its own, one of a group above, or the machine.
+
+use super::files;
+use super::layout::Layout;
+use super::name::parent;
+use super::stats::{self, kills_v1, kills_v2};
+use super::{Cgroup, tree};
+use crate::{Error, Result};
+
+/// What the OOM killer did to a group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Oom {
+    /// Processes that it ended.
+    pub kills: u64,
+    pub level: OomLevel,
+}
+
+/// Whose memory ran out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OomLevel {
+    /// The group's own limit, or one of a group below it.
+    Own,
+    /// The limit of this group above: for a container its pod, or what pods are in.
+    Above(String),
+    /// No limit: the machine has no more.
+    Host,
+}
+
+impl std::fmt::Display for OomLevel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Own => f.write_str("own memory limit"),
+            Self::Above(group) => write!(f, "memory limit of {group}"),
+            Self::Host => f.write_str("memory of the host"),
+        }
+    }
+}
+
+pub(super) fn read(layout: &Layout, group: &Cgroup) -> Result<Option<Oom>> {
+    let (hierarchy, is_v2) = match layout {
+        Layout::V2(hierarchy) => (hierarchy, true),
+        Layout::V1 { .. } => match layout.v1("memory") {
+            Some(hierarchy) => (hierarchy, false),
+            None => return Ok(None),
+        },
+    };
+    let dir = group.dir(layout, hierarchy);
+    let kills = if is_v2 { kills_v2(&dir)? } else { kills_v1(&dir)? };
+    if kills == 0 {
+        // A group that has gone counts nobody, but must not look innocent.
+        return stats::must_exist(group, &dir).map(|()| None);
+    }
+    let ran_out =
+        |dir: &str, below: bool| if is_v2 { ran_out_v2(dir, below) } else { ran_out_v1(dir, below) };
+    if ran_out(&dir, true)? {
+        return Ok(Some(Oom { kills, level: OomLevel::Own }));
+    }
+    let mut above = parent(group.governing_dir());
+    while let Some(path) = above {
+        if ran_out(&hierarchy.dir(path), false)? {
+            return Ok(Some(Oom { kills, level: OomLevel::Above(path.to_owned()) }));
+        }
+        above = parent(path);
+    }
+    Ok(Some(Oom { kills, level: OomLevel::Host }))
+}
+
+/// The kernel counts `oom` at the group whose limit was hit, and (but for .local) at all above it.
+fn ran_out_v2(dir: &str, below: bool) -> Result<bool> {
+    let file = if below { "memory.events" } else { "memory.events.local" };
+    Ok(counted(&format!("{dir}/{file}"), "oom")? > 0)
+}
+
+/// Version 1 does not say which limit called the OOM killer; one that was never hit did not.
+fn ran_out_v1(dir: &str, below: bool) -> Result<bool> {
+    let groups = if below {
+        tree::subtree(dir).map_err(|e| Error::sys("list control groups", dir, e))?
+    } else {
+        vec![dir.to_owned()]
+    };
+    for group in groups {
+        for file in ["memory.failcnt", "memory.memsw.failcnt"] {
+            let path = format!("{group}/{file}");
+            let hits = files::number(&path).map_err(|e| Error::sys("read accounting", &*path, e))?;
+            if hits.unwrap_or(0) > 0 {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
+fn counted(path: &str, key: &str) -> Result<u64> {
+    match files::read(path) {
+        Ok(text) => Ok(files::keyed(&text, key).unwrap_or(0)),
+        Err(e) if files::absent(&e) => Ok(0),
+        Err(e) => Err(Error::sys("read accounting", path, e)),
+    }
+}
