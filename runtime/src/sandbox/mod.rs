@@ -2,7 +2,7 @@
 
 mod netns;
 
-pub use netns::{pin_netns, release_netns_dir, unpin_netns};
+pub use netns::{inside_netns, pin_netns, release_netns_dir, unpin_netns};
 
 use crate::error::Kind;
 use crate::launch::{self, Launch, Launched};

@@ -4,7 +4,9 @@
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Flags of `slipway serve`; `--root`, `--state`, `--address` and `--config` mean what they mean to containerd.
 #[derive(Debug, Clone, clap::Args)]
@@ -36,6 +38,7 @@ struct Low {
     network: LowNetwork,
     images: LowImages,
     logs: LowLogs,
+    streaming: LowStreaming,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -76,6 +79,32 @@ struct LowLogs {
     max_line: Option<usize>,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct LowStreaming {
+    /// Where exec, attach and port-forward are served; port 0: any free one.
+    address: Option<SocketAddr>,
+    /// Seconds after which a session in which nothing moves is cut; 0: never.
+    idle_timeout: Option<u64>,
+}
+
+/// The streaming server's part.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Streaming {
+    pub(crate) address: SocketAddr,
+    pub(crate) idle_timeout: Duration,
+}
+
+impl Streaming {
+    /// Loopback and any port (STR-URL-03, STR-URL-11); four hours (STR-IDLE-01).
+    fn decide(low: &LowStreaming) -> Self {
+        Self {
+            address: low.address.unwrap_or_else(|| (Ipv4Addr::LOCALHOST, 0).into()),
+            idle_timeout: Duration::from_secs(low.idle_timeout.unwrap_or(4 * 3600)),
+        }
+    }
+}
+
 /// Everything decided.
 #[derive(Debug, Clone)]
 pub(crate) struct Config {
@@ -87,6 +116,7 @@ pub(crate) struct Config {
     pub(crate) max_log_line: usize,
     pub(crate) images: slipway_images::Options,
     pub(crate) network: slipway_network::Options,
+    pub(crate) streaming: Streaming,
 }
 
 impl Config {
@@ -109,6 +139,7 @@ impl Config {
             address: absolute(address)?,
             cgroup_root: cgroup_root.trim_end_matches('/').to_owned(),
             keeper: keeper_binary(low.keeper.path)?,
+            streaming: Streaming::decide(&low.streaming),
             max_log_line: low.logs.max_line.unwrap_or(16384),
             images: slipway_images::Options {
                 root: root.join("images"),

@@ -23,6 +23,7 @@ mod rollback;
 mod serve;
 mod signals;
 mod spec;
+mod streaming;
 mod user;
 
 use clap::{Parser, Subcommand};

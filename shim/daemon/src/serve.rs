@@ -29,6 +29,7 @@ pub(crate) async fn serve(args: &ServeArgs, address: &Path) -> Result<()> {
     let _lock = prepare(&config)?;
     let daemon = Daemon::open(config)?;
     recovery::recover(&daemon).await.context("recover")?;
+    let streaming = Arc::new(crate::streaming::start(&daemon).await?);
     let listener = listen(&daemon.config.address)?;
     tracing::info!(address = %daemon.config.address.display(), "serving CRI v1");
     let restarter =
@@ -37,7 +38,8 @@ pub(crate) async fn serve(args: &ServeArgs, address: &Path) -> Result<()> {
     let served = tonic::transport::Server::builder()
         .max_concurrent_streams(MAX_STREAMS)
         .add_service(
-            RuntimeServiceServer::new(RuntimeApi(Arc::clone(&daemon))).max_decoding_message_size(MAX_MESSAGE),
+            RuntimeServiceServer::new(RuntimeApi(Arc::clone(&daemon), Arc::clone(&streaming)))
+                .max_decoding_message_size(MAX_MESSAGE),
         )
         .add_service(
             ImageServiceServer::new(ImageApi(Arc::clone(&daemon))).max_decoding_message_size(MAX_MESSAGE),
@@ -54,6 +56,7 @@ pub(crate) async fn serve(args: &ServeArgs, address: &Path) -> Result<()> {
         () = a_moment_after(told) => Ok(()),
     };
     let _ = fs::remove_file(&daemon.config.address);
+    streaming.stop();
     leave(&daemon).await;
     served.context("serve")
 }

@@ -24,14 +24,27 @@ pub(crate) enum Target {
     /// /dev/null.
     Null,
     Fifo(PathBuf),
+    /// A pipe that the client holds open: `pipe://<pid>/<fd>`, so that a session needs no file.
+    Pipe(PathBuf),
     /// Appended to, both streams in one file (SHIM-IO-08).
     File(PathBuf),
     /// A CRI log for both streams; no path discards. `stdin`: the process gets a pipe that stays open.
     Log {
         path: Option<PathBuf>,
         max_line: usize,
-        stdin: bool,
+        stdin: Stdin,
     },
+}
+
+/// Standard input of a container whose output is logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stdin {
+    /// /dev/null, or a terminal that nobody types at.
+    None,
+    /// Open for whoever attaches, for as long as the container runs.
+    Open,
+    /// Closed when the first client that attached to it is done (STR-ATT-05).
+    Once,
 }
 
 impl Target {
@@ -45,6 +58,7 @@ impl Target {
         }
         match name.split_once(':') {
             Some(("cri-log", rest)) => Self::parse_log(name, rest),
+            Some(("pipe", rest)) => parse_pipe(name, rest).map(Self::Pipe),
             Some(("file", rest)) => absolute(name, rest.strip_prefix("//").unwrap_or(rest)).map(Self::File),
             Some((scheme, rest)) if rest.starts_with("//") && !scheme.contains('/') => {
                 Err(Error::unimplemented(format!(
@@ -59,7 +73,7 @@ impl Target {
         let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
         let path = path.strip_prefix("//").unwrap_or(path);
         let path = if path.is_empty() { None } else { Some(absolute(name, path)?) };
-        let (mut max_line, mut stdin) = (MAX_LINE, false);
+        let (mut max_line, mut stdin) = (MAX_LINE, Stdin::None);
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             match pair.split_once('=') {
                 Some(("max_line", value)) => {
@@ -67,11 +81,22 @@ impl Target {
                         Error::invalid(format!("standard stream {name}: bad max_line {value}"))
                     })?;
                 }
-                Some(("stdin", value)) => stdin = value == "1",
+                Some(("stdin", "1")) => stdin = Stdin::Open,
+                Some(("stdin", "once")) => stdin = Stdin::Once,
                 _ => return Err(Error::invalid(format!("standard stream {name}: unknown parameter {pair}"))),
             }
         }
         Ok(Self::Log { path, max_line, stdin })
+    }
+}
+
+/// `//<pid>/<fd>` to the file by which the kernel opens that descriptor's pipe once more.
+fn parse_pipe(name: &str, rest: &str) -> Result<PathBuf> {
+    let number = |text: &str| text.parse::<u32>().ok();
+    let pair = rest.strip_prefix("//").and_then(|rest| rest.split_once('/'));
+    match pair.and_then(|(pid, fd)| Some((number(pid)?, number(fd)?))) {
+        Some((pid, fd)) => Ok(format!("/proc/{pid}/fd/{fd}").into()),
+        None => Err(Error::invalid(format!("standard stream {name}: want pipe://<pid>/<fd>"))),
     }
 }
 
@@ -162,7 +187,7 @@ fn open_plain(streams: &Streams, owner: (u32, u32), opened: &mut Opened) -> Resu
             }
             opened.child.stdout = Some(logged_pipe(kept, key::OUT, key::OUT_HOLD, owner)?);
             opened.child.stderr = Some(logged_pipe(kept, key::ERR, key::ERR_HOLD, owner)?);
-            if *stdin {
+            if *stdin != Stdin::None {
                 let (read, write) = pipe(owner)?;
                 opened.child.stdin = Some(read);
                 kept.insert(key::IN, write);
@@ -173,16 +198,18 @@ fn open_plain(streams: &Streams, owner: (u32, u32), opened: &mut Opened) -> Resu
             opened.child.stderr = Some(file.try_clone().map_err(|e| Error::io("open", path.display(), &e))?);
             opened.child.stdout = Some(file);
         }
-        Target::Fifo(path) => opened.child.stdout = Some(output_fifo(path, key::OUT_READER, kept, owner)?),
+        Target::Fifo(path) | Target::Pipe(path) => {
+            opened.child.stdout = Some(output_fifo(path, key::OUT_READER, kept, owner)?);
+        }
         Target::Null => {}
     }
-    if matches!(output, Target::Fifo(_) | Target::Null)
-        && let Target::Fifo(path) = Target::parse(&streams.stderr)?
+    if matches!(output, Target::Fifo(_) | Target::Pipe(_) | Target::Null)
+        && let Target::Fifo(path) | Target::Pipe(path) = Target::parse(&streams.stderr)?
     {
         opened.child.stderr = Some(output_fifo(&path, key::ERR_READER, kept, owner)?);
     }
     if opened.child.stdin.is_none()
-        && let Target::Fifo(path) = Target::parse(&streams.stdin)?
+        && let Target::Fifo(path) | Target::Pipe(path) = Target::parse(&streams.stdin)?
     {
         let (read, write) = input_fifo(&path, owner)?;
         set_blocking(&read, &path)?;
@@ -205,7 +232,7 @@ fn open_terminal(streams: &Streams, opened: &mut Opened) -> Result<()> {
             kept.insert(key::OUT_WRITE, write);
             kept.insert(key::OUT_HOLD, logs::hold().map_err(|e| Error::io("make", "log buffer", &e))?);
         }
-        Target::Fifo(path) => {
+        Target::Fifo(path) | Target::Pipe(path) => {
             let writer = output_fifo(&path, key::OUT_READER, kept, (0, 0))?;
             set_flags(&writer, OFlags::NONBLOCK, path.display())?;
             kept.insert(key::TTY_OUT, writer);
@@ -215,12 +242,21 @@ fn open_terminal(streams: &Streams, opened: &mut Opened) -> Result<()> {
         }
         Target::Null => {}
     }
-    if let Target::Fifo(path) = Target::parse(&streams.stdin)? {
+    if let Target::Fifo(path) | Target::Pipe(path) = Target::parse(&streams.stdin)? {
         let (read, write) = input_fifo(&path, (0, 0))?;
         kept.insert(key::TTY_IN, read);
         kept.insert(key::IN, write);
     }
     Ok(())
+}
+
+/// Opens the client's ends of the pipes of an attach: one to read from, or to write to. Never waits for the client.
+pub(crate) fn open_client(name: &str, mode: OFlags) -> Result<Option<OwnedFd>> {
+    match Target::parse(name)? {
+        Target::Null => Ok(None),
+        Target::Fifo(path) | Target::Pipe(path) => open_fifo(&path, mode).map(Some),
+        _ => Err(Error::invalid(format!("standard stream {name}: an attached client has fifos or pipes"))),
+    }
 }
 
 /// Opens a CRI log file (CRI-LOG-11); its directory is the client's.
@@ -309,7 +345,9 @@ fn input_fifo(path: &Path, owner: (u32, u32)) -> Result<(OwnedFd, OwnedFd)> {
 }
 
 fn open_fifo(path: &Path, mode: OFlags) -> Result<OwnedFd> {
-    let flags = mode | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    // A descriptor's own name in /proc is a link by nature.
+    let follow = if path.starts_with("/proc") { OFlags::empty() } else { OFlags::NOFOLLOW };
+    let flags = mode | OFlags::NONBLOCK | OFlags::CLOEXEC | follow;
     let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| {
         let text = format!("open fifo {}: {error}", path.display());
         if error == rustix::io::Errno::NOENT { Error::not_found(text) } else { Error::invalid(text) }
@@ -347,6 +385,7 @@ mod tests {
     #[test]
     fn names() {
         // SHIM-IO-01, 02
+        let (no, open, once) = (Stdin::None, Stdin::Open, Stdin::Once);
         let log = |path: Option<&str>, max_line, stdin| Target::Log {
             path: path.map(PathBuf::from),
             max_line,
@@ -356,9 +395,10 @@ mod tests {
             ("", Target::Null),
             ("/run/a b:c", Target::Fifo("/run/a b:c".into())),
             ("file:///var/x", Target::File("/var/x".into())),
-            ("cri-log:", log(None, MAX_LINE, false)),
-            ("cri-log:///l/0.log", log(Some("/l/0.log"), MAX_LINE, false)),
-            ("cri-log:///l/0.log?max_line=0&stdin=1", log(Some("/l/0.log"), 0, true)),
+            ("cri-log:", log(None, MAX_LINE, no)),
+            ("cri-log:///l/0.log", log(Some("/l/0.log"), MAX_LINE, no)),
+            ("cri-log:///l/0.log?max_line=0&stdin=1", log(Some("/l/0.log"), 0, open)),
+            ("cri-log:?stdin=once", log(None, MAX_LINE, once)),
         ] {
             assert_eq!(Target::parse(name).unwrap(), target, "{name}");
         }
@@ -367,6 +407,7 @@ mod tests {
             ("relative", ttrpc::Code::INVALID_ARGUMENT),
             ("cri-log://l", ttrpc::Code::INVALID_ARGUMENT),
             ("cri-log:///l?max_line=x", ttrpc::Code::INVALID_ARGUMENT),
+            ("cri-log:///l?stdin=twice", ttrpc::Code::INVALID_ARGUMENT),
             ("cri-log:///l?colour=red", ttrpc::Code::INVALID_ARGUMENT),
         ] {
             assert_eq!(Target::parse(name).unwrap_err().code(), code, "{name}");

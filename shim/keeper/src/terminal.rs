@@ -3,6 +3,7 @@
 
 use crate::readiness::{self, Held};
 use crate::stdio::{Kept, key};
+use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::termios::{Winsize, tcsetwinsize};
 use std::io;
@@ -38,7 +39,7 @@ pub(crate) fn resize(kept: &Kept, width: u32, height: u32) -> io::Result<()> {
 }
 
 /// Until either end is gone. A fifo without a reader holds the terminal up, as it would a plain process.
-async fn copy(from: &AsyncFd<Held>, to: &AsyncFd<Held>) -> io::Result<()> {
+pub(crate) async fn copy(from: &AsyncFd<Held>, to: &AsyncFd<Held>) -> io::Result<()> {
     let mut buffer = vec![0; 4096];
     loop {
         let count = loop {
@@ -57,6 +58,20 @@ async fn copy(from: &AsyncFd<Held>, to: &AsyncFd<Held>) -> io::Result<()> {
                 Err(Errno::AGAIN) => ready.clear_ready(),
                 result => rest = &rest[result?..],
             }
+        }
+    }
+}
+
+/// Reads a pipe to its end and throws away what was in it.
+pub(crate) async fn discard(from: OwnedFd) -> io::Result<()> {
+    let from = readiness::watch(Held(Arc::new(from)), Interest::READABLE)?;
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        let mut ready = from.readable().await?;
+        match rustix::io::read(&from, &mut buffer) {
+            Err(Errno::AGAIN) => ready.clear_ready(),
+            Ok(0) => return Ok(()),
+            result => drop(result?),
         }
     }
 }

@@ -10,6 +10,7 @@ pub mod leaks;
 pub mod node;
 pub mod registry;
 pub mod requests;
+pub mod streams;
 
 pub use node::{Node, Setup};
 

@@ -9,8 +9,12 @@ const CRATES: &[(&str, &[&str])] = &[
     ("cri-proto/src", &[]),
     ("shim/images/src", &["slipway_runtime"]),
     ("shim/network/src", &["slipway_runtime"]),
+    ("shim/streaming/src", &[]),
     ("shim/keeper/src", &["slipway_runtime", "cri_proto"]),
-    ("shim/daemon/src", &["slipway_runtime", "slipway_images", "slipway_network", "cri_proto"]),
+    (
+        "shim/daemon/src",
+        &["slipway_runtime", "slipway_images", "slipway_network", "slipway_streaming", "cri_proto"],
+    ),
     ("tests/e2e/src", &["cri_proto"]),
 ];
 
@@ -32,6 +36,7 @@ const OURS: &[&str] = &[
     "slipway_runtime",
     "slipway_images",
     "slipway_network",
+    "slipway_streaming",
     "slipway_keeper",
     "slipway_daemon",
     "cri_proto",

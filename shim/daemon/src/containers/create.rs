@@ -173,11 +173,14 @@ impl Daemon {
     }
 
     fn log_uri(&self, record: &ContainerRecord) -> String {
-        if record.log_path.is_empty() {
-            return "cri-log:".into();
-        }
-        let stdin = if record.config.stdin { "&stdin=1" } else { "" };
-        format!("cri-log://{}?max_line={}{stdin}", record.log_path, self.config.max_log_line)
+        // CRI-CC-10.
+        let stdin = match (record.config.stdin, record.config.stdin_once) {
+            (false, _) => "",
+            (true, false) => "&stdin=1",
+            (true, true) => "&stdin=once",
+        };
+        let path = if record.log_path.is_empty() { String::new() } else { format!("//{}", record.log_path) };
+        format!("cri-log:{path}?max_line={}{stdin}", self.config.max_log_line)
     }
 
     /// Kills and forgets a task in any state; unknown is success.

@@ -3,6 +3,7 @@
 use super::{ContainerRecord, Phase};
 use crate::daemon::{Container, Daemon, blocking};
 use crate::error::{Error, Result};
+use crate::keeper::ExecStreams;
 use nix::sys::stat::Mode;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -132,9 +133,11 @@ impl Session {
         let fifos = Fifos::make(dir)?;
         let mut ends = fifos.open()?;
         let bundle = record.bundle.clone();
-        let process = blocking(move || process(&bundle, &command)).await?;
+        let process = blocking(move || process(&bundle, &command, false)).await?;
         let [out, err] = fifos.paths();
-        self.daemon.keeper.exec(&self.id, &self.exec_id, process, [&out, &err]).await?;
+        let name = |path: PathBuf| path.display().to_string();
+        let streams = ExecStreams { stdout: name(out), stderr: name(err), ..ExecStreams::default() };
+        self.daemon.keeper.exec(&self.id, &self.exec_id, process, &streams).await?;
         self.daemon.keeper.start(&self.id, &self.exec_id).await?;
         let mut output = Output::default();
         let collected = self.collect(&mut ends, &mut output);
@@ -186,14 +189,21 @@ async fn drain(from: &mut pipe::Receiver, into: &mut Vec<u8>) -> std::io::Result
 }
 
 /// The container's own process with another command: same environment, user, capabilities, seccomp (CRI-XS-08).
-fn process(bundle: &Path, command: &[String]) -> Result<Vec<u8>> {
+pub(crate) fn process(bundle: &Path, command: &[String], terminal: bool) -> Result<Vec<u8>> {
     let file = bundle.join("config.json");
     let text = std::fs::read(&file).map_err(|e| Error::io("read bundle", &file, &e))?;
     let spec: serde_json::Value = serde_json::from_slice(&text)
         .map_err(|e| Error::internal(format!("decode {}: {e}", file.display())))?;
     let mut process = spec["process"].clone();
     process["args"] = serde_json::json!(command);
-    process["terminal"] = false.into();
+    process["terminal"] = terminal.into();
+    // CRI-XS-09; one that the container sets itself stays.
+    if terminal
+        && let Some(env) = process["env"].as_array_mut()
+        && !env.iter().any(|v| v.as_str().is_some_and(|v| v.starts_with("TERM=")))
+    {
+        env.push("TERM=xterm".into());
+    }
     if let Some(fields) = process.as_object_mut() {
         // It belongs to the container's init; a session inherits what its cgroup's processes have.
         fields.remove("consoleSize");

@@ -12,7 +12,7 @@ mod parse;
 pub(crate) mod stats;
 mod update;
 
-pub(crate) use exec::Output;
+pub(crate) use exec::{Output, process as exec_process};
 pub(crate) use life::Stop;
 
 use crate::object::Record;
