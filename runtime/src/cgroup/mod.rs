@@ -180,6 +180,20 @@ impl Cgroup {
         }
     }
 
+    /// Moves this process, with all its threads, into the group.
+    pub fn enter(&self) -> Result<()> {
+        let layout = Layout::get()?;
+        for hierarchy in layout.all() {
+            let file = format!("{}/cgroup.procs", self.dir(layout, hierarchy));
+            match files::write(&file, "0") {
+                // A hybrid host's version 2 mount, where the group need not be.
+                Err(error) if files::absent(&error) && matches!(layout, Layout::V1 { .. }) => {}
+                result => result.map_err(|e| Error::sys("enter control group", file, e))?,
+            }
+        }
+        Ok(())
+    }
+
     /// A child group `exec-<name>` for one exec session, so that the whole subtree of the session can be killed
     /// (on version 1 it exists in one hierarchy only, and joins the container's own groups in all others).
     ///

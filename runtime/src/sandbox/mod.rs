@@ -1,5 +1,6 @@
 //! A pod's namespaces, held as descriptors; no pause process (DESIGN 1B).
 
+pub mod files;
 mod netns;
 
 pub use netns::{inside_netns, pin_netns, release_netns_dir, unpin_netns};

@@ -48,6 +48,9 @@ struct Args {
 enum Command {
     /// Run the daemon
     Serve(config::ServeArgs),
+    /// Configuration, ours and others'
+    #[command(subcommand)]
+    Config(cli::snippet::ConfigCommand),
     #[command(flatten)]
     Client(cli::Cli),
 }
@@ -56,6 +59,10 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let outcome = match args.command {
         Command::Serve(serve) => run_daemon(&serve, &args.address),
+        Command::Config(command) => {
+            command.run();
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Client(command) => run_client(command, &args.address, args.output),
     };
     outcome.unwrap_or_else(|error| {

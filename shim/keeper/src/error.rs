@@ -36,6 +36,10 @@ impl Error {
         Self { code: Code::UNIMPLEMENTED, text: text.into() }
     }
 
+    pub(crate) fn unavailable(text: impl Into<String>) -> Self {
+        Self { code: Code::UNAVAILABLE, text: text.into() }
+    }
+
     pub(crate) fn internal(text: impl Into<String>) -> Self {
         Self { code: Code::INTERNAL, text: text.into() }
     }

@@ -1,4 +1,7 @@
 //! Events for containerd (SHIM-EVT-01..06): one bounded queue, one worker, in order. No address, no events.
+//!
+//! While the client is away the worker waits with what it has; containers never wait for it. What does not fit into the
+//! queue meanwhile is dropped, newest first: the client asks for states when it is back (SHIM-EVT-09).
 
 use crate::process::now;
 use containerd_shim_protos::protobuf::MessageDyn;
@@ -7,33 +10,46 @@ use containerd_shim_protos::shim::events::ForwardRequest;
 use containerd_shim_protos::shim_async::{Client, EventsClient};
 use protobuf::well_known_types::any::Any;
 use protobuf::well_known_types::timestamp::Timestamp;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 /// Events waiting for a client that does not take them; beyond it they are dropped (SHIM-EVT-06).
-const QUEUE: usize = 1024;
+const QUEUE: usize = 4096;
 /// For one attempt (SHIM-EVT-04).
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Attempts for one event.
-const ATTEMPTS: u64 = 5;
+/// Attempts for one event that a living client does not accept. An absent one is waited for without end.
+const ATTEMPTS: u32 = 5;
+/// Between attempts; doubled from one to the next.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Where events go. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Publisher {
     queue: Option<mpsc::Sender<Envelope>>,
+    /// Events not taken yet.
+    pending: Arc<AtomicUsize>,
     namespace: String,
 }
 
 impl Publisher {
-    /// `address` as containerd gives it in TTRPC_ADDRESS; empty publishes nothing.
-    pub(crate) fn start(address: &str, namespace: &str) -> Self {
-        let queue = (!address.is_empty()).then(|| {
+    /// `address_file` holds the address as containerd gives it in TTRPC_ADDRESS; without it nothing is published.
+    pub(crate) fn start(address_file: &Path, namespace: &str) -> Self {
+        let pending = Arc::new(AtomicUsize::new(0));
+        let queue = address(address_file).map(|_| {
             let (sender, receiver) = mpsc::channel(QUEUE);
-            let address = if address.contains("://") { address.into() } else { format!("unix://{address}") };
-            tokio::spawn(forward_all(address, receiver));
+            tokio::spawn(forward_all(address_file.to_owned(), receiver, Arc::clone(&pending)));
             sender
         });
-        Self { queue, namespace: namespace.into() }
+        Self { queue, pending, namespace: namespace.into() }
+    }
+
+    /// The client is one that wants events, as containerd.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.queue.is_some()
     }
 
     /// Puts an event in the queue; never waits.
@@ -52,30 +68,87 @@ impl Publisher {
             event: Some(Any { type_url, value, ..Any::default() }).into(),
             ..Envelope::default()
         };
+        self.pending.fetch_add(1, Ordering::Relaxed);
         if queue.try_send(envelope).is_err() {
+            self.pending.fetch_sub(1, Ordering::Relaxed);
             tracing::warn!(topic, "event dropped: the client does not take its events");
         }
     }
 }
 
-async fn forward_all(address: String, mut queue: mpsc::Receiver<Envelope>) {
-    let mut client = None;
-    while let Some(envelope) = queue.recv().await {
-        let request = ForwardRequest { envelope: Some(envelope).into(), ..ForwardRequest::default() };
-        for attempt in 1..=ATTEMPTS {
-            if client.is_none() {
-                client = Client::connect(&address).await.ok().map(EventsClient::new);
-            }
-            if let Some(connected) = &client {
-                let context = ttrpc::context::with_duration(PATIENCE);
-                if connected.forward(context, &request).await.is_ok() {
-                    break;
-                }
-                client = None;
-            }
-            tokio::time::sleep(Duration::from_secs(attempt)).await;
+impl Publisher {
+    /// Returns when everything has been taken, or after `patience`.
+    pub(crate) async fn flush(&self, patience: Duration) {
+        let end = Instant::now() + patience;
+        while self.pending.load(Ordering::Relaxed) > 0 && Instant::now() < end {
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
+}
+
+/// As written by the last `start` action: a client that comes back with another address is found.
+fn address(file: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let address = text.trim();
+    (!address.is_empty())
+        .then(|| if address.contains("://") { address.into() } else { format!("unix://{address}") })
+}
+
+async fn forward_all(address_file: PathBuf, mut queue: mpsc::Receiver<Envelope>, pending: Arc<AtomicUsize>) {
+    let mut client = None;
+    while let Some(envelope) = queue.recv().await {
+        let topic = envelope.topic.clone();
+        let request = ForwardRequest { envelope: Some(envelope).into(), ..ForwardRequest::default() };
+        let (mut refused, mut pause) = (0, FIRST_PAUSE);
+        loop {
+            match forward(&mut client, &address_file, &request).await {
+                Outcome::Taken => break,
+                Outcome::Refused(error) => {
+                    refused += 1;
+                    if refused == ATTEMPTS {
+                        tracing::warn!(topic, "event dropped: the client refused it: {error}");
+                        break;
+                    }
+                }
+                // Nobody there.
+                Outcome::Lost => {}
+            }
+            tokio::time::sleep(pause).await;
+            pause = LONGEST_PAUSE.min(pause * 2);
+        }
+        pending.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+enum Outcome {
+    Taken,
+    Refused(String),
+    Lost,
+}
+
+async fn forward(
+    client: &mut Option<EventsClient>,
+    address_file: &Path,
+    request: &ForwardRequest,
+) -> Outcome {
+    // On a connection that was closed meanwhile: once more at once.
+    for _ in 0..2 {
+        let fresh = client.is_none();
+        if fresh {
+            let Some(address) = address(address_file) else { return Outcome::Lost };
+            *client = Client::connect(&address).await.ok().map(EventsClient::new);
+        }
+        let Some(connected) = &*client else { return Outcome::Lost };
+        match connected.forward(ttrpc::context::with_duration(PATIENCE), request).await {
+            Ok(_) => return Outcome::Taken,
+            Err(ttrpc::Error::RpcStatus(status)) => return Outcome::Refused(status.message),
+            Err(_) => *client = None,
+        }
+        if fresh {
+            break;
+        }
+    }
+    Outcome::Lost
 }
 
 /// Nanoseconds since the epoch as a protobuf timestamp.

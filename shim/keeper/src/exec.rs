@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::events::timestamp;
 use crate::keeper::{Keeper, blocking, detached};
 use crate::layout::is_valid_id;
+use crate::logger::{self, Logger};
 use crate::prepare;
 use crate::process::{Awaited, Process, now, wait_end};
 use crate::records::{self, Ended, ExecPhase, ExecRecord, Streams, VERSION};
@@ -169,7 +170,9 @@ impl Exec {
         let oom_score = container.process().as_ref().and_then(ProcessSpec::oom_score_adj);
         prepare::process(&mut process, oom_score, keeper.nofile);
         process.set_terminal(Some(self.streams.terminal));
-        let opened = stdio::open(&self.streams, prepare::owner(&container, Some(&process)))?;
+        let owner = task.io_owner().unwrap_or_else(|| prepare::owner(&container, Some(&process)));
+        let opened =
+            stdio::open(&self.streams, owner, Logger { id: task.id(), namespace: &keeper.namespace })?;
         let cgroup = Cgroup::open(task.cgroup())?;
         let session = slipway_runtime::container::exec(ExecRequest {
             exec_id: &self.id,
@@ -218,7 +221,7 @@ impl Exec {
             }
             // What the client has not read yet stays in its fifos until Delete; their write ends must close, else it would
             // never see the end.
-            let over: Vec<_> = exec.kept().extract_if(|key, _| !stdio::is_reader(key)).collect();
+            let over: Vec<_> = exec.kept().extract_if(|key, _| !stdio::outlives_process(key)).collect();
             for (key, _) in over {
                 keeper.guardian.forget(&format!("{}{key}", exec.prefix()));
             }
@@ -309,6 +312,8 @@ impl Exec {
             Ok(())
         })
         .await?;
+        let logger = self.kept().remove(key::LOGGER);
+        logger::finish(logger).await;
         keeper.guardian.forget_all(&self.prefix());
         records::remove(&keeper.layout.execs(), &self.record(&self.lock()))
             .map_err(|e| Error::io("remove record of exec", &self.id, &e))?;
@@ -354,7 +359,7 @@ impl Exec {
         let readers: Vec<_> = self
             .kept()
             .iter()
-            .filter(|(key, _)| stdio::is_reader(key))
+            .filter(|(key, _)| matches!(**key, key::OUT_READER | key::ERR_READER))
             .map(|(_, fd)| fd.try_clone())
             .collect();
         for reader in readers {

@@ -1,15 +1,52 @@
-//! The `-info` flag: who we are (SHIM-INFO-01, 04).
+//! The `-info` flag: who we are and what containers may ask for (SHIM-INFO-01..04).
 
+use crate::bootstrap;
+use crate::options::Options;
 use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
 use protobuf::Message as _;
+use protobuf::well_known_types::any::Any;
+use serde_json::{Value, json};
+use std::error::Error;
 
-/// The encoded RuntimeInfo.
-pub(crate) fn info() -> protobuf::Result<Vec<u8>> {
+/// What containerd's typeurl registers the runtime specification's Features under.
+const FEATURES: &str = "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
+
+/// The encoded RuntimeInfo. Options are checked, so that a mistake in them shows when containerd starts and not with the
+/// first pod.
+pub(crate) fn info() -> Result<Vec<u8>, Box<dyn Error>> {
+    let options = bootstrap::info_options()?;
+    Options::parse(options.as_ref())?;
     let version = RuntimeVersion { version: env!("CARGO_PKG_VERSION").into(), ..Default::default() };
-    RuntimeInfo {
+    let features =
+        Any { type_url: FEATURES.into(), value: features().to_string().into_bytes(), ..Any::default() };
+    let info = RuntimeInfo {
         name: "io.containerd.slipway.v1".into(),
         version: Some(version).into(),
+        options: options.into(),
+        features: Some(features).into(),
         ..Default::default()
-    }
-    .write_to_bytes()
+    };
+    Ok(info.write_to_bytes()?)
+}
+
+/// The runtime specification's features.md, as far as containerd reads it: recursive read-only mounts and user namespaces
+/// are offered to pods only where they are listed here.
+fn features() -> Value {
+    json!({
+        "ociVersionMin": "1.0.0",
+        "ociVersionMax": "1.3.0",
+        "mountOptions": [
+            "bind", "rbind", "ro", "rw", "nosuid", "suid", "nodev", "dev", "noexec", "exec", "sync", "async", "noatime",
+            "atime", "nodiratime", "diratime", "relatime", "norelatime", "strictatime", "nostrictatime", "rro", "rrw",
+            "rnosuid", "rnodev", "rnoexec", "private", "rprivate", "shared", "rshared", "slave", "rslave",
+            "unbindable", "runbindable",
+        ],
+        "linux": {
+            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "uts"],
+            "cgroup": {"v1": true, "v2": true, "systemd": false, "systemdUser": false},
+            "seccomp": {"enabled": true},
+            "apparmor": {"enabled": false},
+            "selinux": {"enabled": false},
+        },
+    })
 }

@@ -42,6 +42,8 @@ pub(crate) struct Keeper {
 #[derive(Debug)]
 struct Ending {
     asked: AtomicBool,
+    /// Decided: nothing new may begin.
+    over: AtomicBool,
     greeted: Mutex<Option<Instant>>,
     changed: Notify,
 }
@@ -69,6 +71,7 @@ impl Keeper {
             nofile,
             ending: Ending {
                 asked: AtomicBool::new(false),
+                over: AtomicBool::new(false),
                 greeted: Mutex::new(None),
                 changed: Notify::new(),
             },
@@ -78,6 +81,15 @@ impl Keeper {
     /// A client was just given our address.
     pub(crate) fn greet(&self) {
         *self.ending.greeted.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// # Errors
+    /// `Unavailable` once this keeper is on its way out; a new one takes its place.
+    pub(crate) fn must_stay(&self) -> Result<()> {
+        if self.ending.over.load(Ordering::Relaxed) {
+            return Err(Error::unavailable("this keeper is ending; run the start action again"));
+        }
+        Ok(())
     }
 
     /// End as soon as nothing is left (SHIM-TSK-32). `now`: without waiting for clients on their way.
@@ -101,7 +113,7 @@ impl Keeper {
                 let greeted = *self.ending.greeted.lock().unwrap_or_else(PoisonError::into_inner);
                 match greeted.map(|at| LINGER.saturating_sub(at.elapsed())).filter(|left| !left.is_zero()) {
                     Some(left) => tokio::time::sleep(left).await,
-                    None => return,
+                    None => return self.ending.over.store(true, Ordering::Relaxed),
                 }
             }
         }

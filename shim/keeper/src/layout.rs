@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!  <state>/<group>/          0700; group = hash of client address, namespace and grouping
-//!      sock  lock  log
-//!      tasks/<id>.json  execs/<id>:<exec id>.json  sandboxes/<id>.json
+//!      sock  lock  log  events-address
+//!      tasks/<id>.json  execs/<id>:<exec id>.json  sandboxes/<id>.json  sandboxes/<id>/
 //! ```
 
 use sha2::{Digest as _, Sha256};
@@ -85,6 +85,11 @@ impl Layout {
         self.root.join("log")
     }
 
+    /// Holds the address that events go to; absent when the client wants none.
+    pub(crate) fn events_address(&self) -> PathBuf {
+        self.root.join("events-address")
+    }
+
     pub(crate) fn tasks(&self) -> PathBuf {
         self.root.join("tasks")
     }
@@ -95,6 +100,17 @@ impl Layout {
 
     pub(crate) fn sandboxes(&self) -> PathBuf {
         self.root.join("sandboxes")
+    }
+
+    /// Where a sandbox's own files are; absent where the client keeps them.
+    pub(crate) fn sandbox_files(&self, id: &str) -> PathBuf {
+        self.sandboxes().join(id)
+    }
+
+    /// There is a record of a task or sandbox of this id.
+    pub(crate) fn knows(&self, id: &str) -> bool {
+        let name = format!("{id}.json");
+        self.tasks().join(&name).exists() || self.sandboxes().join(&name).exists()
     }
 }
 

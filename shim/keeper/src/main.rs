@@ -7,6 +7,9 @@
 //! `guardian` and `serve` are our own: only `start` and the guardian call them.
 #![forbid(unsafe_code)]
 
+mod bootstrap;
+mod client_log;
+mod connections;
 mod delete;
 mod error;
 mod events;
@@ -15,7 +18,9 @@ mod guardian;
 mod info;
 mod keeper;
 mod layout;
+mod logger;
 mod logs;
+mod options;
 mod prepare;
 mod process;
 mod readiness;
@@ -49,6 +54,10 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &[OsString]) -> Result<(), Box<dyn Error>> {
+    // What follows it is another program's.
+    if args.first().is_some_and(|action| action == logger::ACTION) {
+        return Err(logger::become_program(&args[1..]).into());
+    }
     let flags = containerd_shim::parse(args)?;
     if flags.version {
         println!("containerd-shim-slipway-v1 {}", env!("CARGO_PKG_VERSION"));
@@ -60,14 +69,19 @@ fn run(args: &[OsString]) -> Result<(), Box<dyn Error>> {
     // Of our own two actions: the group's directory, behind the action's name.
     let root = || args.last().map(PathBuf::from).ok_or("no directory given");
     match flags.action.as_str() {
-        "start" => Ok(start::print(start::start(&flags)?.as_bytes())?),
+        "start" => Ok(start::print(&start::start(&flags)?)?),
         "delete" => Ok(start::print(&delete::delete(&flags)?)?),
         "guardian" => {
             log_to_stderr(flags.debug);
             start::guardian(&flags, &root()?)
         }
         "serve" => {
-            log_to_stderr(flags.debug);
+            let level = level(flags.debug);
+            tracing_subscriber::fmt()
+                .with_max_level(level)
+                .with_ansi(false)
+                .with_writer(|| client_log::Line)
+                .init();
             serve::serve(root()?, flags.namespace)
         }
         other => Err(format!("unknown action {other:?}; containerd calls start and delete").into()),
@@ -76,6 +90,13 @@ fn run(args: &[OsString]) -> Result<(), Box<dyn Error>> {
 
 /// Only for the long-lived ones: containerd reads the others' stderr as their answer (SHIM-OUT-06).
 fn log_to_stderr(debug: bool) {
-    let level = if debug { tracing::Level::DEBUG } else { tracing::Level::INFO };
-    tracing_subscriber::fmt().with_max_level(level).with_ansi(false).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_max_level(level(debug))
+        .with_ansi(false)
+        .with_writer(std::io::stderr)
+        .init();
+}
+
+fn level(debug: bool) -> tracing::Level {
+    if debug { tracing::Level::DEBUG } else { tracing::Level::INFO }
 }

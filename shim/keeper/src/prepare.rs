@@ -3,7 +3,9 @@
 use crate::error::{Error, Result};
 use crate::sandbox::Sandbox;
 use containerd_shim_protos::api::Mount;
-use oci_spec::runtime::{LinuxNamespaceType, PosixRlimitBuilder, PosixRlimitType, Process, Spec};
+use oci_spec::runtime::{
+    LinuxNamespaceType, Mount as SpecMount, PosixRlimitBuilder, PosixRlimitType, Process, Spec,
+};
 use rustix::fd::OwnedFd;
 use slipway_runtime::rootfs::{Overlay, Rootfs};
 use slipway_runtime::sandbox::NamespaceKind;
@@ -41,11 +43,59 @@ pub(crate) fn rootfs(mounts: &[Mount], bundle: &Path, spec: &Spec) -> Result<Roo
             Ok(Rootfs::Directory(mount.source.clone().into()))
         }
         [mount] => Err(Error::unimplemented(format!(
-            "rootfs: mount type {:?} is not supported; use overlay or bind",
+            "rootfs: mount type {:?} is not supported; use a snapshotter that gives overlay or bind mounts",
             mount.type_
         ))),
-        _ => Err(Error::unimplemented(format!("rootfs: {} mounts; only one is supported", mounts.len()))),
+        _ => {
+            let kinds: Vec<_> = mounts.iter().map(|mount| mount.type_.as_str()).collect();
+            Err(Error::unimplemented(format!(
+                "rootfs: {} mounts ({}); only one overlay or bind mount is supported",
+                mounts.len(),
+                kinds.join(", ")
+            )))
+        }
     }
+}
+
+/// A view of a snapshot must stay as it is, whatever the spec says.
+pub(crate) fn protect_root(mounts: &[Mount], spec: &mut Spec) {
+    let readonly = mounts.iter().any(|mount| mount.options.iter().any(|option| option == "ro"));
+    if let Some(root) = spec.root_mut().as_mut().filter(|_| readonly) {
+        root.set_readonly(Some(true));
+    }
+}
+
+/// Adds the pod's own files in `dir`, if there are any, where the client has none in mind. containerd leaves them to
+/// sandboxes of its sandboxer "shim", but gives each container a /dev/shm of its own.
+pub(crate) fn pod_files(spec: &mut Spec, dir: &Path) {
+    if !dir.exists() {
+        return;
+    }
+    let readonly = spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false);
+    let mut mounts = spec.mounts().clone().unwrap_or_default();
+    let shm = Path::new("/dev/shm");
+    if dir.join("shm").exists() {
+        mounts.retain(|mount| mount.destination() != shm || mount.typ().as_deref() != Some("tmpfs"));
+    }
+    let file: &[&str] = if readonly { &["rbind", "rprivate", "ro"] } else { &["rbind", "rprivate", "rw"] };
+    for (name, target, options) in [
+        ("hostname", Path::new("/etc/hostname"), file),
+        ("hosts", Path::new("/etc/hosts"), file),
+        ("resolv.conf", Path::new("/etc/resolv.conf"), file),
+        ("shm", shm, &["rbind", "rprivate", "nosuid", "nodev", "noexec", "rw"]),
+    ] {
+        let source = dir.join(name);
+        if !source.exists() || mounts.iter().any(|mount| mount.destination() == target) {
+            continue;
+        }
+        let mut mount = SpecMount::default();
+        mount.set_destination(target.into());
+        mount.set_typ(Some("bind".into()));
+        mount.set_source(Some(source));
+        mount.set_options(Some(options.iter().map(|&option| option.into()).collect()));
+        mounts.push(mount);
+    }
+    spec.set_mounts(Some(mounts));
 }
 
 fn overlay(options: &[String]) -> Result<Overlay> {
@@ -222,6 +272,7 @@ mod tests {
         assert_eq!(of(&[mount("overlay", &options)]).unwrap(), Rootfs::Overlay(expected));
         for (mounts, code) in [
             (vec![mount("ext4", &[])], ttrpc::Code::UNIMPLEMENTED),
+            (vec![mount("erofs", &["ro", "loop"])], ttrpc::Code::UNIMPLEMENTED),
             (vec![mount("bind", &[]), mount("bind", &[])], ttrpc::Code::UNIMPLEMENTED),
             (vec![mount("overlay", &["upperdir=/u"])], ttrpc::Code::INVALID_ARGUMENT),
             (vec![mount("overlay", &["lowerdir=/l", "upperdir=/u"])], ttrpc::Code::INVALID_ARGUMENT),
@@ -229,6 +280,50 @@ mod tests {
         ] {
             assert_eq!(of(&mounts).unwrap_err().code(), code, "{mounts:?}");
         }
+    }
+
+    #[test]
+    fn a_view_stays_as_it_is() {
+        let mut spec = Spec::default();
+        protect_root(&[mount("bind", &["rbind", "rw"])], &mut spec);
+        let readonly = |spec: &Spec| spec.root().as_ref().and_then(|root| root.readonly());
+        let before = readonly(&spec);
+        protect_root(&[], &mut spec);
+        assert_eq!(readonly(&spec), before);
+        protect_root(&[mount("bind", &["rbind", "ro"])], &mut spec);
+        assert_eq!(readonly(&spec), Some(true));
+    }
+
+    #[test]
+    fn the_pods_files_go_where_the_client_has_none() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["hostname", "hosts", "resolv.conf"] {
+            std::fs::write(dir.path().join(name), "").unwrap();
+        }
+        std::fs::create_dir(dir.path().join("shm")).unwrap();
+        let mut spec: Spec = serde_json::from_value(serde_json::json!({
+            "ociVersion": "1.2.0",
+            "root": {"path": "rootfs", "readonly": true},
+            "mounts": [
+                {"destination": "/dev/shm", "type": "tmpfs", "source": "shm"},
+                {"destination": "/etc/hosts", "type": "bind", "source": "/kubelet/hosts"},
+            ],
+        }))
+        .unwrap();
+        pod_files(&mut spec, dir.path());
+        let seen: Vec<_> = spec
+            .mounts()
+            .iter()
+            .flatten()
+            .map(|mount| (mount.destination().to_str().unwrap(), mount.typ().clone().unwrap()))
+            .collect();
+        let bind = |path| (path, "bind".to_owned());
+        let expected =
+            [bind("/etc/hosts"), bind("/etc/hostname"), bind("/etc/resolv.conf"), bind("/dev/shm")];
+        assert_eq!(seen, expected);
+        let before = spec.clone();
+        pod_files(&mut spec, &dir.path().join("absent"));
+        assert_eq!(spec, before);
     }
 
     #[test]

@@ -56,6 +56,12 @@ impl Process {
         let _ = waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
     }
 
+    /// Returns when it has ended; our own child is let go of.
+    pub(crate) async fn reap_at_end(&self) {
+        let _ = self.ended().await;
+        self.reap();
+    }
+
     /// Lets go of our own dead child. Not ours: nothing.
     pub(crate) fn reap(&self) {
         let _ = waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
@@ -131,6 +137,14 @@ pub(crate) fn born(pid: i32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The command may contain anything, also parentheses: fields begin behind the last one.
     stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+/// The process by its number, if it is still the same one.
+pub(crate) fn reopen(pid: i32, expected: u64) -> Option<OwnedFd> {
+    let raw = rustix::process::Pid::from_raw(pid)?;
+    let pidfd = rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty()).ok()?;
+    // Asked after opening: had the pid been taken over in between, the answer would be the other's.
+    (born(pid) == Some(expected)).then_some(pidfd)
 }
 
 #[cfg(test)]

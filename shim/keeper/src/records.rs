@@ -74,6 +74,9 @@ pub(crate) struct TaskRecord {
     pub(crate) rootfs: Rootfs,
     /// The container sees processes of others: kill its cgroup when its init ends (SHIM-EXIT-03).
     pub(crate) foreign_pids: bool,
+    /// Owner of the streams, where the client's options name one.
+    #[serde(default)]
+    pub(crate) io_owner: Option<(u32, u32)>,
     /// start_time of /proc/<pid>/stat, to tell the process from a later one with its pid.
     pub(crate) born: u64,
     pub(crate) dropped: u64,
@@ -132,6 +135,12 @@ pub(crate) struct SandboxRecord {
     /// As StartSandbox answers: the reaper's pid, or that of the keeper of then. Names the sandbox in namespace paths.
     pub(crate) pid: i32,
     pub(crate) reaper: bool,
+    /// start_time of the reaper, as for tasks.
+    #[serde(default)]
+    pub(crate) born: u64,
+    /// The pod's control group, where the client named one.
+    #[serde(default)]
+    pub(crate) cgroup: String,
     pub(crate) created_at: i64,
     #[serde(flatten)]
     pub(crate) phase: SandboxPhase,
@@ -232,6 +241,7 @@ mod tests {
             streams: Streams::default(),
             rootfs: Rootfs::Directory("/b/rootfs".into()),
             foreign_pids: false,
+            io_owner: None,
             born: 0,
             dropped: 0,
             phase,

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::exec::Exec;
 use crate::guardian::Exit;
 use crate::keeper::{Keeper, blocking};
-use crate::process::{Awaited, Process, born, now};
+use crate::process::{Awaited, Process, now, reopen};
 use crate::records::{self, Ended, ExecRecord, SandboxRecord, TaskPhase, TaskRecord};
 use crate::sandbox::Sandbox;
 use crate::stdio;
@@ -146,14 +146,6 @@ async fn undo(keeper: &Arc<Keeper>, record: &TaskRecord, pidfd: Option<OwnedFd>)
     }
     keeper.guardian.forget_all(&task::prefix(&record.id));
     let _ = records::remove(&keeper.layout.tasks(), record);
-}
-
-/// The process by its number, if it is still the same one.
-fn reopen(pid: i32, expected: u64) -> Option<OwnedFd> {
-    let raw = rustix::process::Pid::from_raw(pid)?;
-    let pidfd = rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty()).ok()?;
-    // Asked after opening: had the pid been taken over in between, the answer would be the other's.
-    (born(pid) == Some(expected)).then_some(pidfd)
 }
 
 fn lost() -> Ended {

@@ -4,17 +4,19 @@
 //!  Creating ──▶ Created ──start──▶ Ready ──stop, or the reaper's death──▶ Stopped ──shutdown──▶ gone
 //! ```
 //!
-//! Knows no network beyond the path of the pinned namespace, which is the client's.
+//! Knows no network beyond the path of the pinned namespace, which is the client's. For containerd, which leaves them to
+//! a sandbox of this kind, it also keeps the pod's files: hostname, hosts, resolv.conf, /dev/shm.
 
 use crate::error::{Error, Result};
 use crate::keeper::{Keeper, blocking, detached};
-use crate::layout::is_valid_id;
-use crate::process::{Awaited, Process, now, wait_end};
+use crate::layout::{Layout, is_valid_id};
+use crate::process::{Awaited, Process, born, now, reopen, wait_end};
 use crate::records::{self, SandboxPhase, SandboxRecord, VERSION};
 use crate::rollback::Rollback;
-use cri_proto::v1::{NamespaceMode, PodSandboxConfig};
+use cri_proto::v1::{NamespaceMode, NamespaceOption, PodSandboxConfig};
 use prost::Message as _;
 use rustix::fd::{AsFd, OwnedFd};
+use slipway_runtime::sandbox::files::{self, Dns, PodFiles};
 use slipway_runtime::sandbox::{NamespaceKind, Sandbox as Namespaces, SandboxRequest};
 use std::collections::HashMap;
 use std::fs::File;
@@ -49,10 +51,12 @@ impl Sandbox {
             if !is_valid_id(&id) {
                 return Err(Error::invalid(format!("bad sandbox id {id:?}")));
             }
-            let request = request(netns, config)?;
+            let config = decode(config)?;
+            let request = request(netns, config.as_ref())?;
+            keeper.must_stay()?;
             let reservation = keeper.sandboxes.reserve(&id)?;
             let maker = Arc::clone(&keeper);
-            let sandbox = blocking(move || Self::make(&maker, id, &request)).await?;
+            let sandbox = blocking(move || Self::make(&maker, id, &request, config)).await?;
             sandbox.watch_reaper(&keeper, None);
             reservation.fill(Arc::clone(&sandbox));
             Ok(sandbox)
@@ -60,13 +64,22 @@ impl Sandbox {
         .await
     }
 
-    fn make(keeper: &Keeper, id: String, request: &SandboxRequest) -> Result<Arc<Self>> {
+    fn make(
+        keeper: &Keeper,
+        id: String,
+        request: &SandboxRequest,
+        config: Option<PodSandboxConfig>,
+    ) -> Result<Arc<Self>> {
+        let files = config.as_ref().filter(|_| keeper.events.is_wanted()).map(pod_files);
+        let cgroup = config.and_then(|config| config.linux).map(|linux| linux.cgroup_parent);
         let mut record = SandboxRecord {
             version: VERSION,
             id,
             netns: request.netns.clone().unwrap_or_default(),
             pid: rustix::process::getpid().as_raw_nonzero().get(),
             reaper: false,
+            born: 0,
+            cgroup: cgroup.unwrap_or_default(),
             created_at: now(),
             phase: SandboxPhase::Creating,
         };
@@ -76,10 +89,17 @@ impl Sandbox {
         let undo = record.clone();
         rollback.push("record", move || drop(records::remove(&dir, &undo)));
         save(keeper, &record)?;
+        if let Some(files) = files {
+            let dir = keeper.layout.sandbox_files(&record.id);
+            let undo = dir.clone();
+            rollback.push("pod files", move || drop(PodFiles::remove(&undo)));
+            files.make(&dir)?;
+        }
         let Namespaces { namespaces, reaper } = Namespaces::create(request)?;
         let reaper = reaper.map(|(pid, pidfd)| Process::new(pid, pidfd));
         if let Some(reaper) = &reaper {
             (record.pid, record.reaper) = (reaper.pid, true);
+            record.born = born(reaper.pid).unwrap_or_default();
             let undo = reaper.clone();
             rollback.push("reaper", move || {
                 let _ = undo.signal(SIGKILL);
@@ -130,6 +150,7 @@ impl Sandbox {
                 let _ = reaper.signal(SIGKILL);
             }
             keeper.guardian.forget_all(&prefix);
+            let _ = PodFiles::remove(&keeper.layout.sandbox_files(&record.id));
             let _ = records::remove(&keeper.layout.sandboxes(), &record);
             return None;
         }
@@ -202,6 +223,9 @@ impl Sandbox {
             }
         }
         self.namespaces.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        if let Err(error) = PodFiles::release(&keeper.layout.sandbox_files(&self.id())) {
+            tracing::warn!("{error}");
+        }
         self.stopped.send_replace(Some((at, status)));
         Ok(())
     }
@@ -219,6 +243,7 @@ impl Sandbox {
         self.stop(keeper).await?;
         let record = self.record();
         keeper.guardian.forget_all(&prefix(&record.id));
+        PodFiles::remove(&keeper.layout.sandbox_files(&record.id))?;
         records::remove(&keeper.layout.sandboxes(), &record)
             .map_err(|e| Error::io("remove record of sandbox", &record.id, &e))?;
         keeper.sandboxes.remove(&record.id);
@@ -259,19 +284,55 @@ impl Sandbox {
     }
 }
 
-/// CRI's own configuration to what the runtime makes (keeper.proto; SHIM-SBX-04).
-fn request(netns: String, config: Option<(String, Vec<u8>)>) -> Result<SandboxRequest> {
-    let given = config.is_some();
-    let config = match config {
-        None => PodSandboxConfig::default(),
-        Some((url, value)) if url.ends_with("PodSandboxConfig") => PodSandboxConfig::decode(value.as_slice())
-            .map_err(|error| Error::invalid(format!("sandbox options: {error}")))?,
-        Some((url, _)) => {
-            return Err(Error::invalid(format!("sandbox options of type {url:?} are not known")));
+/// Of a keeper that is gone, guardian included: what its sandbox still has. Missing is success. Blocks.
+pub(crate) fn remove_leftover(layout: &Layout, record: &SandboxRecord) -> Result<()> {
+    if record.reaper
+        && let Some(pidfd) = reopen(record.pid, record.born)
+    {
+        let _ = Process::new(record.pid, pidfd).signal(SIGKILL);
+    }
+    PodFiles::remove(&layout.sandbox_files(&record.id))?;
+    records::remove(&layout.sandboxes(), record)
+        .map_err(|e| Error::io("remove record of sandbox", &record.id, &e))
+}
+
+/// SHIM-SBX-04: options are CRI's own configuration.
+fn decode(options: Option<(String, Vec<u8>)>) -> Result<Option<PodSandboxConfig>> {
+    match options {
+        None => Ok(None),
+        Some((url, value)) if url.ends_with("PodSandboxConfig") => {
+            let config = PodSandboxConfig::decode(value.as_slice());
+            config.map(Some).map_err(|error| Error::invalid(format!("sandbox options: {error}")))
         }
-    };
+        Some((url, _)) => Err(Error::invalid(format!("sandbox options of type {url:?} are not known"))),
+    }
+}
+
+fn pod_files(config: &PodSandboxConfig) -> PodFiles {
+    let modes = namespace_modes(config);
+    let host_network = modes.network() == NamespaceMode::Node;
+    let dns = config.dns_config.as_ref();
+    let dns = dns.map(|dns| Dns { servers: &dns.servers, searches: &dns.searches, options: &dns.options });
+    PodFiles {
+        hostname: files::hostname(&config.hostname, host_network),
+        // As containerd does for its own sandboxes; the kubelet brings a file of its own.
+        hosts: std::fs::read_to_string("/etc/hosts").unwrap_or_default(),
+        resolv_conf: files::resolv_conf(dns),
+        shm: modes.ipc() != NamespaceMode::Node,
+    }
+}
+
+fn namespace_modes(config: &PodSandboxConfig) -> NamespaceOption {
+    let security = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+    security.and_then(|security| security.namespace_options.clone()).unwrap_or_default()
+}
+
+/// CRI's own configuration to what the runtime makes (keeper.proto).
+fn request(netns: String, config: Option<&PodSandboxConfig>) -> Result<SandboxRequest> {
+    let given = config.is_some();
+    let config = config.cloned().unwrap_or_default();
+    let modes = namespace_modes(&config);
     let linux = config.linux.unwrap_or_default();
-    let modes = linux.security_context.unwrap_or_default().namespace_options.unwrap_or_default();
     let is = |mode: i32, expected: NamespaceMode| mode == expected as i32;
     if modes.userns_options.is_some_and(|user| is(user.mode, NamespaceMode::Pod)) {
         return Err(Error::unimplemented("sandbox: user namespaces are not supported yet"));

@@ -1,5 +1,6 @@
 //! The keeper process: takes over from its predecessor, serves until nothing is left, hears its guardian.
 
+use crate::connections::{self, Incoming};
 use crate::events::Publisher;
 use crate::guardian::client::{Event, Guardian};
 use crate::keeper::Keeper;
@@ -8,6 +9,7 @@ use crate::logs::Engine;
 use crate::logs::journal::Journal;
 use crate::{prepare, recovery, service};
 use rustix::fd::{AsFd, OwnedFd};
+use std::collections::HashMap;
 use std::error::Error;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -18,6 +20,9 @@ use std::time::Duration;
 const JOURNAL: &str = "journal";
 /// Key of the listening socket.
 const LISTENER: &str = "listener";
+
+/// How long events that nobody takes hold the end up.
+const LAST_EVENTS: Duration = Duration::from_secs(3);
 
 /// Runs the keeper of the group in `root`; its standard input is the guardian's socket.
 pub(crate) fn serve(root: PathBuf, namespace: String) -> Result<(), Box<dyn Error>> {
@@ -40,9 +45,10 @@ pub(crate) fn serve(root: PathBuf, namespace: String) -> Result<(), Box<dyn Erro
         .thread_stack_size(512 * 1024)
         .build()?;
     runtime.block_on(async {
-        let events = Publisher::start(&std::env::var("TTRPC_ADDRESS").unwrap_or_default(), &namespace);
+        let layout = Layout::at(root);
+        let events = Publisher::start(&layout.events_address(), &namespace);
         let keeper = Arc::new(Keeper::new(
-            Layout::at(root),
+            layout,
             namespace,
             guardian,
             engine,
@@ -50,17 +56,19 @@ pub(crate) fn serve(root: PathBuf, namespace: String) -> Result<(), Box<dyn Erro
             inheritance.generation,
             prepare::nofile_from_env(),
         ));
+        let connections = incoming(&keeper, &listener, &mut inheritance.held)?;
         let pending = recovery::rebuild(&keeper, inheritance.held)?;
         // Not before: a report that nobody waits for is forgotten.
         let listening = tokio::spawn(hear(Arc::clone(&keeper)));
         recovery::resume(&keeper, pending).await;
-        let mut server = service::server(&keeper).add_listener(into_listener(&listener)?);
+        let mut server = service::server(&keeper).add_listener(connections);
         server.start().await?;
         keeper.guardian.ready();
         tracing::info!(generation = keeper.generation, "keeper serves");
         keeper.should_end().await;
         // Nobody may connect to a socket whose server is leaving; a start that comes now makes a new one.
         std::fs::remove_file(keeper.layout.socket()?)?;
+        keeper.events.flush(LAST_EVENTS).await;
         keeper.guardian.quit();
         server.shutdown().await?;
         listening.abort();
@@ -95,10 +103,21 @@ async fn hear(keeper: Arc<Keeper>) {
     }
 }
 
-fn into_listener(listener: &OwnedFd) -> Result<ttrpc::r#async::transport::Listener, Box<dyn Error>> {
+/// What the server listens to: also the connections of a former keeper, for a client that must not lose them.
+fn incoming(
+    keeper: &Keeper,
+    listener: &OwnedFd,
+    held: &mut HashMap<String, OwnedFd>,
+) -> Result<ttrpc::r#async::transport::Listener, Box<dyn Error>> {
     let listener = UnixListener::from(listener.try_clone()?);
     listener.set_nonblocking(true)?;
-    Ok(tokio::net::UnixListener::from_std(listener)?.into())
+    let listener = tokio::net::UnixListener::from_std(listener)?;
+    if !keeper.events.is_wanted() {
+        return Ok(listener.into());
+    }
+    let dir = connections::directory(keeper.layout.root());
+    let incoming = Incoming::new(listener, held, keeper.guardian.clone(), dir)?;
+    Ok(ttrpc::r#async::transport::Listener::new(incoming))
 }
 
 /// Standard input as a descriptor that no container can inherit; /dev/null takes its place.

@@ -1,15 +1,19 @@
 //! The `start` action, and what it starts: from containerd's call to a serving keeper (SHIM-OUT-*, SHIM-SOCK-*).
 
+use crate::bootstrap::Bootstrap;
 use crate::guardian::Guardian;
 use crate::layout::{GROUPING_VARIABLE, Layout};
+use crate::options::{Grouping, Options};
 use crate::prepare::{self, NOFILE_VARIABLE};
 use containerd_shim::Flags;
 use rustix::fd::OwnedFd;
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use slipway_runtime::cgroup::Cgroup;
+use slipway_runtime::error::Kind;
 use std::error::Error;
 use std::fs::{File, OpenOptions, Permissions};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt as _;
@@ -17,42 +21,86 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// A client's bootstrap message is never longer (SHIM-BOOT-05).
-const STDIN_LIMIT: u64 = 10 * 1024 * 1024;
 /// How long a new keeper may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// argv[0] of what we start.
 const NAME: &str = "containerd-shim-slipway-v1";
 
 /// The group's keeper: found or started. Returns what goes to standard output.
-pub(crate) fn start(flags: &Flags) -> Result<String, Box<dyn Error>> {
-    // Options have no meaning for us yet, but a client may wait until they are taken.
-    io::stdin().take(STDIN_LIMIT).read_to_end(&mut Vec::new())?;
-    let layout = layout(flags)?;
+pub(crate) fn start(flags: &Flags) -> Result<Vec<u8>, Box<dyn Error>> {
+    let bootstrap = Bootstrap::read(flags)?;
+    let options = Options::parse(bootstrap.options.as_ref())?;
+    let grouping = if grouping() == Grouping::Pod { Grouping::Pod } else { options.grouping };
+    let layout = layout(flags, grouping)?;
     layout.make()?;
     let socket = layout.socket()?;
     let lock = OpenOptions::new().create(true).append(true).mode(0o600).open(layout.lock())?;
     flock(&lock, FlockOperation::LockExclusive)?;
-    if !answers(&socket) {
-        spawn(flags, &layout, &socket)?;
+    if !bootstrap.events.is_empty() {
+        replace(&layout.events_address(), &bootstrap.events)?;
     }
     let address = format!("unix://{}", socket.display());
-    greet(&address, &flags.id)?;
-    Ok(serde_json::json!({"version": 3, "address": address, "protocol": "ttrpc"}).to_string())
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if !answers(&socket) {
+            let debug = bootstrap.debug;
+            spawn(&Plan { flags, debug, options: &options, grouping, layout: &layout, socket: &socket })?;
+        }
+        match greet(&address, &flags.id) {
+            Ok(()) => break,
+            // It was about to end when we found it.
+            Err(_) if Instant::now() < end => std::thread::sleep(Duration::from_millis(20)),
+            Err(error) => return Err(error),
+        }
+    }
+    if !bootstrap.events.is_empty() {
+        // The bundle is our working directory (SHIM-CMD-06). containerd 1.6 finds us by this file after its restart.
+        replace(Path::new("address"), &address)?;
+    }
+    Ok(bootstrap.answer(&address)?)
+}
+
+/// Writes a small file so that it is never seen half-written.
+fn replace(path: &Path, text: &str) -> io::Result<()> {
+    let temporary = path.with_extension("new");
+    std::fs::write(&temporary, text)?;
+    std::fs::rename(&temporary, path)
 }
 
 /// Where the keeper of this call lives. One for each client and namespace, or one for each sandbox.
-pub(crate) fn layout(flags: &Flags) -> Result<Layout, Box<dyn Error>> {
+fn layout(flags: &Flags, grouping: Grouping) -> Result<Layout, Box<dyn Error>> {
     if flags.namespace.is_empty() {
         return Err("-namespace must not be empty".into());
     }
-    let group = if per_pod() { group_of_bundle().unwrap_or_else(|| flags.id.clone()) } else { "node".into() };
+    let group = match grouping {
+        Grouping::Pod => group_of_bundle().unwrap_or_else(|| flags.id.clone()),
+        Grouping::Node => "node".into(),
+    };
     Ok(Layout::of(&Layout::state_from_env(), &flags.address, &flags.namespace, &group))
 }
 
-/// Each pod has a keeper of its own; the environment is the same in all of our processes.
-pub(crate) fn per_pod() -> bool {
-    std::env::var(GROUPING_VARIABLE).is_ok_and(|grouping| grouping == "pod")
+/// Where the keeper of a bundle made earlier lives. The bundle says so itself, whatever the settings are today; it is
+/// `<parent of the working directory>/<id>` (SHIM-DEL-01b).
+pub(crate) fn layout_of_bundle(flags: &Flags) -> Result<Layout, Box<dyn Error>> {
+    let bundle = Path::new("..").join(&flags.id);
+    let read = |name: &str| std::fs::read_to_string(bundle.join(name)).ok();
+    let bootstrap =
+        read("bootstrap.json").and_then(|text| serde_json::from_str::<serde_json::Value>(&text).ok());
+    let address =
+        bootstrap.and_then(|json| Some(json["address"].as_str()?.to_owned())).or_else(|| read("address"));
+    let socket = address.as_deref().and_then(|address| address.trim().strip_prefix("unix://"));
+    match socket.map(Path::new).filter(|path| path.ends_with("sock")).and_then(Path::parent) {
+        Some(root) if root.is_absolute() => Ok(Layout::at(root)),
+        _ => layout(flags, grouping()),
+    }
+}
+
+/// As the environment says; it is the same in all of our processes.
+pub(crate) fn grouping() -> Grouping {
+    match std::env::var(GROUPING_VARIABLE).as_deref() {
+        Ok("pod") => Grouping::Pod,
+        _ => Grouping::Node,
+    }
 }
 
 /// SHIM-GRP-01; the working directory is the bundle (SHIM-CMD-06).
@@ -69,29 +117,58 @@ fn answers(socket: &Path) -> bool {
     UnixStream::connect(socket).is_ok()
 }
 
+/// A keeper that is to be started.
+struct Plan<'a> {
+    flags: &'a Flags,
+    debug: bool,
+    options: &'a Options,
+    grouping: Grouping,
+    layout: &'a Layout,
+    socket: &'a Path,
+}
+
 /// Makes the listener here, so that the address answers connects at once (SHIM-SOCK-04), and starts a guardian on it.
-fn spawn(flags: &Flags, layout: &Layout, socket: &Path) -> Result<(), Box<dyn Error>> {
-    match std::fs::remove_file(socket) {
+fn spawn(plan: &Plan<'_>) -> Result<(), Box<dyn Error>> {
+    match std::fs::remove_file(plan.socket) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
         _ => {}
     }
-    let listener = UnixListener::bind(socket)?;
-    std::fs::set_permissions(socket, Permissions::from_mode(0o600))?;
-    let log = OpenOptions::new().create(true).append(true).mode(0o600).open(layout.log())?;
-    let mut command = Command::new("/proc/self/exe");
-    command.arg0(NAME).args(["-namespace", &flags.namespace, "-address", &flags.address, "-id", &flags.id]);
-    if flags.debug {
-        command.arg("-debug");
+    if !plan.options.shim_cgroup.is_empty() {
+        enter(&plan.options.shim_cgroup)?;
     }
+    let listener = UnixListener::bind(plan.socket)?;
+    std::fs::set_permissions(plan.socket, Permissions::from_mode(0o600))?;
+    let log = OpenOptions::new().create(true).append(true).mode(0o600).open(plan.layout.log())?;
+    let mut command = command(plan.flags, plan.debug);
     command
         .arg("guardian")
-        .arg(layout.root())
+        .arg(plan.layout.root())
         .current_dir("/")
+        .env(GROUPING_VARIABLE, if plan.grouping == Grouping::Pod { "pod" } else { "node" })
         .stdin(Stdio::from(OwnedFd::from(listener)))
         .stdout(log.try_clone()?)
         .stderr(log);
     command.spawn()?;
     Ok(())
+}
+
+/// Ourselves again, with the same flags.
+fn command(flags: &Flags, debug: bool) -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0(NAME).args(["-namespace", &flags.namespace, "-address", &flags.address, "-id", &flags.id]);
+    if debug {
+        command.arg("-debug");
+    }
+    command
+}
+
+/// Guardian and keeper are born where we are (SHIM-PROC-04).
+fn enter(cgroup: &str) -> Result<(), Box<dyn Error>> {
+    let group = match Cgroup::open(cgroup) {
+        Err(error) if error.kind() == Kind::NotFound => Cgroup::create(cgroup, None)?,
+        found => found?,
+    };
+    Ok(group.enter()?)
 }
 
 /// Tells the keeper that a client is on its way, which also shows that it serves.
@@ -115,11 +192,7 @@ pub(crate) fn guardian(flags: &Flags, root: &Path) -> Result<(), Box<dyn Error>>
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let listener = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
     rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
-    let mut command = Command::new("/proc/self/exe");
-    command.arg0(NAME).args(["-namespace", &flags.namespace, "-address", &flags.address, "-id", &flags.id]);
-    if flags.debug {
-        command.arg("-debug");
-    }
+    let mut command = command(flags, flags.debug);
     command.arg("serve").arg(root);
     let limits = getrlimit(Resource::Nofile);
     let text = |value: Option<u64>| value.unwrap_or(u64::MAX).to_string();

@@ -3,6 +3,7 @@
 //! Opens files and fifos, never reads or writes them.
 
 use crate::error::{Error, Result};
+use crate::logger::{self, Logger};
 use crate::logs::{self, Input, Source, Stream};
 use crate::records::Streams;
 use rustix::fd::OwnedFd;
@@ -28,6 +29,8 @@ pub(crate) enum Target {
     Pipe(PathBuf),
     /// Appended to, both streams in one file (SHIM-IO-08).
     File(PathBuf),
+    /// A program that reads both streams (SHIM-IO-05).
+    Program(logger::Command),
     /// A CRI log for both streams; no path discards. `stdin`: the process gets a pipe that stays open.
     Log {
         path: Option<PathBuf>,
@@ -60,9 +63,12 @@ impl Target {
             Some(("cri-log", rest)) => Self::parse_log(name, rest),
             Some(("pipe", rest)) => parse_pipe(name, rest).map(Self::Pipe),
             Some(("file", rest)) => absolute(name, rest.strip_prefix("//").unwrap_or(rest)).map(Self::File),
+            Some((scheme @ ("binary" | "binary-v2"), rest)) => {
+                logger::Command::parse(name, rest, scheme == "binary-v2").map(Self::Program)
+            }
             Some((scheme, rest)) if rest.starts_with("//") && !scheme.contains('/') => {
                 Err(Error::unimplemented(format!(
-                    "standard stream {name}: scheme {scheme} is not supported; use a fifo, file: or cri-log:"
+                    "standard stream {name}: scheme {scheme} is not supported; use a fifo, file:, binary: or cri-log:"
                 )))
             }
             _ => absolute(name, name).map(Self::Fifo),
@@ -100,7 +106,7 @@ fn parse_pipe(name: &str, rest: &str) -> Result<PathBuf> {
     }
 }
 
-fn absolute(name: &str, path: &str) -> Result<PathBuf> {
+pub(crate) fn absolute(name: &str, path: &str) -> Result<PathBuf> {
     if path.starts_with('/') {
         Ok(path.into())
     } else {
@@ -128,6 +134,8 @@ pub(crate) mod key {
     pub(crate) const TTY_OUT: &str = "tty-out";
     pub(crate) const TTY_IN: &str = "tty-in";
     pub(crate) const PTY: &str = "pty";
+    /// Pidfd of the client's logging program.
+    pub(crate) const LOGGER: &str = "logger";
 }
 
 /// Descriptors by the names of [`key`].
@@ -142,9 +150,9 @@ pub(crate) struct Opened {
     pub(crate) kept: Kept,
 }
 
-/// True for what keeps a client's output fifo alive.
-pub(crate) fn is_reader(key: &str) -> bool {
-    matches!(key, key::OUT_READER | key::ERR_READER)
+/// True for what is needed until Delete: what keeps a client's output fifo alive, and its logging program.
+pub(crate) fn outlives_process(key: &str) -> bool {
+    matches!(key, key::OUT_READER | key::ERR_READER | key::LOGGER)
 }
 
 /// The descriptors below `prefix` that a former keeper had, taken out of `held`.
@@ -162,22 +170,23 @@ pub(crate) fn take_kept(held: &mut HashMap<String, OwnedFd>, prefix: &str) -> Ke
         key::TTY_OUT,
         key::TTY_IN,
         key::PTY,
+        key::LOGGER,
     ];
     all.into_iter().filter_map(|key| Some((key, held.remove(&format!("{prefix}{key}"))?))).collect()
 }
 
 /// Opens all streams; `owner` may open its own streams again by /proc/self/fd. Never blocks on a missing peer.
-pub(crate) fn open(streams: &Streams, owner: (u32, u32)) -> Result<Opened> {
+pub(crate) fn open(streams: &Streams, owner: (u32, u32), logger: Logger<'_>) -> Result<Opened> {
     let mut opened = Opened::default();
     if streams.terminal {
-        open_terminal(streams, &mut opened)?
+        open_terminal(streams, logger, &mut opened)?
     } else {
-        open_plain(streams, owner, &mut opened)?
+        open_plain(streams, owner, logger, &mut opened)?
     }
     Ok(opened)
 }
 
-fn open_plain(streams: &Streams, owner: (u32, u32), opened: &mut Opened) -> Result<()> {
+fn open_plain(streams: &Streams, owner: (u32, u32), logger: Logger<'_>, opened: &mut Opened) -> Result<()> {
     let kept = &mut opened.kept;
     let output = Target::parse(&streams.stdout)?;
     match &output {
@@ -197,6 +206,11 @@ fn open_plain(streams: &Streams, owner: (u32, u32), opened: &mut Opened) -> Resu
             let file = open_file(path)?;
             opened.child.stderr = Some(file.try_clone().map_err(|e| Error::io("open", path.display(), &e))?);
             opened.child.stdout = Some(file);
+        }
+        Target::Program(command) => {
+            let ((out, out_write), (err, err_write)) = (pipe(owner)?, pipe(owner)?);
+            kept.insert(key::LOGGER, logger.start(command, out, err)?);
+            (opened.child.stdout, opened.child.stderr) = (Some(out_write), Some(err_write));
         }
         Target::Fifo(path) | Target::Pipe(path) => {
             opened.child.stdout = Some(output_fifo(path, key::OUT_READER, kept, owner)?);
@@ -219,7 +233,7 @@ fn open_plain(streams: &Streams, owner: (u32, u32), opened: &mut Opened) -> Resu
     Ok(())
 }
 
-fn open_terminal(streams: &Streams, opened: &mut Opened) -> Result<()> {
+fn open_terminal(streams: &Streams, logger: Logger<'_>, opened: &mut Opened) -> Result<()> {
     let kept = &mut opened.kept;
     match Target::parse(&streams.stdout)? {
         Target::Log { path, .. } => {
@@ -237,8 +251,11 @@ fn open_terminal(streams: &Streams, opened: &mut Opened) -> Result<()> {
             set_flags(&writer, OFlags::NONBLOCK, path.display())?;
             kept.insert(key::TTY_OUT, writer);
         }
-        Target::File(_) => {
-            return Err(Error::unimplemented("a terminal cannot be sent to a file; use cri-log:"));
+        Target::File(path) => drop(kept.insert(key::TTY_OUT, open_file(&path)?)),
+        Target::Program(command) => {
+            let ((out, out_write), (err, _)) = (pipe((0, 0))?, pipe((0, 0))?);
+            kept.insert(key::LOGGER, logger.start(&command, out, err)?);
+            kept.insert(key::TTY_OUT, out_write);
         }
         Target::Null => {}
     }
@@ -382,6 +399,8 @@ mod tests {
     use super::*;
     use std::io::{Read as _, Write as _};
 
+    const NOBODY: Logger<'_> = Logger { id: "c", namespace: "n" };
+
     #[test]
     fn names() {
         // SHIM-IO-01, 02
@@ -403,7 +422,8 @@ mod tests {
             assert_eq!(Target::parse(name).unwrap(), target, "{name}");
         }
         for (name, code) in [
-            ("binary:///bin/logger", ttrpc::Code::UNIMPLEMENTED),
+            ("fd:///3", ttrpc::Code::UNIMPLEMENTED),
+            ("binary://logger", ttrpc::Code::INVALID_ARGUMENT),
             ("relative", ttrpc::Code::INVALID_ARGUMENT),
             ("cri-log://l", ttrpc::Code::INVALID_ARGUMENT),
             ("cri-log:///l?max_line=x", ttrpc::Code::INVALID_ARGUMENT),
@@ -428,7 +448,7 @@ mod tests {
         )
         .unwrap();
         let streams = Streams { stdout: path.to_str().unwrap().into(), ..Streams::default() };
-        let mut opened = open(&streams, (0, 0)).unwrap();
+        let mut opened = open(&streams, (0, 0), NOBODY).unwrap();
         let mut writer = File::from(opened.child.stdout.take().unwrap());
         writer.write_all(b"early").unwrap();
         drop(writer);
@@ -445,7 +465,7 @@ mod tests {
         let path = dir.path().join("file");
         std::fs::write(&path, "").unwrap();
         for name in [path.to_str().unwrap(), "/nonexistent/fifo"] {
-            assert!(open(&Streams { stdout: name.into(), ..Streams::default() }, (0, 0)).is_err());
+            assert!(open(&Streams { stdout: name.into(), ..Streams::default() }, (0, 0), NOBODY).is_err());
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Terminals whose peer is a fifo: bytes in both directions, and the window's size. (A terminal that is logged belongs to
+//! Terminals whose peer is a fifo, a file or a logging program: bytes in both directions, and the window's size. (A terminal that is logged belongs to
 //! the log engine.)
 
 use crate::readiness::{self, Held};
@@ -20,7 +20,7 @@ pub(crate) fn connect(kept: &Kept) -> io::Result<()> {
         rustix::io::ioctl_fionbio(&from, true)?;
         rustix::io::ioctl_fionbio(&to, true)?;
         let from = readiness::watch(Held(Arc::new(from)), Interest::READABLE)?;
-        let to = readiness::watch(Held(Arc::new(to)), Interest::WRITABLE)?;
+        let to = Sink::new(Held(Arc::new(to)))?;
         tokio::spawn(async move {
             if let Err(error) = copy(&from, &to).await {
                 tracing::debug!("terminal: {error}");
@@ -38,8 +38,39 @@ pub(crate) fn resize(kept: &Kept, width: u32, height: u32) -> io::Result<()> {
     Ok(tcsetwinsize(pty, size)?)
 }
 
+/// Where bytes go.
+pub(crate) enum Sink {
+    /// A fifo, pipe or terminal, which may have to be waited for.
+    Waiting(AsyncFd<Held>),
+    /// A file, which never has to be; epoll refuses it.
+    Ready(Held),
+}
+
+impl Sink {
+    pub(crate) fn new(fd: Held) -> io::Result<Self> {
+        match readiness::watch(fd.clone(), Interest::WRITABLE) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(Self::Ready(fd)),
+            result => result.map(Self::Waiting),
+        }
+    }
+
+    async fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        let to = match self {
+            Self::Ready(fd) => return Ok(rustix::io::write(&*fd.0, bytes)?),
+            Self::Waiting(to) => to,
+        };
+        loop {
+            let mut ready = to.writable().await?;
+            match rustix::io::write(to, bytes) {
+                Err(Errno::AGAIN) => ready.clear_ready(),
+                result => return Ok(result?),
+            }
+        }
+    }
+}
+
 /// Until either end is gone. A fifo without a reader holds the terminal up, as it would a plain process.
-pub(crate) async fn copy(from: &AsyncFd<Held>, to: &AsyncFd<Held>) -> io::Result<()> {
+pub(crate) async fn copy(from: &AsyncFd<Held>, to: &Sink) -> io::Result<()> {
     let mut buffer = vec![0; 4096];
     loop {
         let count = loop {
@@ -53,11 +84,7 @@ pub(crate) async fn copy(from: &AsyncFd<Held>, to: &AsyncFd<Held>) -> io::Result
         };
         let mut rest = &buffer[..count];
         while !rest.is_empty() {
-            let mut ready = to.writable().await?;
-            match rustix::io::write(to, rest) {
-                Err(Errno::AGAIN) => ready.clear_ready(),
-                result => rest = &rest[result?..],
-            }
+            rest = &rest[to.write(rest).await?..];
         }
     }
 }

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod containerd;
 pub mod leaks;
 pub mod node;
 pub mod registry;

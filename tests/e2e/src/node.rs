@@ -1,5 +1,6 @@
 //! One node: our daemon (and through it our keeper) with everything it owns below one temporary directory.
 
+use crate::containerd::{Handler, Release};
 use crate::leaks;
 use anyhow::{Context, Result, bail, ensure};
 use cri_proto::v1::image_service_client::ImageServiceClient;
@@ -14,15 +15,17 @@ use tonic::transport::Channel;
 pub struct Setup {
     /// CNI configuration list to put into the configuration directory; none: the built-in bridge.
     pub cni: Option<&'static str>,
+    /// containerd instead of our daemon.
+    pub containerd: Option<(Release, Handler)>,
     /// More tables for the daemon's configuration file.
     pub config: &'static str,
 }
 
-/// Which daemon a node runs; everything but [`Program::Slipway`] is only there to be compared with.
+/// Which daemon a node runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Program {
+pub(crate) enum Program {
     Slipway,
-    Containerd,
+    Containerd(Release),
 }
 
 /// A running node. [`Node::stop`] must be called; dropping it only kills the daemon.
@@ -37,6 +40,9 @@ pub struct Node {
 impl Node {
     /// Writes the configuration and starts the daemon; returns when it answers Version.
     pub async fn start(setup: Setup) -> Result<Self> {
+        if let Some((release, handler)) = setup.containerd {
+            return Self::containerd(release, handler, setup.cni).await;
+        }
         let mut node = Self::directories(Program::Slipway)?;
         if let Some(conflist) = setup.cni {
             std::fs::write(node.path("cni/10-test.conflist"), conflist)?;
@@ -46,25 +52,7 @@ impl Node {
         Ok(node)
     }
 
-    /// Debian's containerd with runc and this CNI configuration, for comparison.
-    pub async fn containerd(conflist: &str, pause_image: &str) -> Result<Self> {
-        let mut node = Self::directories(Program::Containerd)?;
-        std::fs::write(node.path("cni/10-test.conflist"), conflist)?;
-        let config = format!(
-            "version = 2\nroot = {root:?}\nstate = {state:?}\n[grpc]\naddress = {socket:?}\n\
-             [plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = {pause_image:?}\nrestrict_oom_score_adj = true\n\
-             [plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = \"/usr/lib/cni\"\nconf_dir = {cni:?}\n",
-            root = node.path("root"),
-            state = node.path("state"),
-            socket = node.socket(),
-            cni = node.path("cni"),
-        );
-        std::fs::write(node.path("config.toml"), config)?;
-        node.start_daemon().await?;
-        Ok(node)
-    }
-
-    fn directories(program: Program) -> Result<Self> {
+    pub(crate) fn directories(program: Program) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("slipway-e2e-").tempdir_in("/tmp")?;
         let tag = dir.path().file_name().and_then(|n| n.to_str()).context("temporary name")?.to_owned();
         let node = Self { cgroup_root: format!("/{tag}"), dir, program, daemon: None };
@@ -86,6 +74,20 @@ impl Node {
     /// A path below the node's own directory.
     pub fn path(&self, sub: &str) -> PathBuf {
         self.dir.path().join(sub)
+    }
+
+    pub(crate) fn program(&self) -> Program {
+        self.program
+    }
+
+    /// Everything of this node that makes control groups makes them below it.
+    pub fn cgroup_root(&self) -> &str {
+        &self.cgroup_root
+    }
+
+    /// Parent of a pod's groups as a kubelet would name it; our own daemon has one by itself.
+    pub fn cgroup_parent(&self) -> String {
+        if self.program == Program::Slipway { String::new() } else { self.cgroup_root.clone() }
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -110,10 +112,8 @@ impl Node {
 
     fn command(&self) -> tokio::process::Command {
         let config = self.path("config.toml");
-        if self.program == Program::Containerd {
-            let mut command = tokio::process::Command::new("containerd");
-            command.arg("--config").arg(config);
-            return command;
+        if let Program::Containerd(release) = self.program {
+            return self.containerd_command(release);
         }
         let mut command = tokio::process::Command::new(binary("slipway"));
         command.arg("serve").arg("--root").arg(self.path("root")).arg("--state").arg(self.path("state"));
@@ -133,10 +133,10 @@ impl Node {
             }
             let daemon = self.daemon.as_mut().context("no daemon")?;
             if let Some(status) = daemon.try_wait()? {
-                bail!("slipway serve ended with {status}:\n{}", self.log_tail(40));
+                bail!("the daemon ended with {status}:\n{}", self.log_tail(40));
             }
             if tokio::time::Instant::now() > deadline {
-                bail!("slipway serve is not ready:\n{}", self.log_tail(40));
+                bail!("the daemon is not ready:\n{}", self.log_tail(40));
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -250,7 +250,7 @@ impl Node {
         pids.extend(
             leaks::processes_with_environment("SLIPWAY_KEEPER_STATE", self.dir.path()).iter().map(|p| p.0),
         );
-        if self.program == Program::Containerd {
+        if self.program != Program::Slipway {
             pids.extend(pids.clone().into_iter().flat_map(leaks::pause_children));
         }
         pids.sort_unstable();
@@ -291,6 +291,9 @@ impl Node {
                 bail!("the daemon ignored SIGTERM for 20 s");
             }
         }
+        if self.program != Program::Slipway {
+            self.remove_cgroup_parents();
+        }
         removed
     }
 
@@ -316,8 +319,13 @@ impl Node {
     }
 }
 
+/// The two that a kubelet asks for; containerd 2 has more (deprecation warnings).
 fn all_conditions_hold(answer: &cri_proto::v1::StatusResponse) -> bool {
-    answer.status.as_ref().is_some_and(|s| !s.conditions.is_empty() && s.conditions.iter().all(|c| c.status))
+    let needed = |c: &&cri_proto::v1::RuntimeCondition| matches!(&*c.r#type, "RuntimeReady" | "NetworkReady");
+    answer.status.as_ref().is_some_and(|status| {
+        let mut conditions = status.conditions.iter().filter(needed).peekable();
+        conditions.peek().is_some() && conditions.all(|c| c.status)
+    })
 }
 
 fn succeeded(program: &str, args: &[&str], output: &Output) -> Result<String> {

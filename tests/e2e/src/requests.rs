@@ -19,6 +19,7 @@ pub fn pod(node: &Node, name: &str) -> v1::PodSandboxConfig {
         log_directory: node.path("logs").join(name).display().to_string(),
         labels: HashMap::from([("io.kubernetes.pod.name".into(), name.into())]),
         linux: Some(v1::LinuxPodSandboxConfig {
+            cgroup_parent: node.cgroup_parent(),
             security_context: Some(v1::LinuxSandboxSecurityContext {
                 namespace_options: Some(namespaces()),
                 ..Default::default()
@@ -74,7 +75,13 @@ pub fn bind(host: &std::path::Path, container: &str) -> v1::Mount {
 /// The calls, in the words of a test.
 impl Node {
     pub async fn run_pod(&self, config: &v1::PodSandboxConfig) -> Result<String> {
-        let request = v1::RunPodSandboxRequest { config: Some(config.clone()), ..Default::default() };
+        self.run_pod_under(config, "").await
+    }
+
+    /// The same with a RuntimeClass's handler.
+    pub async fn run_pod_under(&self, config: &v1::PodSandboxConfig, handler: &str) -> Result<String> {
+        let request =
+            v1::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: handler.into() };
         // As the kubelet does: the runtime need not make the directory.
         std::fs::create_dir_all(&config.log_directory)?;
         Ok(self.runtime().await?.run_pod_sandbox(request).await?.into_inner().pod_sandbox_id)

@@ -58,7 +58,7 @@ fn pods_reach_each_other_without_nat_and_host_ports_work() {
 /// The same through Debian's CNI plugins.
 #[test]
 fn pods_reach_each_other_through_debians_cni_plugins() {
-    on_a_node(Setup { cni: Some(BRIDGE) }, |node| Box::pin(network(node)));
+    on_a_node(Setup { cni: Some(BRIDGE), ..Setup::default() }, |node| Box::pin(network(node)));
 }
 
 const BRIDGE: &str = r#"{"cniVersion": "1.0.0", "name": "e2e", "plugins": [

@@ -29,6 +29,7 @@ mod resources;
 mod run;
 mod security;
 mod show;
+pub(crate) mod snippet;
 mod store;
 pub(crate) mod translate;
 #[cfg(test)]

@@ -1,11 +1,9 @@
-//! The files that all containers of a pod see: hostname, hosts, resolv.conf, and the shared /dev/shm.
+//! Where a pod's files are, and what they say: hostname, hosts, resolv.conf, and the shared /dev/shm.
 
 use super::PodRecord;
-use crate::error::{Error, Result};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use crate::error::Result;
+use slipway_runtime::sandbox::files::{self, Dns, PodFiles};
 use std::fs;
-use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// `<state>/pods/<id>`.
@@ -21,69 +19,32 @@ impl PodDir {
         &self.0
     }
 
-    pub(crate) fn file(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-
     /// Writes the files and mounts shm, unless the pod uses the host's IPC namespace.
     pub(crate) fn make(&self, pod: &PodRecord) -> Result<()> {
-        let made = fs::DirBuilder::new().recursive(true).mode(0o711).create(&self.0);
-        made.map_err(|e| Error::io("make pod directory", &self.0, &e))?;
         let hostname = hostname(pod);
-        self.write("hostname", &format!("{hostname}\n"))?;
-        self.write("hosts", &hosts(pod, &hostname))?;
-        self.write("resolv.conf", &resolv_conf(pod))?;
-        if pod.namespaces().ipc() == cri_proto::v1::NamespaceMode::Node { Ok(()) } else { self.mount_shm() }
-    }
-
-    fn write(&self, name: &str, text: &str) -> Result<()> {
-        let path = self.file(name);
-        fs::write(&path, text).map_err(|e| Error::io("write pod file", &path, &e))
-    }
-
-    /// CRI-NET-09: tmpfs, mode 1777, nosuid,nodev,noexec, 64 MiB.
-    fn mount_shm(&self) -> Result<()> {
-        let path = self.file("shm");
-        match fs::create_dir(&path) {
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(Error::io("make shm directory", &path, &e));
-            }
-            _ => {}
-        }
-        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-        mount(Some("shm"), &path, Some("tmpfs"), flags, Some("mode=1777,size=65536k"))
-            .map_err(|e| Error::io("mount shm", &path, &e.into()))
+        let files = PodFiles {
+            hosts: hosts(pod, &hostname),
+            hostname,
+            resolv_conf: resolv_conf(pod),
+            shm: pod.namespaces().ipc() != cri_proto::v1::NamespaceMode::Node,
+        };
+        Ok(files.make(&self.0)?)
     }
 
     /// Unmounts shm; missing is success.
     pub(crate) fn release(&self) -> Result<()> {
-        let path = self.file("shm");
-        match umount2(&path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
-            // Not there, or not a mount point.
-            Ok(()) | Err(nix::Error::ENOENT | nix::Error::EINVAL) => Ok(()),
-            Err(e) => Err(Error::io("unmount shm", &path, &e.into())),
-        }
+        Ok(PodFiles::release(&self.0)?)
     }
 
     /// Unmounts and deletes everything; missing is success.
     pub(crate) fn remove(&self) -> Result<()> {
-        self.release()?;
-        match fs::remove_dir_all(&self.0) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                Err(Error::io("remove pod directory", &self.0, &e))
-            }
-            _ => Ok(()),
-        }
+        Ok(PodFiles::remove(&self.0)?)
     }
 }
 
 /// CRI-NET-01: the request's name; with the host's network, or when empty, the node's.
 pub(crate) fn hostname(pod: &PodRecord) -> String {
-    if !pod.config.hostname.is_empty() && !pod.host_network() {
-        return pod.config.hostname.clone();
-    }
-    let node = nix::unistd::gethostname().ok().and_then(|n| n.into_string().ok());
-    node.unwrap_or_else(|| "localhost".into())
+    files::hostname(&pod.config.hostname, pod.host_network())
 }
 
 fn hosts(pod: &PodRecord, hostname: &str) -> String {
@@ -97,22 +58,9 @@ fn hosts(pod: &PodRecord, hostname: &str) -> String {
     text
 }
 
-/// CRI-NET-05: no dns_config copies the host's; an empty list writes no line.
 fn resolv_conf(pod: &PodRecord) -> String {
-    let Some(dns) = &pod.config.dns_config else {
-        return fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    };
-    let mut text = String::new();
-    if !dns.searches.is_empty() {
-        text += &format!("search {}\n", dns.searches.join(" "));
-    }
-    for server in &dns.servers {
-        text += &format!("nameserver {server}\n");
-    }
-    if !dns.options.is_empty() {
-        text += &format!("options {}\n", dns.options.join(" "));
-    }
-    text
+    let dns = pod.config.dns_config.as_ref();
+    files::resolv_conf(dns.map(|d| Dns { servers: &d.servers, searches: &d.searches, options: &d.options }))
 }
 
 #[cfg(test)]

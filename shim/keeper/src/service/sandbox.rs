@@ -1,9 +1,12 @@
 //! containerd.runtime.sandbox.v1.Sandbox.
 
-use super::answer;
-use crate::error::Error;
+use super::{answer, metrics};
+use crate::connections::is_repeated;
+use crate::error::{Error, Result};
 use crate::events::timestamp;
-use crate::keeper::Keeper;
+use crate::keeper::{Keeper, blocking};
+use crate::options::Grouping;
+use crate::process::now;
 use crate::records::SandboxPhase;
 use crate::sandbox::Sandbox;
 use crate::start;
@@ -16,6 +19,7 @@ use containerd_shim_protos::sandbox_api::{
 };
 use containerd_shim_protos::sandbox_async;
 use containerd_shim_protos::types::platform::Platform;
+use slipway_runtime::cgroup::{Cgroup, Stats};
 use std::sync::Arc;
 use ttrpc::r#async::TtrpcContext;
 
@@ -26,9 +30,12 @@ pub(super) struct SandboxService(pub(super) Arc<Keeper>);
 impl sandbox_async::Sandbox for SandboxService {
     async fn create_sandbox(
         &self,
-        _: &TtrpcContext,
+        context: &TtrpcContext,
         request: CreateSandboxRequest,
     ) -> ttrpc::Result<CreateSandboxResponse> {
+        if is_repeated(context) && self.0.sandboxes.find(&request.sandbox_id).is_some() {
+            return Ok(CreateSandboxResponse::default());
+        }
         let options = request.options.into_option().map(|any| (any.type_url, any.value));
         let options = options.filter(|(url, _)| !url.is_empty());
         answer(Sandbox::create(&self.0, request.sandbox_id, request.netns_path, options).await)?;
@@ -118,7 +125,8 @@ impl sandbox_async::Sandbox for SandboxService {
         if let Some(sandbox) = self.0.sandboxes.find(&request.sandbox_id) {
             answer(sandbox.shut_down(&self.0).await)?;
         }
-        if start::per_pod() {
+        // Nobody else tells us: containerd shuts tasks down only where it knows no sandbox.
+        if self.0.events.is_wanted() || start::grouping() == Grouping::Pod {
             self.0.ask_to_end(false);
         }
         Ok(ShutdownSandboxResponse::default())
@@ -129,9 +137,23 @@ impl sandbox_async::Sandbox for SandboxService {
         _: &TtrpcContext,
         request: SandboxMetricsRequest,
     ) -> ttrpc::Result<SandboxMetricsResponse> {
-        answer(self.0.sandboxes.get(&request.sandbox_id))?;
-        answer(Err(Error::unimplemented(
-            "sandbox metrics: the pod's control group is the client's; ask its tasks",
-        )))
+        let record = answer(self.0.sandboxes.get(&request.sandbox_id))?.record();
+        let stats = answer(pod_stats(record.cgroup).await.and_then(|stats| metrics::encode(&stats)))?;
+        let mut response = SandboxMetricsResponse::default();
+        let metric = response.metrics.mut_or_insert_default();
+        metric.timestamp = Some(timestamp(now())).into();
+        metric.id = request.sandbox_id;
+        metric.data = Some(stats).into();
+        Ok(response)
     }
+}
+
+/// SHIM-SBX-12.
+async fn pod_stats(cgroup: String) -> Result<Stats> {
+    if cgroup.is_empty() {
+        return Err(Error::unimplemented(
+            "sandbox metrics: the pod has no control group of its own; ask its tasks",
+        ));
+    }
+    blocking(move || Ok(Cgroup::open(&cgroup)?.stats()?)).await
 }

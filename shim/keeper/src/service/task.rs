@@ -1,6 +1,7 @@
 //! containerd.task.v3.Task (and v2).
 
 use super::{answer, metrics};
+use crate::connections::is_repeated;
 use crate::error::Error;
 use crate::events::timestamp;
 use crate::exec::Exec;
@@ -19,6 +20,7 @@ use containerd_shim_protos::shim::oci::ProcessDetails;
 use containerd_shim_protos::shim_async;
 use protobuf::Message as _;
 use protobuf::well_known_types::any::Any;
+use std::path::Path;
 use std::sync::Arc;
 use ttrpc::r#async::TtrpcContext;
 
@@ -28,6 +30,12 @@ pub(super) struct TaskService(pub(super) Arc<Keeper>);
 impl TaskService {
     fn task(&self, id: &str) -> Result<Arc<Task>, Error> {
         self.0.tasks.get(id)
+    }
+
+    /// It was made from this bundle and waits for its start.
+    fn is_created(&self, id: &str, bundle: &Path) -> bool {
+        let task = self.0.tasks.find(id).map(|task| task.snapshot());
+        task.is_some_and(|task| task.bundle == bundle && task.phase == Phase::Created)
     }
 
     /// The task, and its exec session if one is named.
@@ -42,11 +50,13 @@ impl TaskService {
 impl shim_async::Task for TaskService {
     async fn create(
         &self,
-        _: &TtrpcContext,
+        context: &TtrpcContext,
         request: CreateTaskRequest,
     ) -> ttrpc::Result<CreateTaskResponse> {
         if !request.checkpoint.is_empty() {
-            return answer(Err(Error::unimplemented("restore from a checkpoint is not supported")));
+            return answer(Err(Error::unimplemented(
+                "restore from a checkpoint is not supported: create the container without one",
+            )));
         }
         let new = NewTask {
             id: request.id,
@@ -58,16 +68,25 @@ impl shim_async::Task for TaskService {
                 stderr: request.stderr,
                 terminal: request.terminal,
             },
+            options: request.options.into_option(),
         };
-        let task = answer(Task::create(&self.0, new).await)?;
+        let (id, bundle) = (new.id.clone(), new.bundle.clone());
+        let task = match Task::create(&self.0, new).await {
+            // The former keeper made it and could not say so any more.
+            Err(_) if is_repeated(context) && self.is_created(&id, &bundle) => answer(self.task(&id))?,
+            result => answer(result)?,
+        };
         Ok(CreateTaskResponse { pid: task.snapshot().pid.cast_unsigned(), ..Default::default() })
     }
 
-    async fn start(&self, _: &TtrpcContext, request: StartRequest) -> ttrpc::Result<StartResponse> {
+    async fn start(&self, context: &TtrpcContext, request: StartRequest) -> ttrpc::Result<StartResponse> {
         let (task, exec) = answer(self.find(&request.id, &request.exec_id))?;
         let pid = match exec {
             Some(exec) => exec.start(&self.0, &task).await,
-            None => task.start(&self.0).await,
+            None => match task.start(&self.0).await {
+                Err(_) if is_repeated(context) && task.has_started() => Ok(task.snapshot().pid),
+                result => result,
+            },
         };
         Ok(StartResponse { pid: answer(pid)?.cast_unsigned(), ..Default::default() })
     }
@@ -87,8 +106,11 @@ impl shim_async::Task for TaskService {
         })
     }
 
-    async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> ttrpc::Result<Empty> {
+    async fn exec(&self, context: &TtrpcContext, request: ExecProcessRequest) -> ttrpc::Result<Empty> {
         let task = answer(self.task(&request.id))?;
+        if is_repeated(context) && task.execs.find(&request.exec_id).is_some() {
+            return Ok(Empty::default());
+        }
         let process = serde_json::from_slice(&request.spec.value)
             .map_err(|error| Error::invalid(format!("exec {}: process: {error}", request.exec_id)));
         let streams = Streams {
@@ -158,12 +180,20 @@ impl shim_async::Task for TaskService {
         Ok(PidsResponse { processes: pids.into_iter().map(info).collect(), ..Default::default() })
     }
 
-    async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> ttrpc::Result<Empty> {
-        answer(answer(self.task(&request.id))?.freeze(&self.0, true).await).map(|()| Empty::default())
+    async fn pause(&self, context: &TtrpcContext, request: PauseRequest) -> ttrpc::Result<Empty> {
+        let task = answer(self.task(&request.id))?;
+        if is_repeated(context) && task.snapshot().phase == Phase::Paused {
+            return Ok(Empty::default());
+        }
+        answer(task.freeze(&self.0, true).await).map(|()| Empty::default())
     }
 
-    async fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> ttrpc::Result<Empty> {
-        answer(answer(self.task(&request.id))?.freeze(&self.0, false).await).map(|()| Empty::default())
+    async fn resume(&self, context: &TtrpcContext, request: ResumeRequest) -> ttrpc::Result<Empty> {
+        let task = answer(self.task(&request.id))?;
+        if is_repeated(context) && task.snapshot().phase == Phase::Running {
+            return Ok(Empty::default());
+        }
+        answer(task.freeze(&self.0, false).await).map(|()| Empty::default())
     }
 
     async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> ttrpc::Result<Empty> {
@@ -199,13 +229,16 @@ impl shim_async::Task for TaskService {
 
     async fn checkpoint(&self, _: &TtrpcContext, request: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
         answer(self.task(&request.id))?;
-        answer(Err(Error::unimplemented("checkpoint is not supported")))
+        answer(Err(Error::unimplemented(
+            "checkpoints are not supported by this runtime; use runc for containers that need them",
+        )))
     }
 
     /// An unknown id is no error: who asks wants to know the server (SHIM-TSK-31).
     async fn connect(&self, _: &TtrpcContext, request: ConnectRequest) -> ttrpc::Result<ConnectResponse> {
         let task = self.0.tasks.find(&request.id);
         if task.is_none() {
+            answer(self.0.must_stay())?;
             self.0.greet();
         }
         Ok(ConnectResponse {

@@ -85,7 +85,7 @@ impl Task {
         let Some(to) = to.filter(|_| stdin != Stdin::None) else { return Ok(None) };
         rustix::io::ioctl_fionbio(&to, true)?;
         let from = readiness::watch(Held(Arc::new(from)), Interest::READABLE)?;
-        let to = readiness::watch(Held(Arc::new(to)), Interest::WRITABLE)?;
+        let to = terminal::Sink::new(Held(Arc::new(to)))?;
         let (task, keeper) = (Arc::clone(self), Arc::clone(keeper));
         Ok(Some(Copier(tokio::spawn(async move {
             let mut closed = task.stdin_closed.subscribe();

@@ -1,12 +1,14 @@
 //! The end of a container: its exit as the world is told of it, and its removal.
 
 use super::{Lifecycle, Phase, SIGKILL, Task};
+use crate::client_log;
 use crate::error::{Error, Result};
 use crate::events::timestamp;
 use crate::keeper::{Keeper, blocking, detached};
+use crate::logger;
 use crate::process::{Awaited, wait_end};
 use crate::records::{self, Ended};
-use crate::stdio;
+use crate::stdio::{self, key};
 use containerd_shim_protos::events::task::{TaskDelete, TaskExit, TaskOOM};
 use slipway_runtime::cgroup::Cgroup;
 use std::sync::Arc;
@@ -61,8 +63,11 @@ impl Task {
             for exec in task.execs.all() {
                 let _ = exec.delete(&keeper, &task).await;
             }
+            let logger = task.kept().remove(key::LOGGER);
+            logger::finish(logger).await;
             let (remover, remover_keeper) = (Arc::clone(&task), Arc::clone(&keeper));
             blocking(move || remover.remove(&remover_keeper)).await?;
+            client_log::remove(&task.facts.bundle);
             keeper.tasks.remove(&task.facts.id);
             let event = TaskDelete {
                 container_id: task.facts.id.clone(),
@@ -109,6 +114,10 @@ impl Task {
             }
             task.let_go(&keeper);
             drop(changing);
+            if ended.oom {
+                let container_id = task.facts.id.clone();
+                keeper.events.publish("/tasks/oom", &TaskOOM { container_id, ..TaskOOM::default() });
+            }
             task.exit.send_replace(Some(ended));
             task.publish_exit(&keeper, process.pid, ended);
         });
@@ -138,7 +147,7 @@ impl Task {
     /// After the end only the client's fifos matter, until Delete: what it has not read yet must stay (SHIM-IO-04).
     pub(super) fn let_go(&self, keeper: &Keeper) {
         let mut kept = self.kept();
-        kept.retain(|key, _| stdio::is_reader(key));
+        kept.retain(|key, _| stdio::outlives_process(key));
         if kept.is_empty() {
             keeper.guardian.forget_all(&self.prefix());
         }
@@ -146,9 +155,6 @@ impl Task {
 
     fn publish_exit(&self, keeper: &Keeper, pid: i32, ended: Ended) {
         let id = self.facts.id.clone();
-        if ended.oom {
-            keeper.events.publish("/tasks/oom", &TaskOOM { container_id: id.clone(), ..TaskOOM::default() });
-        }
         let event = TaskExit {
             container_id: id.clone(),
             id,

@@ -2,10 +2,13 @@
 
 use super::end::remove_cgroup;
 use super::{Facts, Lifecycle, NewTask, Task, prefix};
+use crate::client_log;
 use crate::error::{Error, Result};
 use crate::keeper::{Keeper, blocking, detached};
 use crate::layout::is_valid_id;
+use crate::logger::Logger;
 use crate::logs::Log;
+use crate::options::Options;
 use crate::prepare;
 use crate::process::{Process, born};
 use crate::records::{self, TaskPhase, TaskRecord};
@@ -27,6 +30,7 @@ impl Task {
             if !is_valid_id(&new.id) {
                 return Err(Error::invalid(format!("bad container id {:?}", new.id)));
             }
+            keeper.must_stay()?;
             let reservation = keeper.tasks.reserve(&new.id)?;
             let maker = Arc::clone(&keeper);
             let (task, mounts) = blocking(move || {
@@ -38,6 +42,7 @@ impl Task {
                 task.tear_down(&keeper).await;
                 return Err(error);
             }
+            client_log::add(&task.facts.bundle);
             reservation.fill(Arc::clone(&task));
             keeper.events.publish("/tasks/create", &task.create_event(mounts));
             task.watch(&keeper, None);
@@ -97,16 +102,27 @@ impl Task {
 
 /// Makes the container; on error nothing is left of it. Blocks.
 fn make(keeper: &Keeper, new: NewTask) -> Result<Arc<Task>> {
+    let options = Options::parse(new.options.as_ref())?;
+    if options.no_pivot_root {
+        return Err(Error::unimplemented(
+            "option NoPivotRoot: not supported; run from a root file system that is no initramfs, and leave it out",
+        ));
+    }
+    options.note_ignored();
     let mut spec = prepare::load_spec(&new.bundle)?;
     let sandbox_id = prepare::sandbox_of(&spec);
     let sandbox = keeper.sandboxes.find(&sandbox_id);
+    if keeper.events.is_wanted() && sandbox.is_some() {
+        prepare::pod_files(&mut spec, &keeper.layout.sandbox_files(&sandbox_id));
+    }
+    prepare::protect_root(&new.mounts, &mut spec);
     let namespaces = prepare::namespaces(&mut spec, sandbox.as_deref())?;
     let cgroup = prepare::cgroup_path(&mut spec, &keeper.namespace, &new.id);
     if let Some(process) = spec.process_mut() {
         prepare::process(process, None, keeper.nofile);
         process.set_terminal(Some(new.streams.terminal));
     }
-    let owner = prepare::owner(&spec, spec.process().as_ref());
+    let owner = options.io_owner().unwrap_or_else(|| prepare::owner(&spec, spec.process().as_ref()));
     let mut facts = Facts {
         rootfs: prepare::rootfs(&new.mounts, &new.bundle, &spec)?,
         id: new.id,
@@ -115,9 +131,11 @@ fn make(keeper: &Keeper, new: NewTask) -> Result<Arc<Task>> {
         cgroup,
         streams: new.streams,
         foreign_pids: namespaces.foreign_pids,
+        io_owner: options.io_owner(),
         born: 0,
     };
-    let opened = stdio::open(&facts.streams, owner)?;
+    let logger = Logger { id: &facts.id, namespace: &keeper.namespace };
+    let opened = stdio::open(&facts.streams, owner, logger)?;
     let save = |record: &TaskRecord| {
         records::save(&keeper.layout.tasks(), record).map_err(|e| Error::io("record", &record.id, &e))
     };

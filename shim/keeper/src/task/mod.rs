@@ -28,6 +28,7 @@ use crate::terminal;
 use containerd_shim_protos::api::Mount;
 use containerd_shim_protos::events::task::{TaskPaused, TaskResumed, TaskStart};
 use oci_spec::runtime::LinuxResources;
+use protobuf::well_known_types::any::Any;
 use slipway_runtime::cgroup::{Cgroup, Stats};
 use slipway_runtime::container::StartPipe;
 use slipway_runtime::rootfs::Rootfs;
@@ -45,6 +46,8 @@ pub(crate) struct NewTask {
     pub(crate) bundle: PathBuf,
     pub(crate) mounts: Vec<Mount>,
     pub(crate) streams: Streams,
+    /// Runtime options of the client's configuration.
+    pub(crate) options: Option<Any>,
 }
 
 /// What does not change in a container's life.
@@ -57,6 +60,7 @@ struct Facts {
     streams: Streams,
     rootfs: Rootfs,
     foreign_pids: bool,
+    io_owner: Option<(u32, u32)>,
     born: u64,
 }
 
@@ -125,15 +129,19 @@ impl Task {
             blocking(move || Ok(start.start()?)).await?;
             task.go_to(&keeper, Lifecycle::Running { process, started_at, paused: false })?;
             keeper.guardian.forget(&format!("{}start", task.prefix()));
-            let event = TaskStart {
-                container_id: task.facts.id.clone(),
-                pid: pid.cast_unsigned(),
-                ..TaskStart::default()
-            };
-            keeper.events.publish("/tasks/start", &event);
+            task.publish_start(&keeper, pid);
             Ok(pid)
         })
         .await
+    }
+
+    fn publish_start(&self, keeper: &Keeper, pid: i32) {
+        let event = TaskStart {
+            container_id: self.facts.id.clone(),
+            pid: pid.cast_unsigned(),
+            ..TaskStart::default()
+        };
+        keeper.events.publish("/tasks/start", &event);
     }
 
     /// Kill: a signal to init, or to all processes (SHIM-TSK-13, 14, 15).
@@ -223,9 +231,17 @@ impl Task {
     }
 
     /// All host pids in it, with the id of the exec session each one belongs to as far as it is a session's first.
+    ///
+    /// Init is always among them, parked outside its control group or dead but not deleted: containerd asks this after its
+    /// restart, and throws away whatever has no process, with its exit status.
     pub(crate) async fn pids(&self) -> Result<Vec<(i32, Option<String>)>> {
-        let cgroup = self.facts.cgroup.clone();
-        let pids = blocking(move || Ok(Cgroup::open(&cgroup)?.pids()?)).await?;
+        let Snapshot { pid: init, phase, .. } = self.snapshot();
+        let mut pids = vec![init];
+        if phase != Phase::Stopped {
+            let cgroup = self.facts.cgroup.clone();
+            let inside = blocking(move || Ok(Cgroup::open(&cgroup)?.pids()?)).await?;
+            pids.extend(inside.into_iter().filter(|pid| *pid != init));
+        }
         let execs: Vec<_> =
             self.execs.all().iter().map(|exec| (exec.snapshot().pid, exec.id().to_owned())).collect();
         let of = |pid| execs.iter().find(|(first, _)| *first == pid).map(|(_, id)| id.clone());
@@ -294,6 +310,15 @@ impl Task {
         }
     }
 
+    /// It runs, or has run.
+    pub(crate) fn has_started(&self) -> bool {
+        match &*self.lock() {
+            Lifecycle::Created { .. } | Lifecycle::Starting { .. } => false,
+            Lifecycle::Running { .. } => true,
+            Lifecycle::Stopped { started_at, .. } => *started_at != 0,
+        }
+    }
+
     pub(crate) fn id(&self) -> &str {
         &self.facts.id
     }
@@ -304,6 +329,11 @@ impl Task {
 
     pub(crate) fn sandbox(&self) -> &str {
         &self.facts.sandbox
+    }
+
+    /// Owner of the streams, where the client's options name one.
+    pub(crate) fn io_owner(&self) -> Option<(u32, u32)> {
+        self.facts.io_owner
     }
 
     pub(crate) fn cgroup(&self) -> &str {
@@ -418,6 +448,7 @@ impl Facts {
             streams: self.streams.clone(),
             rootfs: self.rootfs.clone(),
             foreign_pids: self.foreign_pids,
+            io_owner: self.io_owner,
             born: self.born,
             dropped,
             phase,

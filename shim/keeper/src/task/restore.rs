@@ -1,6 +1,7 @@
 //! Containers of a former keeper; see [`crate::recovery`].
 
 use super::{Facts, Lifecycle, Task};
+use crate::client_log;
 use crate::error::Result;
 use crate::keeper::{Keeper, blocking};
 use crate::process::{Awaited, Process, now};
@@ -57,8 +58,10 @@ impl Task {
             streams: record.streams,
             rootfs: record.rootfs,
             foreign_pids: record.foreign_pids,
+            io_owner: record.io_owner,
             born: record.born,
         };
+        client_log::add(&facts.bundle);
         Arc::new(Self::assemble(facts, state, kept, ended, record.dropped))
     }
 
@@ -81,10 +84,12 @@ impl Task {
         if let Some((process, start)) = starting {
             match blocking(move || finish_start(&start)).await {
                 Ok(()) => {
+                    let pid = process.pid;
                     let running = Lifecycle::Running { process, started_at: now(), paused: false };
                     if let Err(error) = self.go_to(keeper, running) {
                         tracing::error!(id = self.facts.id, "record the start: {error}");
                     }
+                    self.publish_start(keeper, pid);
                 }
                 Err(error) => tracing::warn!(id = self.facts.id, "start begun by the former keeper: {error}"),
             }

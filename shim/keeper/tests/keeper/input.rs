@@ -87,7 +87,12 @@ fn bad_bundles_and_streams_are_refused_and_leave_nothing() {
     }
     assert_eq!(code(create(&|request| request.bundle = "/nonexistent".into())), Code::NOT_FOUND);
     assert_eq!(code(create(&|request| request.checkpoint = "/x".into())), Code::UNIMPLEMENTED);
-    assert_eq!(code(create(&|request| request.stdout = "binary:///x".into())), Code::UNIMPLEMENTED);
+    assert_eq!(code(create(&|request| request.stdout = "fd:///3".into())), Code::UNIMPLEMENTED);
+    let no_program = create(&|request| request.stdout = "binary:///no/such/program".into());
+    assert!(format!("{no_program:?}").contains("does not run"), "{no_program:?}");
+    assert_eq!(code(no_program), Code::FAILED_PRECONDITION);
+    let mute = create(&|request| request.stdout = "binary-v2:///bin/true".into());
+    assert!(format!("{mute:?}").contains("without a word"), "{mute:?}");
     assert_eq!(
         code(create(&|request| request.stdout = "cri-log:///no/such/dir/0.log".into())),
         Code::NOT_FOUND

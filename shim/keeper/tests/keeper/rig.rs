@@ -336,6 +336,7 @@ fn shim_command(state: &Path, id: &str, action: &str) -> Command {
         .args(["-namespace", "test", "-address", "/nowhere.sock", "-id", id, action])
         .env("SLIPWAY_KEEPER_STATE", state)
         .env_remove("TTRPC_ADDRESS")
+        .env("MAX_SHIM_VERSION", "2")
         .current_dir(state)
         .stdin(Stdio::null());
     command

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 use anyhow::{Context, Result, ensure};
+use e2e::containerd::{Handler, Release};
 use e2e::registry::Registry;
 use e2e::requests::{pod, shell};
 use e2e::{Node, Setup};
@@ -33,11 +34,14 @@ fn main() -> Result<()> {
 }
 
 async fn bench(rounds: usize) -> Result<()> {
-    let ours_cni = Node::start(Setup { cni: Some(conflist("ours", "10.61.0.0/16").leak()) }).await?;
+    let cni = Some(&*conflist("ours", "10.61.0.0/16").leak());
+    let ours_cni = Node::start(Setup { cni, ..Setup::default() }).await?;
     let registry = Registry::start(&ours_cni).await?;
     let image = registry.image("busybox:1");
     let ours_builtin = Node::start(Setup::default()).await?;
-    let theirs = Node::containerd(&conflist("theirs", "10.62.0.0/16"), &registry.image("pause:1")).await?;
+    let theirs =
+        Node::containerd(Release::Debian, Handler::Runc, Some(&conflist("theirs", "10.62.0.0/16"))).await?;
+    theirs.import_for_cri("busybox").await?;
     let mut peers = Vec::new();
     for (name, node) in
         [("slipway+cni", ours_cni), ("slipway built-in", ours_builtin), ("containerd+runc", theirs)]

@@ -1,0 +1,192 @@
+//! The runtime options of containerd's configuration: runc's own message, or a handler's table as TOML
+//! (SHIM-OPT-01..03, SHIM-TSK-02).
+
+use crate::error::{Error, Result};
+use containerd_shim_protos::shim::oci::Options as RuncOptions;
+use prost::Message as _;
+use protobuf::Message as _;
+use protobuf::well_known_types::any::Any;
+use serde::Deserialize;
+
+/// runc's message (api/types/runc/options/oci.proto).
+const RUNC: &str = "containerd.runc.v1.Options";
+/// The generic one (api/types/runtimeoptions/v1/api.proto).
+const GENERIC: &str = "runtimeoptions.v1.Options";
+
+/// What is understood of them. Keys have runc's names; those of runc that mean nothing here are accepted, so that a
+/// configuration can be switched over by one line. Unknown keys are refused.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields, default)]
+pub(crate) struct Options {
+    /// Control group of the keeper itself.
+    pub(crate) shim_cgroup: String,
+    /// Owner of pipes and fifos, where it is not the process's own user; 0 is "not said".
+    pub(crate) io_uid: u32,
+    pub(crate) io_gid: u32,
+    pub(crate) no_pivot_root: bool,
+    /// Ours: a keeper for each pod.
+    pub(crate) grouping: Grouping,
+    /// The rest is runc's alone. Whether systemd makes the groups is said by each cgroupsPath's form.
+    #[allow(dead_code, reason = "accepted and checked for its type")]
+    systemd_cgroup: bool,
+    binary_name: String,
+    root: String,
+    #[allow(dead_code, reason = "accepted and checked for its type")]
+    no_new_keyring: bool,
+    #[allow(dead_code, reason = "accepted and checked for its type")]
+    criu_path: String,
+    #[allow(dead_code, reason = "accepted and checked for its type")]
+    criu_image_path: String,
+    #[allow(dead_code, reason = "accepted and checked for its type")]
+    criu_work_path: String,
+}
+
+/// How many keepers a client has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Grouping {
+    #[default]
+    Node,
+    Pod,
+}
+
+/// runtimeoptions.v1.Options, which containerd-shim-protos lacks.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Generic {
+    #[prost(string, tag = "1")]
+    type_url: String,
+    #[prost(string, tag = "2")]
+    config_path: String,
+    #[prost(bytes = "vec", tag = "3")]
+    config_body: Vec<u8>,
+}
+
+/// True for messages that [`Options::parse`] understands.
+pub(crate) fn is_options(any: &Any) -> bool {
+    matches!(name(any), RUNC | GENERIC)
+}
+
+/// Type URLs may have a host in front.
+fn name(any: &Any) -> &str {
+    any.type_url.rsplit('/').next().unwrap_or_default()
+}
+
+impl Options {
+    /// # Errors
+    /// `InvalidArgument` for other types, damaged messages, unknown keys and values of the wrong type.
+    pub(crate) fn parse(any: Option<&Any>) -> Result<Self> {
+        let Some(any) = any.filter(|any| !any.type_url.is_empty()) else { return Ok(Self::default()) };
+        let damaged =
+            |error: &dyn std::fmt::Display| Error::invalid(format!("options {}: {error}", any.type_url));
+        match name(any) {
+            RUNC => Ok(RuncOptions::parse_from_bytes(&any.value).map_err(|e| damaged(&e))?.into()),
+            GENERIC => {
+                let generic = Generic::decode(any.value.as_slice()).map_err(|e| damaged(&e))?;
+                let text = match generic.config_path.as_str() {
+                    "" => String::from_utf8(generic.config_body).map_err(|e| damaged(&e))?,
+                    path => std::fs::read_to_string(path)
+                        .map_err(|e| Error::invalid(format!("options: ConfigPath {path}: {e}")))?,
+                };
+                // toml's sentence shows line and key.
+                toml::from_str(&text).map_err(|e| Error::invalid(format!("options: {e}")))
+            }
+            other => Err(Error::invalid(format!(
+                "options of type {other:?} are not known; use {RUNC} or {GENERIC}"
+            ))),
+        }
+    }
+
+    /// Owner of pipes and fifos instead of the process's own.
+    pub(crate) fn io_owner(&self) -> Option<(u32, u32)> {
+        (self.io_uid != 0 || self.io_gid != 0).then_some((self.io_uid, self.io_gid))
+    }
+
+    /// Says what was given and has no effect.
+    pub(crate) fn note_ignored(&self) {
+        for (key, value) in [("BinaryName", &self.binary_name), ("Root", &self.root)] {
+            if !value.is_empty() {
+                tracing::info!("option {key} = {value:?} has no effect: there is no second program");
+            }
+        }
+    }
+}
+
+impl From<RuncOptions> for Options {
+    fn from(runc: RuncOptions) -> Self {
+        Self {
+            shim_cgroup: runc.shim_cgroup,
+            io_uid: runc.io_uid,
+            io_gid: runc.io_gid,
+            no_pivot_root: runc.no_pivot_root,
+            binary_name: runc.binary_name,
+            root: runc.root,
+            systemd_cgroup: runc.systemd_cgroup,
+            no_new_keyring: runc.no_new_keyring,
+            ..Self::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn generic(text: &str) -> Any {
+        let message = Generic { config_body: text.into(), ..Generic::default() };
+        Any { type_url: GENERIC.into(), value: message.encode_to_vec(), ..Any::default() }
+    }
+
+    fn of(any: &Any) -> Result<Options> {
+        Options::parse(Some(any))
+    }
+
+    #[test]
+    fn both_messages_mean_the_same() {
+        // SHIM-OPT-01, 02, 03
+        let runc = RuncOptions {
+            shim_cgroup: "/s".into(),
+            io_uid: 7,
+            systemd_cgroup: true,
+            binary_name: "crun".into(),
+            ..Default::default()
+        };
+        let any = Any { type_url: RUNC.into(), value: runc.write_to_bytes().unwrap(), ..Any::default() };
+        let text = "ShimCgroup = \"/s\"\nIoUid = 7\nSystemdCgroup = true\nBinaryName = \"crun\"\n";
+        let options = of(&any).unwrap();
+        assert_eq!(options, of(&generic(text)).unwrap());
+        assert_eq!(options.io_owner(), Some((7, 0)));
+        assert_eq!(of(&generic("Grouping = \"pod\"")).unwrap().grouping, Grouping::Pod);
+        for nothing in [None, Some(&Any::default()), Some(&generic(""))] {
+            assert_eq!(Options::parse(nothing).unwrap(), Options::default());
+        }
+    }
+
+    #[test]
+    fn a_file_may_hold_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("options.toml");
+        std::fs::write(&path, "Grouping = \"pod\"\n").unwrap();
+        let message = Generic { config_path: path.to_str().unwrap().into(), ..Generic::default() };
+        let mut any = generic("");
+        any.value = message.encode_to_vec();
+        assert_eq!(of(&any).unwrap().grouping, Grouping::Pod);
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(of(&any).unwrap_err().code(), ttrpc::Code::INVALID_ARGUMENT);
+    }
+
+    #[test]
+    fn what_is_not_known_is_named() {
+        // SHIM-TSK-02
+        for (any, named) in [
+            (generic("SystemdCgruop = true"), "SystemdCgruop"),
+            (generic("IoUid = \"x\""), "IoUid"),
+            (generic("Grouping = \"rack\""), "rack"),
+            (Any { type_url: "example.com/My.Options".into(), ..Any::default() }, "My.Options"),
+            (Any { type_url: RUNC.into(), value: vec![0xff; 3], ..Any::default() }, RUNC),
+        ] {
+            let error = of(&any).unwrap_err();
+            assert_eq!(error.code(), ttrpc::Code::INVALID_ARGUMENT);
+            assert!(error.to_string().contains(named), "{error}");
+        }
+    }
+}
