@@ -39,6 +39,7 @@ struct Low {
     images: LowImages,
     logs: LowLogs,
     streaming: LowStreaming,
+    cdi: LowCdi,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -88,6 +89,13 @@ struct LowStreaming {
     idle_timeout: Option<u64>,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct LowCdi {
+    /// Directories of device files; of the same device the later one's counts.
+    spec_dirs: Option<Vec<PathBuf>>,
+}
+
 /// The streaming server's part.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Streaming {
@@ -114,6 +122,7 @@ pub(crate) struct Config {
     pub(crate) cgroup_root: String,
     pub(crate) keeper: PathBuf,
     pub(crate) max_log_line: usize,
+    pub(crate) cdi_dirs: Vec<PathBuf>,
     pub(crate) images: slipway_images::Options,
     pub(crate) network: slipway_network::Options,
     pub(crate) streaming: Streaming,
@@ -139,6 +148,7 @@ impl Config {
             address: absolute(address)?,
             cgroup_root: cgroup_root.trim_end_matches('/').to_owned(),
             keeper: keeper_binary(low.keeper.path)?,
+            cdi_dirs: low.cdi.spec_dirs.unwrap_or_else(|| vec!["/etc/cdi".into(), "/var/run/cdi".into()]),
             streaming: Streaming::decide(&low.streaming),
             max_log_line: low.logs.max_line.unwrap_or(16384),
             images: slipway_images::Options {

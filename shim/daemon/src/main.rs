@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+mod cdi;
+mod check;
 mod cli;
 mod clock;
 mod config;
@@ -12,6 +14,7 @@ mod error;
 mod events;
 mod handlers;
 mod ids;
+mod incoming;
 mod keeper;
 mod names;
 mod object;
@@ -24,6 +27,7 @@ mod serve;
 mod signals;
 mod spec;
 mod streaming;
+mod usage;
 mod user;
 
 use clap::{Parser, Subcommand};
@@ -48,6 +52,8 @@ struct Args {
 enum Command {
     /// Run the daemon
     Serve(config::ServeArgs),
+    /// Is this host fit for the daemon, and what to do about it
+    Check(config::ServeArgs),
     /// Configuration, ours and others'
     #[command(subcommand)]
     Config(cli::snippet::ConfigCommand),
@@ -59,6 +65,7 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let outcome = match args.command {
         Command::Serve(serve) => run_daemon(&serve, &args.address),
+        Command::Check(serve) => check::run(&serve, &args.address, args.output),
         Command::Config(command) => {
             command.run();
             Ok(ExitCode::SUCCESS)

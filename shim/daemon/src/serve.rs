@@ -3,6 +3,7 @@
 use crate::config::{Config, ServeArgs};
 use crate::cri::{ImageApi, LocalApi, RuntimeApi};
 use crate::daemon::Daemon;
+use crate::incoming;
 use crate::recovery;
 use anyhow::{Context, Result, bail};
 use cri_proto::slipway::local_server::LocalServer;
@@ -13,7 +14,6 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use tokio::net::UnixListener;
-use tokio_stream::wrappers::UnixListenerStream;
 
 /// Larger requests are refused; what the kubelet itself allows for answers (CRI-GEN-03).
 const MAX_MESSAGE: usize = 16 << 20;
@@ -45,7 +45,7 @@ pub(crate) async fn serve(args: &ServeArgs, address: &Path) -> Result<()> {
             ImageServiceServer::new(ImageApi(Arc::clone(&daemon))).max_decoding_message_size(MAX_MESSAGE),
         )
         .add_service(LocalServer::new(LocalApi(Arc::clone(&daemon))))
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {
+        .serve_with_incoming_shutdown(incoming::of(listener), async move {
             asked_to_end().await;
             restarter.abort();
             tell.send_replace(true);

@@ -7,7 +7,7 @@ use crate::logger::{self, Logger};
 use crate::logs::{self, Input, Source, Stream};
 use crate::records::Streams;
 use rustix::fd::OwnedFd;
-use rustix::fs::{Gid, Mode, OFlags, Uid};
+use rustix::fs::{Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::pipe::{PipeFlags, pipe_with};
 use slipway_runtime::container::Stdio;
 use std::collections::HashMap;
@@ -33,7 +33,7 @@ pub(crate) enum Target {
     Program(logger::Command),
     /// A CRI log for both streams; no path discards. `stdin`: the process gets a pipe that stays open.
     Log {
-        path: Option<PathBuf>,
+        path: Option<LogPath>,
         max_line: usize,
         stdin: Stdin,
     },
@@ -50,8 +50,17 @@ pub(crate) enum Stdin {
     Once,
 }
 
+/// Where a log file is, and how much of its path may not lead elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LogPath {
+    pub(crate) path: PathBuf,
+    /// Trailing components that must be what they say: a container that can write to the log directory may have planted
+    /// a symbolic link there. At least 1, the file itself.
+    pub(crate) own: usize,
+}
+
 impl Target {
-    /// Reads a stream's name (SHIM-IO-01, 02).
+    /// Reads a stream's name (SHIM-IO-01, SHIM-IO-02).
     ///
     /// # Errors
     /// `Unimplemented` for schemes that are not ours, `InvalidArgument` for relative paths and unknown parameters.
@@ -76,10 +85,11 @@ impl Target {
     }
 
     fn parse_log(name: &str, rest: &str) -> Result<Self> {
-        let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
+        // The last one: a file may have a question mark in its name.
+        let (path, query) = rest.rsplit_once('?').unwrap_or((rest, ""));
         let path = path.strip_prefix("//").unwrap_or(path);
         let path = if path.is_empty() { None } else { Some(absolute(name, path)?) };
-        let (mut max_line, mut stdin) = (MAX_LINE, Stdin::None);
+        let (mut max_line, mut stdin, mut own) = (MAX_LINE, Stdin::None, 1);
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             match pair.split_once('=') {
                 Some(("max_line", value)) => {
@@ -89,10 +99,15 @@ impl Target {
                 }
                 Some(("stdin", "1")) => stdin = Stdin::Open,
                 Some(("stdin", "once")) => stdin = Stdin::Once,
+                Some(("own", value)) => {
+                    own = value.parse().ok().filter(|own| *own > 0).ok_or_else(|| {
+                        Error::invalid(format!("standard stream {name}: own={value}: a number from 1 on"))
+                    })?;
+                }
                 _ => return Err(Error::invalid(format!("standard stream {name}: unknown parameter {pair}"))),
             }
         }
-        Ok(Self::Log { path, max_line, stdin })
+        Ok(Self::Log { path: path.map(|path| LogPath { path, own }), max_line, stdin })
     }
 }
 
@@ -276,15 +291,35 @@ pub(crate) fn open_client(name: &str, mode: OFlags) -> Result<Option<OwnedFd>> {
     }
 }
 
-/// Opens a CRI log file (CRI-LOG-11); its directory is the client's.
-pub(crate) fn open_log(path: &Path) -> Result<File> {
+/// Opens a CRI log file (CRI-LOG-11); its directory is the client's. What is in the path's own part is never followed.
+pub(crate) fn open_log(log: &LogPath) -> Result<File> {
+    let shown = log.path.display();
+    let fail = |error: rustix::io::Errno| {
+        let text = format!("open log {shown}: {error}");
+        match error {
+            rustix::io::Errno::NOENT => Error::not_found(format!("{text}; its directory must exist")),
+            rustix::io::Errno::LOOP | rustix::io::Errno::XDEV => Error::invalid(format!(
+                "{text}; a symbolic link in the last {} parts of the path is not followed: a container may have planted it",
+                log.own
+            )),
+            _ => Error::internal(text),
+        }
+    };
+    let names: Vec<_> = log.path.iter().collect();
+    let (base, own) = names.split_at(names.len().saturating_sub(log.own).max(1));
+    let path_only = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let base = rustix::fs::open(base.iter().collect::<PathBuf>(), path_only, Mode::empty()).map_err(fail)?;
     let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP;
-    let fail = |error: rustix::io::Errno| {
-        let text = format!("open log {}: {error}; its directory must exist", path.display());
-        if error == rustix::io::Errno::NOENT { Error::not_found(text) } else { Error::internal(text) }
-    };
-    Ok(File::from(rustix::fs::open(path, flags, mode).map_err(fail)?))
+    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::BENEATH;
+    let own: PathBuf = own.iter().collect();
+    let file = rustix::fs::openat2(&base, own, flags, mode, resolve).map_err(fail)?;
+    let kind = rustix::fs::fstat(&file).map(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode));
+    // Somebody's terminal or /dev/null is no log, and a client could not rotate it.
+    if kind != Ok(rustix::fs::FileType::RegularFile) {
+        return Err(Error::invalid(format!("open log {shown}: it exists and is no regular file")));
+    }
+    Ok(File::from(file))
 }
 
 fn open_file(path: &Path) -> Result<OwnedFd> {
@@ -403,10 +438,10 @@ mod tests {
 
     #[test]
     fn names() {
-        // SHIM-IO-01, 02
+        // SHIM-IO-01, SHIM-IO-02
         let (no, open, once) = (Stdin::None, Stdin::Open, Stdin::Once);
-        let log = |path: Option<&str>, max_line, stdin| Target::Log {
-            path: path.map(PathBuf::from),
+        let log = |path: Option<(&str, usize)>, max_line, stdin| Target::Log {
+            path: path.map(|(path, own)| LogPath { path: path.into(), own }),
             max_line,
             stdin,
         };
@@ -415,9 +450,11 @@ mod tests {
             ("/run/a b:c", Target::Fifo("/run/a b:c".into())),
             ("file:///var/x", Target::File("/var/x".into())),
             ("cri-log:", log(None, MAX_LINE, no)),
-            ("cri-log:///l/0.log", log(Some("/l/0.log"), MAX_LINE, no)),
-            ("cri-log:///l/0.log?max_line=0&stdin=1", log(Some("/l/0.log"), 0, open)),
+            ("cri-log:///l/0.log", log(Some(("/l/0.log", 1)), MAX_LINE, no)),
+            ("cri-log:///l/0.log?max_line=0&stdin=1", log(Some(("/l/0.log", 1)), 0, open)),
             ("cri-log:?stdin=once", log(None, MAX_LINE, once)),
+            ("cri-log:///l/who?.log?own=2", log(Some(("/l/who?.log", 2)), MAX_LINE, no)),
+            ("pipe://12/34", Target::Pipe("/proc/12/fd/34".into())),
         ] {
             assert_eq!(Target::parse(name).unwrap(), target, "{name}");
         }
@@ -429,6 +466,9 @@ mod tests {
             ("cri-log:///l?max_line=x", ttrpc::Code::INVALID_ARGUMENT),
             ("cri-log:///l?stdin=twice", ttrpc::Code::INVALID_ARGUMENT),
             ("cri-log:///l?colour=red", ttrpc::Code::INVALID_ARGUMENT),
+            ("cri-log:///l?own=0", ttrpc::Code::INVALID_ARGUMENT),
+            ("pipe://1/../2", ttrpc::Code::INVALID_ARGUMENT),
+            ("pipe://self/3", ttrpc::Code::INVALID_ARGUMENT),
         ] {
             assert_eq!(Target::parse(name).unwrap_err().code(), code, "{name}");
         }
@@ -436,7 +476,7 @@ mod tests {
 
     #[test]
     fn fifos_need_no_peer_and_keep_what_was_written() {
-        // SHIM-IO-03, 04b
+        // SHIM-IO-03, SHIM-IO-04b
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("out");
         rustix::fs::mknodat(
@@ -467,5 +507,51 @@ mod tests {
         for name in [path.to_str().unwrap(), "/nonexistent/fifo"] {
             assert!(open(&Streams { stdout: name.into(), ..Streams::default() }, (0, 0), NOBODY).is_err());
         }
+    }
+
+    #[test]
+    fn a_clients_pipe_needs_no_file() {
+        let (read, write) = pipe((0, 0)).unwrap();
+        let name =
+            |fd: &OwnedFd| format!("pipe://{}/{}", std::process::id(), std::os::fd::AsRawFd::as_raw_fd(fd));
+        let streams = Streams { stdout: name(&write), stderr: name(&write), ..Streams::default() };
+        let mut opened = open(&streams, (0, 0), NOBODY).unwrap();
+        drop(write);
+        for end in [opened.child.stdout.take(), opened.child.stderr.take()] {
+            File::from(end.unwrap()).write_all(b"x").unwrap();
+        }
+        let mut text = String::new();
+        File::from(read).read_to_string(&mut text).unwrap();
+        assert_eq!(text, "xx", "both came, and then the end");
+        let null = OwnedFd::from(File::open("/dev/null").unwrap());
+        assert!(open(&Streams { stdout: name(&null), ..Streams::default() }, (0, 0), NOBODY).is_err());
+    }
+
+    /// A log directory that a container can write to leads nowhere else.
+    #[test]
+    fn planted_links_are_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |path: &str| dir.path().join(path);
+        let log = |path: &str, own| LogPath { path: at(path), own };
+        for sub in ["pods/p/c", "elsewhere/c"] {
+            std::fs::create_dir_all(at(sub)).unwrap();
+        }
+        let link = |to: &str, from: &str| std::os::unix::fs::symlink(at(to), at(from)).unwrap();
+        link("victim", "pods/p/c/0.log");
+        link("elsewhere/c", "pods/p/planted");
+        link("pods", "by-admin");
+        for (path, own) in [("pods/p/c/0.log", 1), ("pods/p/c/0.log", 3), ("pods/p/planted/0.log", 3)] {
+            let error = open_log(&log(path, own)).unwrap_err();
+            assert!(error.to_string().contains("planted"), "{path}: {error}");
+        }
+        assert!(!at("victim").exists() && !at("elsewhere/c/0.log").exists());
+        assert!(open_log(&log("pods/p/c", 2)).is_err(), "a directory is no log");
+        assert!(
+            open_log(&log("by-admin/p/c/1.log", 3)).is_ok(),
+            "above its own part the path is the client's"
+        );
+        assert!(at("pods/p/c/1.log").is_file());
+        let error = open_log(&log("pods/p/absent/0.log", 3)).unwrap_err();
+        assert!(error.to_string().contains("must exist"), "{error}");
     }
 }

@@ -41,6 +41,7 @@ impl Daemon {
                 rollback.commit();
                 let (id, pod) = (ready.id.clone(), Arc::new(Pod::new(ready)));
                 self.pods.insert(Arc::clone(&pod));
+                self.watch_pod(&pod);
                 self.announce(&id, &pod, ContainerEventType::ContainerCreatedEvent);
                 self.announce(&id, &pod, ContainerEventType::ContainerStartedEvent);
                 tracing::info!(pod = pod.record().label(), id, "pod is ready");

@@ -11,6 +11,7 @@ pub(crate) mod layout;
 mod ledger;
 mod open;
 pub(crate) mod record;
+mod volumes;
 
 use crate::digest::Digest;
 use crate::flight::Flights;

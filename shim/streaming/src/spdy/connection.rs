@@ -228,7 +228,7 @@ impl<R: AsyncRead + Unpin> Reading<R> {
         Ok(())
     }
 
-    async fn end(&self, stream: u32) {
+    async fn end(&mut self, stream: u32) {
         if let Some(queue) = self.table.ended_by_peer(stream) {
             let _ = queue.send(Inbound::End).await;
         }
@@ -278,7 +278,7 @@ impl<R: AsyncRead + Unpin> Reading<R> {
     }
 
     async fn accept(
-        &self,
+        &mut self,
         stream: u32,
         headers: Headers,
         fin: bool,
