@@ -50,7 +50,7 @@ pub fn payload(length: usize) -> Vec<u8> {
     bytes
 }
 
-/// Sends a request by hand and returns all that comes until the server closes, or for two seconds.
+/// Sends a request by hand and returns the head of the answer, or what came until the server closed.
 pub async fn http(url: &str, method: &str, headers: &[(&str, &str)]) -> Result<String> {
     let (authority, path) =
         url.strip_prefix("http://").and_then(|rest| rest.split_once('/')).context("URL")?;
@@ -62,9 +62,13 @@ pub async fn http(url: &str, method: &str, headers: &[(&str, &str)]) -> Result<S
 /// The same with bytes of any kind.
 pub async fn raw(authority: &str, bytes: &[u8]) -> Result<String> {
     let mut tcp = TcpStream::connect(authority).await.context("connect to the streaming server")?;
-    tcp.write_all(bytes).await?;
+    // It may have heard enough before the end.
+    let _ = tcp.write_all(bytes).await;
     let mut answer = Vec::new();
-    let _ = tokio::time::timeout(Duration::from_secs(2), tcp.read_to_end(&mut answer)).await;
+    let head = async {
+        while !answer.windows(4).any(|end| end == b"\r\n\r\n") && matches!(tcp.read_buf(&mut answer).await, Ok(1..)) {}
+    };
+    tokio::time::timeout(PATIENCE, head).await.context("no answer from the streaming server")?;
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
@@ -94,7 +98,7 @@ impl Node {
 
     /// Waits until the daemon has at most so many descriptors open.
     pub async fn descriptors_settle(&self, most: usize) -> Result<()> {
-        for _ in 0..200 {
+        for _ in 0..600 {
             if self.daemon_descriptors()? <= most {
                 return Ok(());
             }

@@ -179,7 +179,7 @@ async fn host(node: &mut Node) -> Result<()> {
     open.write_all(b"x").await?;
     open.read_exact(&mut [0]).await?;
     node.stop_pod(&sandbox).await?;
-    let ended = tokio::time::timeout(Duration::from_secs(20), open.read(&mut [0])).await;
+    let ended = tokio::time::timeout(Duration::from_secs(30), open.read(&mut [0])).await;
     ensure!(matches!(ended, Ok(Ok(0) | Err(_))), "an open connection ends with its pod: {ended:?}");
     Ok(())
 }
