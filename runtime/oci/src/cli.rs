@@ -1,6 +1,7 @@
 //! What can be said on the command line: runc's global flags, and one command.
 
 use crate::commands::Command;
+use crate::log::Log;
 use clap::{Args, Parser, ValueEnum};
 use std::path::PathBuf;
 
@@ -38,16 +39,20 @@ pub(crate) struct Global {
     /// Tolerate what only root may do with control groups: true, false or auto
     #[arg(long, value_name = "BOOL", default_value = "auto")]
     pub(crate) rootless: String,
-    /// Accepted for runc's sake; CRIU is looked for in PATH
-    #[arg(long, value_name = "PATH", hide = true)]
-    criu: Option<PathBuf>,
+    /// CRIU, for checkpoint and restore [default: criu, from PATH]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) criu: Option<PathBuf>,
     /// Descriptors above the standard streams that were open when we began.
     #[arg(skip)]
     pub(crate) inherited: Vec<i32>,
+    /// Where --log leads.
+    #[arg(skip)]
+    pub(crate) journal: Log,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogFormat {
+    #[default]
     Text,
     Json,
 }

@@ -64,9 +64,9 @@ pub(crate) struct Made {
 pub(crate) fn create(global: &Global, args: &CreateArgs, stays: bool) -> Result<Made> {
     store::check_id(&args.id)?;
     let bundle = Bundle::load(&args.bundle)?;
-    check_terminal(&bundle, args, stays)?;
+    check_terminal(&bundle, args.console_socket.as_deref(), stays)?;
     let store = Store::new(global.root());
-    let record = record(&args.id, &bundle)?;
+    let record = record(global, &args.id, &bundle)?;
     refuse_foreign_group(&record.cgroup)?;
     let container = store.create(record, &bundle.config)?;
     match launch(global, &container, &bundle, args) {
@@ -79,10 +79,10 @@ pub(crate) fn create(global: &Global, args: &CreateArgs, stays: bool) -> Result<
 }
 
 /// Whoever detaches cannot keep a terminal, and a console socket without a terminal would wait for ever.
-fn check_terminal(bundle: &Bundle, args: &CreateArgs, stays: bool) -> Result<()> {
+pub(crate) fn check_terminal(bundle: &Bundle, console_socket: Option<&Path>, stays: bool) -> Result<()> {
     let terminal = bundle.process()?.terminal().unwrap_or(false);
     let refuse = |text: &str| bail!(Fault::Usage(text.to_owned()));
-    match (terminal, &args.console_socket) {
+    match (terminal, console_socket) {
         (true, None) if !stays => {
             refuse("cannot allocate tty if slipway-oci will detach without setting console socket")
         }
@@ -93,7 +93,8 @@ fn check_terminal(bundle: &Bundle, args: &CreateArgs, stays: bool) -> Result<()>
 }
 
 /// The intent: everything that tells what will be made, before it is made.
-fn record(id: &str, bundle: &Bundle) -> Result<Record> {
+pub(crate) fn record(global: &Global, id: &str, bundle: &Bundle) -> Result<Record> {
+    refuse_systemd(global)?;
     Ok(Record {
         version: record::VERSION,
         id: id.to_owned(),
@@ -109,8 +110,20 @@ fn record(id: &str, bundle: &Bundle) -> Result<Record> {
     })
 }
 
+/// A caller that asks for systemd's groups must not get others in silence.
+fn refuse_systemd(global: &Global) -> Result<()> {
+    if global.systemd_cgroup {
+        bail!(Fault::Usage(
+            "--systemd-cgroup: this version makes control groups by itself only; leave it out and give a path as \
+             linux.cgroupsPath"
+                .to_owned()
+        ));
+    }
+    Ok(())
+}
+
 /// A group with processes is somebody else's: it must not get into our record, from which `delete --force` would kill.
-fn refuse_foreign_group(path: &str) -> Result<()> {
+pub(crate) fn refuse_foreign_group(path: &str) -> Result<()> {
     match Cgroup::open(path).and_then(|group| group.pids()) {
         Ok(pids) if !pids.is_empty() => {
             bail!(Fault::State(format!("control group {path} is in use: it holds processes {pids:?}")))

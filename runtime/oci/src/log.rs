@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 /// Where messages go.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Log {
     /// None: standard error.
     file: Option<File>,
@@ -27,19 +27,27 @@ impl Log {
     /// An error; on standard error too when the log is a file.
     pub(crate) fn error(&self, message: &str) {
         let Some(mut file) = self.file.as_ref() else {
-            eprintln!("{}", self.line(message));
+            eprintln!("{}", self.line("error", message));
             return;
         };
         // The log may be on a full disk: standard error has the message then.
-        let _ = file.write_all(format!("{}\n", self.line(message)).as_bytes());
+        let _ = file.write_all(format!("{}\n", self.line("error", message)).as_bytes());
         eprintln!("{message}");
     }
 
-    fn line(&self, message: &str) -> String {
+    /// What went wrong without keeping the command from its end.
+    pub(crate) fn warn(&self, message: &str) {
+        let line = self.line("warning", message) + "\n";
+        if self.file.as_ref().is_none_or(|mut file| file.write_all(line.as_bytes()).is_err()) {
+            eprint!("{line}");
+        }
+    }
+
+    fn line(&self, level: &str, message: &str) -> String {
         let now = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
         match self.format {
-            LogFormat::Json => serde_json::json!({"level": "error", "msg": message, "time": now}).to_string(),
-            LogFormat::Text => format!("time={now:?} level=error msg={message:?}"),
+            LogFormat::Json => serde_json::json!({"level": level, "msg": message, "time": now}).to_string(),
+            LogFormat::Text => format!("time={now:?} level={level} msg={message:?}"),
         }
     }
 }

@@ -14,6 +14,7 @@ mod cli;
 mod commands;
 mod console;
 mod create;
+mod criu;
 mod fault;
 mod foreground;
 mod log;
@@ -34,9 +35,9 @@ fn main() -> ExitCode {
         Err(error) => return fault::usage(&error),
     };
     cli.global.inherited = inherited;
-    let log = log::Log::new(&cli.global);
-    match commands::run(cli) {
+    cli.global.journal = log::Log::new(&cli.global);
+    match commands::run(&cli.global, cli.command) {
         Ok(code) => code,
-        Err(error) => fault::report(&log, &error),
+        Err(error) => fault::report(&cli.global.journal, &error),
     }
 }

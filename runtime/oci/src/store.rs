@@ -6,6 +6,7 @@
 //! | `config.json` | the bundle's, as it was at creation |
 //! | `steps.json` | sentences of the child's steps, for a start that fails |
 //! | `start.sock` | where a created container waits for its byte; gone once it runs |
+//! | `criu-root` | an empty directory while a restore is under way |
 //!
 //! A directory without a record is what a creation left that was killed at once; `delete --force` removes it as well.
 
@@ -22,6 +23,7 @@ use std::time::{Duration, Instant};
 const CONFIG: &str = "config.json";
 const STEPS: &str = "steps.json";
 const SOCKET: &str = "start.sock";
+const CRIU_ROOT: &str = "criu-root";
 
 /// All containers below one root.
 #[derive(Debug)]
@@ -131,6 +133,15 @@ impl Container {
         self.directory.join(SOCKET)
     }
 
+    /// The directory on which a restore mounts the root filesystem, in a mount namespace of its own.
+    pub(crate) fn criu_root(&self) -> Result<PathBuf> {
+        let directory =
+            fs::canonicalize(&self.directory).with_context(|| self.directory.display().to_string())?;
+        let path = directory.join(CRIU_ROOT);
+        fs::create_dir(&path).with_context(|| format!("make {}", path.display()))?;
+        Ok(path)
+    }
+
     /// The spec's bytes, as they were at creation.
     pub(crate) fn config(&self) -> Result<Vec<u8>> {
         let path = self.directory.join(CONFIG);
@@ -178,7 +189,9 @@ impl Container {
         let all = fs::read_dir(&self.directory).into_iter().flatten().flatten().map(|entry| entry.path());
         let (last, first): (Vec<_>, Vec<_>) = all.partition(|path| path.ends_with(record::FILE));
         for path in first.iter().chain(&last) {
-            if let Err(e) = fs::remove_file(path)
+            let removed =
+                if path.ends_with(CRIU_ROOT) { fs::remove_dir(path) } else { fs::remove_file(path) };
+            if let Err(e) = removed
                 && failed(&e)
             {
                 return Err(e).with_context(|| format!("remove {}", path.display()));

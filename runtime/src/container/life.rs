@@ -103,12 +103,22 @@ pub(super) fn during_creation(
     inside: Inside<'_>,
     root: &Path,
 ) -> Result<()> {
-    let state = subject.state(ContainerState::Creating, Some(inside.pid));
+    outside(hooks, subject, inside.pid)?;
+    let state = subject.state(ContainerState::Creating, Some(inside.own_pid()));
+    hooks::run_in_creation(hooks, &state, inside, root)
+}
+
+/// Runs the hooks that a restored container has: those of our own namespaces, once its namespaces are there again.
+pub fn during_restore(subject: &Subject<'_>, pid: i32) -> Result<()> {
+    outside(&HookPlans::new(subject.spec)?, subject, pid)
+}
+
+fn outside(hooks: &HookPlans, subject: &Subject<'_>, pid: i32) -> Result<()> {
+    let state = subject.state(ContainerState::Creating, Some(pid));
     for moment in [Moment::Prestart, Moment::CreateRuntime] {
         hooks::run_outside(hooks, moment, &state, subject.bundle)?;
     }
-    let state = subject.state(ContainerState::Creating, Some(inside.own_pid()));
-    hooks::run_in_creation(hooks, &state, inside, root)
+    Ok(())
 }
 
 /// What comes after a container's process, control group and mounts are gone, before its deletion is told: the poststop

@@ -6,9 +6,11 @@
 mod agent;
 mod home;
 mod life;
+mod resources;
 
 pub use crate::hooks::Subject;
-pub use life::{Parked, StartRequest, Started, after_delete, is_attended, start};
+pub use life::{Parked, StartRequest, Started, after_delete, during_restore, is_attended, start};
+pub use resources::resources;
 
 use crate::cgroup::Cgroup;
 use crate::error::Kind;
@@ -149,8 +151,7 @@ pub fn create(request: CreateRequest) -> Result<Created> {
     let plan = Plan::new(&id, &spec, &facts)?;
     let parking = if listener.is_some() { Parking::CommandFound } else { Parking::CommandOpen };
     let program = Program::create(&plan, parking)?;
-    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
-    let cgroup = Cgroup::create(&plan.cgroup_path, resources)?;
+    let cgroup = Cgroup::create(&plan.cgroup_path, resources(&spec).as_ref())?;
     let subject = Subject { id: &id, bundle: &bundle, spec: &spec };
     let mut met = false;
     let launched = cgroup.join().and_then(|group| {
@@ -259,6 +260,13 @@ pub fn exec(request: ExecRequest<'_>) -> Result<Exec> {
             Err(error)
         }
     }
+}
+
+/// What a spec means for a container of a bundle's directory on this host.
+pub fn decide(id: &str, bundle: &Path, rootfs: &Path, spec: &Spec) -> Result<Plan> {
+    let rootfs = Rootfs::Directory(rootfs.to_owned());
+    let facts = Facts { host: Host::current(), bundle, rootfs: &rootfs, given: &[], home: None };
+    Plan::new(id, spec, &facts)
 }
 
 /// Says what `create` would do, one line per kernel step, without doing it and without root.

@@ -58,6 +58,8 @@ impl Child<'_> {
     fn standard_streams(&self, uid: u32) -> Raw<()> {
         for (target, &given) in self.script.stdio.iter().enumerate() {
             let from = self.terminal.unwrap_or(given);
+            let own = is_null(from).then(open_null).flatten();
+            let from = own.as_ref().map_or(from, |null| null.0);
             give_to(from, uid);
             call(libc::SYS_dup3, [word(from), target, 0, 0, 0, 0])?;
         }
@@ -185,6 +187,22 @@ fn set_ns(fd: i32, kinds: u32) -> Raw<()> {
 
 fn set_name(number: libc::c_long, name: &CStr) -> Raw<()> {
     call(number, [ptr(name), name.count_bytes(), 0, 0, 0, 0]).map(drop)
+}
+
+fn is_null(fd: i32) -> bool {
+    // SAFETY: all-zero is a valid stat.
+    let mut stat: libc::stat = unsafe { core::mem::zeroed() };
+    let known = call(libc::SYS_fstat, [word(fd), &raw mut stat as usize, 0, 0, 0, 0]).is_ok();
+    known && stat.st_mode & libc::S_IFMT == libc::S_IFCHR && stat.st_rdev == libc::makedev(1, 3)
+}
+
+/// The container's own null device: CRIU cannot name a file of a mount that is not the container's. Whatever else is at
+/// that path is not used, and must not hold us up.
+fn open_null() -> Option<Fd> {
+    let flags = libc::O_RDWR | libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_NOFOLLOW;
+    let null = Fd(open_host(c"/dev/null", flags).ok()?);
+    call(libc::SYS_fcntl, [word(null.0), libc::F_SETFL as usize, libc::O_RDWR as usize, 0, 0, 0]).ok()?;
+    is_null(null.0).then_some(null)
 }
 
 /// Pipes and terminals go to the user, so that `/dev/stdout` can be opened; files of the host keep their owner, and a

@@ -40,6 +40,7 @@ struct Low {
     logs: LowLogs,
     streaming: LowStreaming,
     cdi: LowCdi,
+    metrics: LowMetrics,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -96,6 +97,14 @@ struct LowCdi {
     spec_dirs: Option<Vec<PathBuf>>,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct LowMetrics {
+    /// Where Prometheus finds /metrics; default: nowhere. There is no authentication: a loopback address, or one that only
+    /// the scraper reaches.
+    address: Option<SocketAddr>,
+}
+
 /// The streaming server's part.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Streaming {
@@ -123,6 +132,7 @@ pub(crate) struct Config {
     pub(crate) keeper: PathBuf,
     pub(crate) max_log_line: usize,
     pub(crate) cdi_dirs: Vec<PathBuf>,
+    pub(crate) metrics: Option<SocketAddr>,
     pub(crate) images: slipway_images::Options,
     pub(crate) network: slipway_network::Options,
     pub(crate) streaming: Streaming,
@@ -150,6 +160,7 @@ impl Config {
             keeper: keeper_binary(low.keeper.path)?,
             cdi_dirs: low.cdi.spec_dirs.unwrap_or_else(|| vec!["/etc/cdi".into(), "/var/run/cdi".into()]),
             streaming: Streaming::decide(&low.streaming),
+            metrics: low.metrics.address,
             max_log_line: low.logs.max_line.unwrap_or(16384),
             images: slipway_images::Options {
                 root: root.join("images"),

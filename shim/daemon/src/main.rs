@@ -27,6 +27,7 @@ mod serve;
 mod signals;
 mod spec;
 mod streaming;
+mod telemetry;
 mod usage;
 mod user;
 

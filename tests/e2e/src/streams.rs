@@ -66,7 +66,9 @@ pub async fn raw(authority: &str, bytes: &[u8]) -> Result<String> {
     let _ = tcp.write_all(bytes).await;
     let mut answer = Vec::new();
     let head = async {
-        while !answer.windows(4).any(|end| end == b"\r\n\r\n") && matches!(tcp.read_buf(&mut answer).await, Ok(1..)) {}
+        while !answer.windows(4).any(|end| end == b"\r\n\r\n")
+            && matches!(tcp.read_buf(&mut answer).await, Ok(1..))
+        {}
     };
     tokio::time::timeout(PATIENCE, head).await.context("no answer from the streaming server")?;
     Ok(String::from_utf8_lossy(&answer).into_owned())

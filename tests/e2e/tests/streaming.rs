@@ -193,7 +193,8 @@ async fn until_heard(
     heard: &mut (impl tokio::io::AsyncBufRead + Unpin),
 ) -> Result<String> {
     let mut command = node.crictl_command(&["attach", "-i", talker]);
-    let mut client = command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::null()).spawn()?;
+    let mut client =
+        command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::null()).spawn()?;
     let mut keys = client.stdin.take().context("stdin")?;
     let mut line = String::new();
     let listen = heard.read_line(&mut line);

@@ -118,8 +118,7 @@ async fn slow(node: &mut Node) -> Result<()> {
     let image = node.import("busybox").await?;
     let config = pod(node, "slow");
     let sandbox = node.run_pod(&config).await?;
-    let script =
-        "until [ -e /go ]; do echo x; sleep 0.1; done; head -c 80000000 /dev/zero | tr '\\0' 'x' | fold -w 99";
+    let script = "until [ -e /go ]; do echo x; sleep 0.1; done; head -c 80000000 /dev/zero | tr '\\0' 'x' | fold -w 99";
     let id = node.run(&sandbox, &config, shell("loud", &image, script)).await?;
     let mut command = node.crictl_command(&["attach", &id]);
     let mut sleeper = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;

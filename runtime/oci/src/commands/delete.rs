@@ -48,12 +48,24 @@ impl Delete {
             let id = container.id();
             bail!(Fault::State(format!("cannot delete container {id} that is not stopped: {status}")));
         }
-        remove(container)
+        remove(container, global)
     }
 }
 
 /// Ends what still runs, then removes group and state. What fails is tried again by the next `delete`.
-pub(super) fn remove(container: Container) -> Result<()> {
+pub(super) fn remove(container: Container, global: &Global) -> Result<()> {
+    end(&container)?;
+    after(&container, global);
+    container.remove()
+}
+
+/// The same for what never came to be: no hook hears of it.
+pub(super) fn discard(container: Container) -> Result<()> {
+    end(&container)?;
+    container.remove()
+}
+
+fn end(container: &Container) -> Result<()> {
     let record = &container.record;
     if let Some(process) = Verified::find(record.pid, record.start_time) {
         let _ = sys::signal::send(process.pidfd().as_fd(), libc::SIGKILL);
@@ -74,12 +86,11 @@ pub(super) fn remove(container: Container) -> Result<()> {
             group => group?.remove(PATIENCE)?,
         }
     }
-    after(&container);
-    container.remove()
+    Ok(())
 }
 
 /// Poststop hooks. OCI: what fails is a warning, and the deletion goes on.
-fn after(container: &Container) {
+fn after(container: &Container, global: &Global) {
     let record = &container.record;
     if !record.attended {
         return;
@@ -89,10 +100,10 @@ fn after(container: &Container) {
         Ok(spec) => {
             let subject = Subject { id: &record.id, bundle: &record.bundle, spec: &spec };
             for error in container::after_delete(&subject) {
-                eprintln!("warning: {error}");
+                global.journal.warn(&error.to_string());
             }
         }
-        Err(error) => eprintln!("warning: poststop hooks: {error:#}"),
+        Err(error) => global.journal.warn(&format!("poststop hooks: {error:#}")),
     }
 }
 

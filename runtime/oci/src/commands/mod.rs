@@ -1,5 +1,6 @@
 //! One file per command: its options, and what it does with them.
 
+mod checkpoint;
 mod create;
 mod delete;
 mod events;
@@ -10,13 +11,14 @@ mod list;
 mod pause;
 mod plan;
 mod ps;
+mod restore;
 mod run;
 mod spec;
 mod start;
 mod state;
 mod update;
 
-use crate::cli::{Cli, Global};
+use crate::cli::Global;
 use crate::store::{Container, Store};
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -40,6 +42,8 @@ pub(crate) enum Command {
     Pause(pause::Pause),
     Resume(pause::Resume),
     Update(update::Update),
+    Checkpoint(checkpoint::Checkpoint),
+    Restore(restore::Restore),
     Events(events::Events),
     Spec(spec::Spec),
     Features(features::Features),
@@ -64,9 +68,8 @@ impl Id {
     }
 }
 
-pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
-    let global = &cli.global;
-    match cli.command {
+pub(crate) fn run(global: &Global, command: Command) -> Result<ExitCode> {
+    match command {
         Command::Create(command) => done(command.run(global)),
         Command::Start(command) => done(command.run(global)),
         Command::Run(command) => command.run(global),
@@ -79,6 +82,8 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Pause(command) => done(command.run(global)),
         Command::Resume(command) => done(command.run(global)),
         Command::Update(command) => done(command.run(global)),
+        Command::Checkpoint(command) => done(command.run(global)),
+        Command::Restore(command) => command.run(global),
         Command::Events(command) => done(command.run(global)),
         Command::Spec(command) => done(command.run()),
         Command::Features(command) => done(command.run()),

@@ -29,13 +29,13 @@ impl Run {
         let Made { container, pidfd, master } = making::create(global, &self.args, !self.detach)?;
         if let Err(error) = start::start(&container) {
             let _ = slipway_runtime::sys::process::reap(&pidfd);
-            let _ = delete::remove(container);
+            let _ = delete::remove(container, global);
             return Err(error);
         }
         let Some(signals) = signals else { return Ok(ExitCode::SUCCESS) };
         let code = foreground::wait(&signals, &pidfd, master.as_ref())?;
         if !self.keep {
-            delete::remove(container)?;
+            delete::remove(container, global)?;
         }
         Ok(ExitCode::from(code))
     }

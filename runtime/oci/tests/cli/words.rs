@@ -60,8 +60,24 @@ fn version_and_help() {
     assert_eq!(rig.ok(&["-v"]), version);
     let help = rig.ok(&["--help"]);
     for command in [
-        "create", "start", "state", "kill", "delete", "run", "exec", "ps", "list", "pause", "resume",
-        "update", "events", "spec", "features", "plan",
+        "create",
+        "start",
+        "state",
+        "kill",
+        "delete",
+        "run",
+        "exec",
+        "ps",
+        "list",
+        "pause",
+        "resume",
+        "update",
+        "events",
+        "spec",
+        "features",
+        "plan",
+        "checkpoint",
+        "restore",
     ] {
         assert!(help.contains(&format!("  {command} ")), "{command}: {help}");
     }
