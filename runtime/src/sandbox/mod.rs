@@ -4,7 +4,7 @@ pub mod files;
 mod netns;
 mod user;
 
-pub use netns::{pin_netns, release_netns_dir, unpin_netns};
+pub use netns::{inside_netns, pin_netns, release_netns_dir, unpin_netns};
 
 use crate::error::Kind;
 use crate::idmap::IdMappings;

@@ -8,7 +8,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags, StatxFlags, flock, openat, statx}
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_change, unmount};
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::AsFd as _;
 use std::path::Path;
 
 /// Makes a network namespace (with `lo` up) and pins it at `path` (bind mount on an O_EXCL file), so that CNI and
@@ -68,6 +68,18 @@ pub fn unpin_netns(path: &Path) -> Result<()> {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(error(e)),
         _ => Ok(()),
     }
+}
+
+/// Runs `act` inside a pinned network namespace, on a thread of its own that ends with it (STR-PF-13): sockets made there
+/// stay there. Blocks.
+pub fn inside_netns<T: Send>(path: &Path, act: impl FnOnce() -> T + Send) -> Result<T> {
+    let error = |e: io::Error| Error::sys("enter the network namespace", path.display().to_string(), e);
+    let namespace = File::open(path).map_err(error)?;
+    let done = namespace::on_own_thread("inside-netns", || {
+        namespace::join(namespace.as_fd(), libc::CLONE_NEWNET as u32)?;
+        Ok(act())
+    });
+    done.and_then(|inner| inner).map_err(error)
 }
 
 /// Takes away the bind of a directory on itself that [`pin_netns`] made. For whoever owns the directory, at its own end

@@ -5,8 +5,9 @@
 use crate::cgroups::{Cgroups, Driver};
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Flags of `slipway serve`; `--root`, `--state`, `--address` and `--config` mean what they mean to containerd.
 #[derive(Debug, Clone, clap::Args)]
@@ -41,6 +42,7 @@ struct Low {
     network: LowNetwork,
     images: LowImages,
     logs: LowLogs,
+    streaming: LowStreaming,
     cdi: LowCdi,
     nri: crate::nri::LowNri,
     metrics: LowMetrics,
@@ -86,6 +88,15 @@ struct LowLogs {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+struct LowStreaming {
+    /// Where exec, attach and port-forward are served; port 0: any free one.
+    address: Option<SocketAddr>,
+    /// Seconds after which a session in which nothing moves is cut; 0: never.
+    idle_timeout: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 struct LowCdi {
     /// Directories of device files; of the same device the later one's counts.
     spec_dirs: Option<Vec<PathBuf>>,
@@ -97,6 +108,23 @@ struct LowMetrics {
     /// Where Prometheus finds /metrics; default: nowhere. There is no authentication: a loopback address, or one that only
     /// the scraper reaches.
     address: Option<SocketAddr>,
+}
+
+/// The streaming server's part.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Streaming {
+    pub(crate) address: SocketAddr,
+    pub(crate) idle_timeout: Duration,
+}
+
+impl Streaming {
+    /// Loopback and any port (STR-URL-03, STR-URL-11); four hours (STR-IDLE-01).
+    fn decide(low: &LowStreaming) -> Self {
+        Self {
+            address: low.address.unwrap_or_else(|| (Ipv4Addr::LOCALHOST, 0).into()),
+            idle_timeout: Duration::from_secs(low.idle_timeout.unwrap_or(4 * 3600)),
+        }
+    }
 }
 
 /// Everything decided.
@@ -113,6 +141,7 @@ pub(crate) struct Config {
     pub(crate) images: slipway_images::Options,
     pub(crate) network: slipway_network::Options,
     pub(crate) nri: slipway_nri::Options,
+    pub(crate) streaming: Streaming,
 }
 
 impl Config {
@@ -134,6 +163,7 @@ impl Config {
             )?,
             keeper: keeper_binary(low.keeper.path)?,
             cdi_dirs: low.cdi.spec_dirs.unwrap_or_else(|| vec!["/etc/cdi".into(), "/var/run/cdi".into()]),
+            streaming: Streaming::decide(&low.streaming),
             metrics: low.metrics.address,
             max_log_line: low.logs.max_line.unwrap_or(16384),
             images: slipway_images::Options {

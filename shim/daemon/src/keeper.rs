@@ -376,7 +376,7 @@ impl Keeper {
         id: &str,
         exec_id: &str,
         process: Vec<u8>,
-        streams: &[String; 2],
+        streams: &ExecStreams,
     ) -> Result<()> {
         let mut spec = Any::new();
         spec.type_url = "types.containerd.io/opencontainers/runtime-spec/1/Process".into();
@@ -385,8 +385,10 @@ impl Keeper {
         request.id = id.into();
         request.exec_id = exec_id.into();
         request.spec = Some(spec).into();
-        request.stdout.clone_from(&streams[0]);
-        request.stderr.clone_from(&streams[1]);
+        request.stdin.clone_from(&streams.stdin);
+        request.stdout.clone_from(&streams.stdout);
+        request.stderr.clone_from(&streams.stderr);
+        request.terminal = streams.terminal;
         let mut tries = 0;
         loop {
             tries += 1;
@@ -401,6 +403,62 @@ impl Keeper {
                 other => return other.map(drop),
             }
         }
+    }
+
+    /// Ends the standard input of a container, or of an exec session, once our end of its pipe is closed too.
+    pub(crate) async fn close_stdin(&self, id: &str, exec_id: &str) -> Result<()> {
+        let mut request = api::CloseIORequest::new();
+        request.id = id.into();
+        request.exec_id = exec_id.into();
+        request.stdin = true;
+        let closed = self.call(Retry::Safe, |c| {
+            let request = request.clone();
+            async move { c.task.close_io(quick(), &request).await }
+        });
+        closed.await.map(drop)
+    }
+
+    /// Size of a terminal in characters. `exec_id` empty: the container's own.
+    pub(crate) async fn resize(&self, id: &str, exec_id: &str, width: u16, height: u16) -> Result<()> {
+        let mut request = api::ResizePtyRequest::new();
+        request.id = id.into();
+        request.exec_id = exec_id.into();
+        (request.width, request.height) = (width.into(), height.into());
+        let resized = self.call(Retry::Safe, |c| {
+            let request = request.clone();
+            async move { c.task.resize_pty(quick(), &request).await }
+        });
+        resized.await.map(drop)
+    }
+
+    /// Connects our pipes to a running container until that is over.
+    ///
+    /// # Errors
+    /// Unavailable when the keeper died in the middle: nobody can tell what the client missed.
+    pub(crate) async fn attach(&self, id: &str, streams: &ExecStreams) -> Result<ext::AttachEnd> {
+        let mut request = ext::AttachRequest::new();
+        request.id = id.into();
+        request.stdin.clone_from(&streams.stdin);
+        request.stdout.clone_from(&streams.stdout);
+        request.stderr.clone_from(&streams.stderr);
+        let attached = self.call(Retry::Never, |c| {
+            let request = request.clone();
+            async move { c.ext.attach(with_duration(ENDLESS), &request).await }
+        });
+        let end = attached.await?.end;
+        end.enum_value().map_err(|n| Error::internal(format!("keeper answered attach with {n}")))
+    }
+
+    /// Leaves an exec session to itself: its client is gone. Unknown is success.
+    pub(crate) async fn abandon(&self, id: &str, exec_id: &str) -> Result<()> {
+        let mut request = ext::AbandonRequest::new();
+        request.id = id.into();
+        request.exec_id = exec_id.into();
+        let abandoned = self.call(Retry::Safe, |c| {
+            let request = request.clone();
+            async move { c.ext.abandon(quick(), &request).await }
+        });
+        unless_unknown(abandoned.await)
     }
 
     /// Exit code of an exec session.
@@ -451,6 +509,15 @@ impl Keeper {
             _ => Ok(()),
         }
     }
+}
+
+/// Names of an exec session's or an attached client's streams (keeper.proto); "" is not wanted.
+#[derive(Debug, Default)]
+pub(crate) struct ExecStreams {
+    pub(crate) stdin: String,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+    pub(crate) terminal: bool,
 }
 
 /// What [`Keeper::create_task`] needs.

@@ -28,6 +28,7 @@ mod rollback;
 mod serve;
 mod signals;
 mod spec;
+mod streaming;
 mod telemetry;
 mod usage;
 mod user;

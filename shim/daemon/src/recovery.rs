@@ -22,6 +22,7 @@ pub(crate) async fn recover(daemon: &Arc<Daemon>) -> anyhow::Result<()> {
         recover_container(daemon, record, &kept).await;
     }
     drop_strangers(daemon, &kept).await;
+    crate::streaming::abandon_all(daemon, &kept.execs).await;
     tracing::info!(pods = daemon.pods.list().len(), containers = daemon.containers.list().len(), "recovered");
     Ok(())
 }

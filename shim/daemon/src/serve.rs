@@ -37,6 +37,7 @@ pub(crate) async fn serve(args: &ServeArgs, address: &Path) -> Result<()> {
     // Before the first request: a plugin that must have its say is there.
     let plugins = crate::nri::Plugins(Arc::downgrade(&daemon));
     daemon.nri.start(Arc::new(plugins)).await.context("NRI")?;
+    let streaming = Arc::new(crate::streaming::start(&daemon).await?);
     let listener = listen(&daemon.config.address)?;
     tracing::info!(address = %daemon.config.address.display(), "serving CRI v1");
     let restarter =
@@ -47,7 +48,8 @@ pub(crate) async fn serve(args: &ServeArgs, address: &Path) -> Result<()> {
         .max_concurrent_streams(MAX_STREAMS)
         .layer(Measure(Arc::clone(&daemon.telemetry)))
         .add_service(
-            RuntimeServiceServer::new(RuntimeApi(Arc::clone(&daemon))).max_decoding_message_size(MAX_MESSAGE),
+            RuntimeServiceServer::new(RuntimeApi(Arc::clone(&daemon), Arc::clone(&streaming)))
+                .max_decoding_message_size(MAX_MESSAGE),
         )
         .add_service(
             ImageServiceServer::new(ImageApi(Arc::clone(&daemon))).max_decoding_message_size(MAX_MESSAGE),
@@ -67,6 +69,7 @@ pub(crate) async fn serve(args: &ServeArgs, address: &Path) -> Result<()> {
         metrics.abort();
     }
     let _ = fs::remove_file(&daemon.config.address);
+    streaming.stop();
     leave(&daemon).await;
     served.context("serve")
 }

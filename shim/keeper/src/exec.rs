@@ -20,10 +20,14 @@ use oci_spec::runtime::Process as ProcessSpec;
 use slipway_runtime::cgroup::Cgroup;
 use slipway_runtime::container::{ExecRequest, Subject};
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
+const SIGHUP: i32 = 1;
+/// By its number on every architecture but MIPS.
+const SIGCONT: i32 = 18;
 /// How long the processes of a killed session may take to be gone.
 const GONE_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -46,6 +50,8 @@ pub(crate) struct Exec {
     changing: tokio::sync::Mutex<()>,
     kept: Mutex<Kept>,
     exit: watch::Sender<Option<Ended>>,
+    /// Its client is gone.
+    abandoned: AtomicBool,
 }
 
 /// What readers see.
@@ -111,6 +117,7 @@ impl Exec {
             changing: tokio::sync::Mutex::new(()),
             kept: Mutex::new(kept),
             exit: watch::Sender::new(ended),
+            abandoned: AtomicBool::new(false),
         }
     }
 
@@ -213,8 +220,12 @@ impl Exec {
             if let Some(report) = end.report {
                 keeper.guardian.recorded(report);
             }
-            // What the client has not read yet stays in its fifos until Delete.
-            exec.kept().retain(|key, _| stdio::outlives_process(key));
+            // What the client has not read yet stays in its fifos until Delete; their write ends must close, else it would
+            // never see the end.
+            let over: Vec<_> = exec.kept().extract_if(|key, _| !stdio::outlives_process(key)).collect();
+            for (key, _) in over {
+                keeper.guardian.forget(&format!("{}{key}", exec.prefix()));
+            }
             drop(changing);
             exec.exit.send_replace(Some(end.ended));
             let event = TaskExit {
@@ -320,6 +331,54 @@ impl Exec {
         keeper.guardian.forget(&format!("{}{}", self.prefix(), key::IN));
     }
 
+    /// The client is gone: see keeper.proto. What the session still writes is thrown away (STR-STM-16).
+    pub(crate) async fn abandon(self: &Arc<Self>, keeper: &Arc<Keeper>, task: &Arc<Task>) -> Result<()> {
+        let (exec, keeper, task) = (Arc::clone(self), Arc::clone(keeper), Arc::clone(task));
+        detached(async move {
+            // A start under way ends first.
+            let changing = exec.changing.lock().await;
+            exec.abandoned.store(true, Ordering::Relaxed);
+            let state = exec.lock().clone();
+            exec.save(&keeper, &state);
+            drop(changing);
+            if matches!(state, Lifecycle::Running { .. }) && exec.streams.terminal {
+                // As a terminal does whose line is cut; whoever it matters to ends by it.
+                for signal in [SIGHUP, SIGCONT] {
+                    let _ = exec.kill(signal, false).await;
+                }
+            }
+            exec.close_stdin(&keeper);
+            exec.finish_alone(&keeper, &task);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Reads what nobody else reads any more, until the session can be forgotten.
+    fn finish_alone(self: &Arc<Self>, keeper: &Arc<Keeper>, task: &Arc<Task>) {
+        let readers: Vec<_> = self
+            .kept()
+            .iter()
+            .filter(|(key, _)| matches!(**key, key::OUT_READER | key::ERR_READER))
+            .map(|(_, fd)| fd.try_clone())
+            .collect();
+        for reader in readers {
+            let Ok(reader) = reader else { continue };
+            tokio::spawn(async move {
+                if let Err(error) = terminal::discard(reader).await {
+                    tracing::debug!("output of an abandoned session: {error}");
+                }
+            });
+        }
+        let (exec, keeper, task) = (Arc::clone(self), Arc::clone(keeper), Arc::clone(task));
+        tokio::spawn(async move {
+            exec.wait_if_running().await;
+            if let Err(error) = exec.delete(&keeper, &task).await {
+                tracing::debug!(id = exec.id, "forget an abandoned session: {error}");
+            }
+        });
+    }
+
     pub(crate) fn snapshot(&self) -> Snapshot {
         let (pid, phase, ended) = match &*self.lock() {
             Lifecycle::Added { .. } | Lifecycle::Starting => (0, Phase::Created, None),
@@ -364,12 +423,16 @@ impl Exec {
             }
         };
         let exec = Arc::new(Self::assemble(record.id, record.task, record.streams, state, kept));
+        exec.abandoned.store(record.abandoned, Ordering::Relaxed);
         exec.save(keeper, &exec.lock());
         if let Err(error) = terminal::connect(&exec.kept()) {
             tracing::error!(id = exec.id, "terminal: {error}");
         }
         task.execs.insert(&exec.id, Arc::clone(&exec));
         exec.watch(keeper, adopted);
+        if record.abandoned {
+            exec.finish_alone(keeper, task);
+        }
     }
 
     fn go_to(&self, keeper: &Keeper, next: Lifecycle) {
@@ -411,6 +474,7 @@ impl Exec {
             streams: self.streams.clone(),
             process,
             cgroup: group,
+            abandoned: self.abandoned.load(Ordering::Relaxed),
             phase,
         }
     }

@@ -132,6 +132,9 @@ pub(crate) struct ExecRecord {
     /// The OCI process object as the client sent it.
     pub(crate) process: serde_json::Value,
     pub(crate) cgroup: String,
+    /// Its client is gone: nobody will ask for it to be deleted.
+    #[serde(default)]
+    pub(crate) abandoned: bool,
     #[serde(flatten)]
     pub(crate) phase: ExecPhase,
 }

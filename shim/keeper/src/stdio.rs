@@ -35,8 +35,19 @@ pub(crate) enum Target {
     Log {
         path: Option<LogPath>,
         max_line: usize,
-        stdin: bool,
+        stdin: Stdin,
     },
+}
+
+/// Standard input of a container whose output is logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stdin {
+    /// /dev/null, or a terminal that nobody types at.
+    None,
+    /// Open for whoever attaches, for as long as the container runs.
+    Open,
+    /// Closed when the first client that attached to it is done (STR-ATT-05).
+    Once,
 }
 
 /// Where a log file is, and how much of its path may not lead elsewhere.
@@ -78,7 +89,7 @@ impl Target {
         let (path, query) = rest.rsplit_once('?').unwrap_or((rest, ""));
         let path = path.strip_prefix("//").unwrap_or(path);
         let path = if path.is_empty() { None } else { Some(absolute(name, path)?) };
-        let (mut max_line, mut stdin, mut own) = (MAX_LINE, false, 1);
+        let (mut max_line, mut stdin, mut own) = (MAX_LINE, Stdin::None, 1);
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             match pair.split_once('=') {
                 Some(("max_line", value)) => {
@@ -86,7 +97,8 @@ impl Target {
                         Error::invalid(format!("standard stream {name}: bad max_line {value}"))
                     })?;
                 }
-                Some(("stdin", value)) => stdin = value == "1",
+                Some(("stdin", "1")) => stdin = Stdin::Open,
+                Some(("stdin", "once")) => stdin = Stdin::Once,
                 Some(("own", value)) => {
                     own = value.parse().ok().filter(|own| *own > 0).ok_or_else(|| {
                         Error::invalid(format!("standard stream {name}: own={value}: a number from 1 on"))
@@ -199,7 +211,7 @@ fn open_plain(streams: &Streams, owner: (u32, u32), logger: Logger<'_>, opened: 
             }
             opened.child.stdout = Some(logged_pipe(kept, key::OUT, key::OUT_HOLD, owner)?);
             opened.child.stderr = Some(logged_pipe(kept, key::ERR, key::ERR_HOLD, owner)?);
-            if *stdin {
+            if *stdin != Stdin::None {
                 let (read, write) = pipe(owner)?;
                 opened.child.stdin = Some(read);
                 kept.insert(key::IN, write);
@@ -268,6 +280,15 @@ fn open_terminal(streams: &Streams, logger: Logger<'_>, opened: &mut Opened) -> 
         kept.insert(key::IN, write);
     }
     Ok(())
+}
+
+/// Opens the client's ends of the pipes of an attach: one to read from, or to write to. Never waits for the client.
+pub(crate) fn open_client(name: &str, mode: OFlags) -> Result<Option<OwnedFd>> {
+    match Target::parse(name)? {
+        Target::Null => Ok(None),
+        Target::Fifo(path) | Target::Pipe(path) => open_fifo(&path, mode).map(Some),
+        _ => Err(Error::invalid(format!("standard stream {name}: an attached client has fifos or pipes"))),
+    }
 }
 
 /// Opens a CRI log file (CRI-LOG-11); its directory is the client's. What is in the path's own part is never followed.
@@ -418,6 +439,7 @@ mod tests {
     #[test]
     fn names() {
         // SHIM-IO-01, SHIM-IO-02
+        let (no, open, once) = (Stdin::None, Stdin::Open, Stdin::Once);
         let log = |path: Option<(&str, usize)>, max_line, stdin| Target::Log {
             path: path.map(|(path, own)| LogPath { path: path.into(), own }),
             max_line,
@@ -427,10 +449,11 @@ mod tests {
             ("", Target::Null),
             ("/run/a b:c", Target::Fifo("/run/a b:c".into())),
             ("file:///var/x", Target::File("/var/x".into())),
-            ("cri-log:", log(None, MAX_LINE, false)),
-            ("cri-log:///l/0.log", log(Some(("/l/0.log", 1)), MAX_LINE, false)),
-            ("cri-log:///l/0.log?max_line=0&stdin=1", log(Some(("/l/0.log", 1)), 0, true)),
-            ("cri-log:///l/who?.log?own=2", log(Some(("/l/who?.log", 2)), MAX_LINE, false)),
+            ("cri-log:", log(None, MAX_LINE, no)),
+            ("cri-log:///l/0.log", log(Some(("/l/0.log", 1)), MAX_LINE, no)),
+            ("cri-log:///l/0.log?max_line=0&stdin=1", log(Some(("/l/0.log", 1)), 0, open)),
+            ("cri-log:?stdin=once", log(None, MAX_LINE, once)),
+            ("cri-log:///l/who?.log?own=2", log(Some(("/l/who?.log", 2)), MAX_LINE, no)),
             ("pipe://12/34", Target::Pipe("/proc/12/fd/34".into())),
         ] {
             assert_eq!(Target::parse(name).unwrap(), target, "{name}");
@@ -441,6 +464,7 @@ mod tests {
             ("relative", ttrpc::Code::INVALID_ARGUMENT),
             ("cri-log://l", ttrpc::Code::INVALID_ARGUMENT),
             ("cri-log:///l?max_line=x", ttrpc::Code::INVALID_ARGUMENT),
+            ("cri-log:///l?stdin=twice", ttrpc::Code::INVALID_ARGUMENT),
             ("cri-log:///l?colour=red", ttrpc::Code::INVALID_ARGUMENT),
             ("cri-log:///l?own=0", ttrpc::Code::INVALID_ARGUMENT),
             ("pipe://1/../2", ttrpc::Code::INVALID_ARGUMENT),

@@ -3,6 +3,7 @@
 
 use crate::readiness::{self, Held};
 use crate::stdio::{Kept, key};
+use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::termios::{Winsize, tcsetwinsize};
 use std::io;
@@ -38,7 +39,7 @@ pub(crate) fn resize(kept: &Kept, width: u32, height: u32) -> io::Result<()> {
 }
 
 /// Where bytes go.
-enum Sink {
+pub(crate) enum Sink {
     /// A fifo, pipe or terminal, which may have to be waited for.
     Waiting(AsyncFd<Held>),
     /// A file, which never has to be; epoll refuses it.
@@ -46,7 +47,7 @@ enum Sink {
 }
 
 impl Sink {
-    fn new(fd: Held) -> io::Result<Self> {
+    pub(crate) fn new(fd: Held) -> io::Result<Self> {
         match readiness::watch(fd.clone(), Interest::WRITABLE) {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(Self::Ready(fd)),
             result => result.map(Self::Waiting),
@@ -69,7 +70,7 @@ impl Sink {
 }
 
 /// Until either end is gone. A fifo without a reader holds the terminal up, as it would a plain process.
-async fn copy(from: &AsyncFd<Held>, to: &Sink) -> io::Result<()> {
+pub(crate) async fn copy(from: &AsyncFd<Held>, to: &Sink) -> io::Result<()> {
     let mut buffer = vec![0; 4096];
     loop {
         let count = loop {
@@ -84,6 +85,20 @@ async fn copy(from: &AsyncFd<Held>, to: &Sink) -> io::Result<()> {
         let mut rest = &buffer[..count];
         while !rest.is_empty() {
             rest = &rest[to.write(rest).await?..];
+        }
+    }
+}
+
+/// Reads a pipe to its end and throws away what was in it.
+pub(crate) async fn discard(from: OwnedFd) -> io::Result<()> {
+    let from = readiness::watch(Held(Arc::new(from)), Interest::READABLE)?;
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        let mut ready = from.readable().await?;
+        match rustix::io::read(&from, &mut buffer) {
+            Err(Errno::AGAIN) => ready.clear_ready(),
+            Ok(0) => return Ok(()),
+            result => drop(result?),
         }
     }
 }

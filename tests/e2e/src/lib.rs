@@ -12,6 +12,7 @@ pub mod node;
 pub mod plugin;
 pub mod registry;
 pub mod requests;
+pub mod streams;
 
 pub use node::{Node, Setup};
 

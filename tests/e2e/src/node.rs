@@ -217,14 +217,41 @@ impl Node {
 
     /// Runs the real crictl against this node and returns its standard output.
     pub async fn crictl(&self, args: &[&str]) -> Result<String> {
+        let output = self.crictl_command(args).output().await;
+        succeeded("crictl", args, &output.context("run hack/bin/crictl: hack/tools builds it")?)
+    }
+
+    /// The same, not yet started; standard input is empty.
+    pub fn crictl_command(&self, args: &[&str]) -> tokio::process::Command {
         let endpoint = format!("unix://{}", self.socket().display());
         let mut command = tokio::process::Command::new(tool("crictl"));
         command.args(["--timeout", "60s", "-r", &endpoint, "-i", &endpoint]).args(args);
-        succeeded(
-            "crictl",
-            args,
-            &command.output().await.context("run hack/bin/crictl: hack/tools builds it")?,
-        )
+        command.stdin(Stdio::null()).kill_on_drop(true);
+        command
+    }
+
+    /// A command line in a terminal of its own (script(1) of util-linux), whose keyboard is standard input. First the
+    /// terminal gets a size of `columns` and `rows`.
+    pub fn in_a_terminal(
+        &self,
+        program: &tokio::process::Command,
+        columns: u32,
+        rows: u32,
+    ) -> tokio::process::Command {
+        let program = program.as_std();
+        let words = std::iter::once(program.get_program()).chain(program.get_args());
+        let quoted = words.map(|word| format!("'{}'", word.to_string_lossy().replace('\'', "'\\''")));
+        let line = quoted.collect::<Vec<_>>().join(" ");
+        let mut command = tokio::process::Command::new("script");
+        command.args([
+            "-q",
+            "-e",
+            "-c",
+            &format!("stty cols {columns} rows {rows}; exec {line}"),
+            "/dev/null",
+        ]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        command
     }
 
     /// Runs our own command line against this node.

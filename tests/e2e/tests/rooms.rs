@@ -11,10 +11,18 @@ const CRATES: &[(&str, &[&str])] = &[
     ("shim/images/src", &["slipway_runtime"]),
     ("shim/network/src", &["slipway_runtime"]),
     ("shim/nri/src", &["cri_proto"]),
+    ("shim/streaming/src", &[]),
     ("shim/keeper/src", &["slipway_runtime", "cri_proto"]),
     (
         "shim/daemon/src",
-        &["slipway_runtime", "slipway_images", "slipway_network", "slipway_nri", "cri_proto"],
+        &[
+            "slipway_runtime",
+            "slipway_images",
+            "slipway_network",
+            "slipway_nri",
+            "slipway_streaming",
+            "cri_proto",
+        ],
     ),
     ("tests/e2e/src", &["cri_proto"]),
 ];
@@ -40,6 +48,7 @@ const OURS: &[&str] = &[
     "slipway_images",
     "slipway_network",
     "slipway_nri",
+    "slipway_streaming",
     "slipway_keeper",
     "slipway_daemon",
     "cri_proto",

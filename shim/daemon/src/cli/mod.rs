@@ -9,10 +9,13 @@
 //! Owns the commands for people and `slipway run`. Never reaches into the daemon: everything goes over the socket,
 //! except a pod's own directories and reading log files, which are on the same host.
 
+mod attach;
 pub(crate) mod client;
+mod console;
 mod exec;
 mod expand;
 mod facts;
+mod forward;
 mod interrupt;
 mod logfile;
 mod logs;
@@ -52,8 +55,12 @@ pub(crate) enum Cli {
     Ps(show::PsArgs),
     /// Print what containers wrote
     Logs(logs::Args),
-    /// Run a command in a container and print its output
+    /// Run a command in a container
     Exec(exec::Args),
+    /// Watch a running container's output, or type into it
+    Attach(attach::Args),
+    /// Make ports of a pod reachable on this host
+    PortForward(forward::Args),
     /// List images
     Images,
     /// Pull an image
@@ -77,6 +84,8 @@ pub(crate) async fn run(command: Cli, address: &Path, output: Output) -> Result<
     let done = match command {
         Cli::Run(args) => return run::run(client, &args, output).await,
         Cli::Exec(args) => return exec::run(client, &args).await,
+        Cli::Attach(args) => return attach::run(client, &args).await,
+        Cli::PortForward(args) => forward::run(client, &args).await,
         Cli::Pods => show::pods(client, output).await,
         Cli::Ps(args) => show::ps(client, &args, output).await,
         Cli::Logs(args) => logs::run(client, &args).await,

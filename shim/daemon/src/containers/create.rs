@@ -223,17 +223,23 @@ impl Daemon {
     }
 
     fn log_uri(&self, record: &ContainerRecord) -> String {
+        // CRI-CC-10.
+        let stdin = match (record.config.stdin, record.config.stdin_once) {
+            (false, _) => "",
+            (true, false) => "&stdin=1",
+            (true, true) => "&stdin=once",
+        };
+        let max_line = self.config.max_log_line;
         if record.log_path.is_empty() {
-            return "cri-log:".into();
+            return format!("cri-log:?max_line={max_line}{stdin}");
         }
-        let stdin = if record.config.stdin { "&stdin=1" } else { "" };
         // The pod's own directory and what is below it: a container may be able to write there, and to plant links.
         let own = Path::new(&record.config.log_path)
             .components()
             .filter(|c| matches!(c, Component::Normal(_)))
             .count()
             + 1;
-        format!("cri-log://{}?max_line={}&own={own}{stdin}", record.log_path, self.config.max_log_line)
+        format!("cri-log://{}?max_line={max_line}&own={own}{stdin}", record.log_path)
     }
 
     /// Kills and forgets a task in any state; unknown is success.

@@ -3,6 +3,7 @@
 use super::{ContainerRecord, Phase};
 use crate::daemon::{Container, Daemon, blocking};
 use crate::error::{Error, Result};
+use crate::keeper::ExecStreams;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -50,8 +51,9 @@ impl Pipes {
 }
 
 /// As keeper.proto names pipes of a client.
-fn names(ends: &[OwnedFd; 2]) -> [String; 2] {
-    ends.each_ref().map(|end| format!("pipe://{}/{}", std::process::id(), end.as_raw_fd()))
+fn names(ends: &[OwnedFd; 2]) -> ExecStreams {
+    let name = |end: &OwnedFd| format!("pipe://{}/{}", std::process::id(), end.as_raw_fd());
+    ExecStreams { stdout: name(&ends[0]), stderr: name(&ends[1]), ..ExecStreams::default() }
 }
 
 impl Daemon {
@@ -128,7 +130,7 @@ impl Session {
     ) -> Result<Output> {
         let Pipes { mut read, write } = Pipes::make()?;
         let bundle = record.bundle.clone();
-        let process = blocking(move || process(&bundle, &command)).await?;
+        let process = blocking(move || process(&bundle, &command, false)).await?;
         self.daemon.keeper.exec(&self.id, &self.exec_id, process, &names(&write)).await?;
         self.daemon.keeper.start(&self.id, &self.exec_id).await?;
         drop(write);
@@ -199,14 +201,21 @@ async fn drain(from: &mut pipe::Receiver, into: &mut Vec<u8>) -> std::io::Result
 }
 
 /// The container's own process with another command: same environment, user, capabilities, seccomp (CRI-XS-08).
-fn process(bundle: &Path, command: &[String]) -> Result<Vec<u8>> {
+pub(crate) fn process(bundle: &Path, command: &[String], terminal: bool) -> Result<Vec<u8>> {
     let file = bundle.join("config.json");
     let text = std::fs::read(&file).map_err(|e| Error::io("read bundle", &file, &e))?;
     let spec: serde_json::Value = serde_json::from_slice(&text)
         .map_err(|e| Error::internal(format!("decode {}: {e}", file.display())))?;
     let mut process = spec["process"].clone();
     process["args"] = serde_json::json!(command);
-    process["terminal"] = false.into();
+    process["terminal"] = terminal.into();
+    // CRI-XS-09; one that the container sets itself stays.
+    if terminal
+        && let Some(env) = process["env"].as_array_mut()
+        && !env.iter().any(|v| v.as_str().is_some_and(|v| v.starts_with("TERM=")))
+    {
+        env.push("TERM=xterm".into());
+    }
     if let Some(fields) = process.as_object_mut() {
         // It belongs to the container's init; a session inherits what its cgroup's processes have.
         fields.remove("consoleSize");

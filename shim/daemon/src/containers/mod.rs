@@ -13,7 +13,7 @@ mod parse;
 pub(crate) mod stats;
 mod update;
 
-pub(crate) use exec::Output;
+pub(crate) use exec::{Output, process as exec_process};
 pub(crate) use image_mounts::pod_of_view;
 pub(crate) use life::Stop;
 

@@ -7,6 +7,7 @@ use crate::daemon::{Container, Daemon};
 use crate::error::{Error, Result};
 use crate::events::{Ear, OBSERVER};
 use crate::pods::PodRecord;
+use crate::streaming;
 use cri_proto::v1;
 use serde_json::json;
 use std::collections::HashMap;
@@ -17,7 +18,7 @@ use tonic::{Request, Response, Status};
 
 /// Handler of RuntimeService.
 #[derive(Debug)]
-pub(crate) struct RuntimeApi(pub(crate) Arc<Daemon>);
+pub(crate) struct RuntimeApi(pub(crate) Arc<Daemon>, pub(crate) Arc<slipway_streaming::Server>);
 
 impl RuntimeApi {
     fn pods(&self, filter: Option<&v1::PodSandboxFilter>) -> Vec<v1::PodSandbox> {
@@ -279,19 +280,25 @@ impl v1::runtime_service_server::RuntimeService for RuntimeApi {
         answer("ExecSync", outcome.map(encode))
     }
 
-    async fn exec(&self, _: Request<v1::ExecRequest>) -> Result<Response<v1::ExecResponse>, Status> {
-        not_yet("Exec (streaming)")
+    async fn exec(&self, request: Request<v1::ExecRequest>) -> Result<Response<v1::ExecResponse>, Status> {
+        let url = streaming::exec_url(&self.0, &self.1, request.into_inner());
+        answer("Exec", url.map(|url| v1::ExecResponse { url }))
     }
 
-    async fn attach(&self, _: Request<v1::AttachRequest>) -> Result<Response<v1::AttachResponse>, Status> {
-        not_yet("Attach (streaming)")
+    async fn attach(
+        &self,
+        request: Request<v1::AttachRequest>,
+    ) -> Result<Response<v1::AttachResponse>, Status> {
+        let url = streaming::attach_url(&self.0, &self.1, request.get_ref());
+        answer("Attach", url.map(|url| v1::AttachResponse { url }))
     }
 
     async fn port_forward(
         &self,
-        _: Request<v1::PortForwardRequest>,
+        request: Request<v1::PortForwardRequest>,
     ) -> Result<Response<v1::PortForwardResponse>, Status> {
-        not_yet("PortForward (streaming)")
+        let url = streaming::forward_url(&self.0, &self.1, request.get_ref());
+        answer("PortForward", url.map(|url| v1::PortForwardResponse { url }))
     }
 
     async fn container_stats(

@@ -2,6 +2,7 @@
 
 use super::format::{cut, push_time};
 use super::journal::{Journal, pipe_id};
+use super::listeners::{Listener, Listeners};
 use super::peek::{Peeker, Seen};
 use super::sink::{Hold, Ready, Sink};
 use super::{Command, Input, Log, Source, Stream};
@@ -80,6 +81,7 @@ pub(super) struct Worker {
     logs: HashMap<u64, Entry>,
     by_id: HashMap<String, u64>,
     taps: HashMap<u64, Tap>,
+    listeners: Listeners,
     ready: VecDeque<u64>,
     next: u64,
     peeker: Peeker,
@@ -104,6 +106,7 @@ impl Worker {
             logs: HashMap::new(),
             by_id: HashMap::new(),
             taps: HashMap::new(),
+            listeners: Listeners::default(),
             ready: VecDeque::new(),
             next: BELL,
             peeker: Peeker::default(),
@@ -162,6 +165,8 @@ impl Worker {
                     tap.queued = true;
                     self.ready.push_back(token);
                 }
+            } else {
+                self.listeners.ready(token, flags.contains(epoll::EventFlags::ERR));
             }
         }
         true
@@ -182,6 +187,9 @@ impl Worker {
                 }
                 Ok(Command::Drain(id, reply)) => {
                     let _ = reply.send(self.drain(&id));
+                }
+                Ok(Command::Attach(id, listener, reply)) => {
+                    let _ = reply.send(self.attach(&id, listener));
                 }
                 Ok(Command::Remove(id)) => self.remove(&id),
                 Ok(Command::Recovered) => self.journal.end(),
@@ -250,8 +258,23 @@ impl Worker {
         Ok(())
     }
 
+    fn attach(&mut self, id: &str, listener: Listener) -> io::Result<bool> {
+        let Some(key) = self.by_id.get(id).copied() else { return Ok(false) };
+        self.listeners.add(&self.epoll, key, listener, &mut self.next)?;
+        let taps = self.logs.get(&key).map(|entry| entry.taps.as_slice()).unwrap_or_default();
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            // Its end came before this client.
+            if !taps.iter().any(|token| self.taps.get(token).is_some_and(|tap| tap.stream == stream)) {
+                self.listeners.end_stream(key, stream);
+            }
+        }
+        Ok(true)
+    }
+
     fn remove(&mut self, id: &str) {
-        let Some(entry) = self.by_id.remove(id).and_then(|key| self.logs.remove(&key)) else { return };
+        let Some(key) = self.by_id.remove(id) else { return };
+        self.listeners.end_log(key);
+        let Some(entry) = self.logs.remove(&key) else { return };
         for token in entry.taps {
             // Closing our end is not enough to leave the epoll set: the guardian has a copy of the description.
             if let Some(tap) = self.taps.remove(&token) {
@@ -288,6 +311,7 @@ impl Worker {
     fn end(&mut self, token: u64) {
         let Some(tap) = self.taps.remove(&token) else { return };
         self.unwatch(&tap);
+        self.listeners.end_stream(tap.log, tap.stream);
         if let Some(entry) = self.logs.get_mut(&tap.log) {
             entry.taps.retain(|other| *other != token);
         }
@@ -343,6 +367,9 @@ impl Worker {
             }
             let found = input.len();
             if !flush && tap.hold.len() + found <= longest && memchr::memchr(b'\n', input).is_none() {
+                if !self.listeners.is_empty() {
+                    self.listeners.say(tap.log, tap.stream, input);
+                }
                 tap.hold.park(&self.journal, tap.pipe.as_fd(), tap.pipe_id, input)?;
                 continue;
             }
@@ -356,6 +383,11 @@ impl Worker {
                 self.joined.extend_from_slice(input);
                 cut(&self.joined, &head(tap.stream), longest, flush, &mut self.text)
             };
+            // The hold has no newline and is no longer than a piece, so whatever was cut has it whole.
+            let consume = taken.consumed.saturating_sub(held);
+            if !self.listeners.is_empty() {
+                self.listeners.say(tap.log, tap.stream, &input[..consume]);
+            }
             let ready = Ready {
                 pipe: tap.pipe.as_fd(),
                 pipe_id: tap.pipe_id,
@@ -363,8 +395,7 @@ impl Worker {
                 text: &self.text,
                 lines: taken.lines,
                 input,
-                // The hold has no newline and is no longer than a piece, so whatever was cut has it whole.
-                consume: taken.consumed.saturating_sub(held),
+                consume,
             };
             entry.sink.commit(&self.journal, ready)?;
             tap.grow_if_busy(found);

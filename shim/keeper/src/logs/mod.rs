@@ -14,16 +14,20 @@
 //!   pipe was empty when it began (pipe_write in fs/pipe.c), so a pipe left half full would hang both.
 //! - A terminal cannot be peeked at: its output is first spliced into such a pipe, then goes the same way.
 //! - It never blocks on a file that cannot be written: the lines are counted as dropped and draining goes on.
+//! - Attached clients ([`listeners`]) get the same bytes beside, and are never waited for.
 //!
 //! It never opens files and knows no records: files and pipes come in as descriptors.
 
 mod engine;
 mod format;
 pub(crate) mod journal;
+mod listeners;
 mod peek;
 mod sink;
 #[cfg(test)]
 mod tests;
+
+pub(crate) use listeners::{End, Listener};
 
 use journal::{Counters, Journal};
 use rustix::event::{EventfdFlags, eventfd};
@@ -93,6 +97,7 @@ enum Command {
     Add(Log, oneshot::Sender<io::Result<()>>),
     Reopen(String, File, oneshot::Sender<bool>),
     Drain(String, oneshot::Sender<u64>),
+    Attach(String, Listener, oneshot::Sender<io::Result<bool>>),
     Remove(String),
     Recovered,
     Stop,
@@ -137,6 +142,13 @@ impl Engine {
         let (reply, answer) = oneshot::channel();
         self.send(Command::Drain(id.into(), reply));
         answer.await.map_err(|_| gone())
+    }
+
+    /// Lets a client hear what the container prints from now on. False: the container has no open output.
+    pub(crate) async fn attach(&self, id: &str, listener: Listener) -> io::Result<bool> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Attach(id.into(), listener, reply));
+        answer.await.map_err(|_| gone())?
     }
 
     /// Lets go of the container's pipes and file. Unknown is success.

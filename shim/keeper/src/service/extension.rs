@@ -2,11 +2,13 @@
 
 use super::answer;
 use crate::keeper::Keeper;
+use crate::logs::End;
 use crate::records::{OutOfMemory, SandboxPhase};
-use crate::task::{Phase, SIGKILL, Snapshot};
+use crate::task::{Client, Phase, SIGKILL, Snapshot};
 use async_trait::async_trait;
 use cri_proto::keeper::{
-    InfoRequest, InfoResponse, KillAllRequest, KillAllResponse, ListRequest, ListResponse, ReopenLogRequest,
+    AbandonRequest, AbandonResponse, AttachEnd, AttachRequest, AttachResponse, ExecInfo, InfoRequest,
+    InfoResponse, KillAllRequest, KillAllResponse, ListRequest, ListResponse, ReopenLogRequest,
     ReopenLogResponse, SandboxInfo, TaskInfo, TaskState, WaitTaskRequest, keeper_ttrpc,
 };
 use std::sync::Arc;
@@ -37,8 +39,15 @@ impl keeper_ttrpc::Keeper for ExtensionService {
             let ready = record.phase == SandboxPhase::Ready;
             SandboxInfo { id: record.id, pid: record.pid, ready, ..Default::default() }
         };
+        let tasks = self.0.tasks.all();
+        let execs = tasks.iter().flat_map(|task| {
+            let of = task.id().to_owned();
+            let info = move |id: &str| ExecInfo { task_id: of.clone(), id: id.into(), ..Default::default() };
+            task.execs.all().into_iter().map(move |exec| info(exec.id()))
+        });
         Ok(ListResponse {
-            tasks: self.0.tasks.all().iter().map(|task| info(task.snapshot())).collect(),
+            execs: execs.collect(),
+            tasks: tasks.iter().map(|task| info(task.snapshot())).collect(),
             sandboxes: self.0.sandboxes.all().iter().map(sandbox).collect(),
             ..Default::default()
         })
@@ -67,6 +76,24 @@ impl keeper_ttrpc::Keeper for ExtensionService {
             answer(task.execs.get(&request.exec_id))?.kill(SIGKILL, true).await
         })?;
         Ok(KillAllResponse::default())
+    }
+
+    async fn attach(&self, _: &TtrpcContext, request: AttachRequest) -> ttrpc::Result<AttachResponse> {
+        let task = answer(self.0.tasks.get(&request.id))?;
+        let client = Client { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr };
+        let end = match answer(task.attach(&self.0, client).await)? {
+            End::Over => AttachEnd::OUTPUT_OVER,
+            End::TooSlow => AttachEnd::TOO_SLOW,
+            End::Gone => AttachEnd::CLIENT_GONE,
+        };
+        Ok(AttachResponse { end: end.into(), ..Default::default() })
+    }
+
+    async fn abandon(&self, _: &TtrpcContext, request: AbandonRequest) -> ttrpc::Result<AbandonResponse> {
+        let task = answer(self.0.tasks.get(&request.id))?;
+        let exec = answer(task.execs.get(&request.exec_id))?;
+        answer(exec.abandon(&self.0, &task).await)?;
+        Ok(AbandonResponse::default())
     }
 }
 

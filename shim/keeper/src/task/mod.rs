@@ -8,10 +8,12 @@
 //! One lock per container serialises what changes it; readers look at a snapshot. Every change is on record before it
 //! is done, so that a new keeper can go on or undo ([`crate::recovery`]).
 
+mod attach;
 mod end;
 mod make;
 mod restore;
 
+pub(crate) use attach::Client;
 pub(crate) use end::remove_cgroup;
 pub(crate) use restore::Restored;
 
@@ -80,6 +82,8 @@ pub(crate) struct Task {
     /// Held by whatever changes the container.
     changing: tokio::sync::Mutex<()>,
     kept: Mutex<Kept>,
+    /// Nobody may write to its standard input any more.
+    stdin_closed: watch::Sender<bool>,
     exit: watch::Sender<Option<Ended>>,
     dropped: std::sync::atomic::AtomicU64,
     pub(crate) execs: Registry<Exec>,
@@ -278,6 +282,7 @@ impl Task {
 
     /// CloseIO: the process sees the end of its standard input once the client has closed it too (SHIM-TSK-26).
     pub(crate) fn close_stdin(&self, keeper: &Keeper) {
+        self.stdin_closed.send_replace(true);
         self.kept().remove(key::IN);
         keeper.guardian.forget(&format!("{}{}", self.prefix(), key::IN));
     }
@@ -426,6 +431,7 @@ impl Task {
             state: Mutex::new(state),
             changing: tokio::sync::Mutex::new(()),
             kept: Mutex::new(kept),
+            stdin_closed: watch::Sender::new(false),
             exit: watch::Sender::new(ended),
             dropped: dropped.into(),
             execs: Registry::new("exec"),

@@ -1,0 +1,54 @@
+//! `slipway attach`: a running container's own streams.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use cri_proto::v1 as cri;
+
+use super::client::{Client, said};
+use super::console::{self, Console};
+use super::exec;
+use super::output::eprintln_quietly;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// A pod, or a container (name or id)
+    #[arg(value_name = "POD|CONTAINER")]
+    target: String,
+    /// Which container of the pod (default: the first that runs)
+    #[arg(short, long)]
+    container: Option<String>,
+    /// Pass our standard input on
+    #[arg(short = 'i', long)]
+    stdin: bool,
+}
+
+/// Ends with the container, or with Ctrl-C (at a terminal of the container's: Ctrl-P Ctrl-Q); then that runs on.
+pub(crate) async fn run(client: &mut Client, args: &Args) -> Result<ExitCode> {
+    let container = exec::running(client, &args.target, args.container.as_deref()).await?;
+    let terminal = has_terminal(client, &container.id).await?;
+    if terminal && args.stdin {
+        eprintln_quietly("Ctrl-P Ctrl-Q detaches");
+    }
+    let request = cri::AttachRequest {
+        container_id: container.id,
+        stdin: args.stdin,
+        tty: terminal,
+        stdout: true,
+        stderr: !terminal,
+    };
+    let url = client.runtime.attach(request).await.map_err(said("attach"))?.into_inner().url;
+    console::run(&url, Console { stdin: args.stdin, terminal, detaches: true }).await
+}
+
+/// Only the verbose status says it.
+async fn has_terminal(client: &mut Client, id: &str) -> Result<bool> {
+    let request = cri::ContainerStatusRequest { container_id: id.to_owned(), verbose: true };
+    let answer =
+        client.runtime.container_status(request).await.map_err(said("read the container's status"))?;
+    let info = answer.into_inner().info;
+    let info = info.get("info").context("the daemon tells nothing of the container's configuration")?;
+    let info: serde_json::Value =
+        serde_json::from_str(info).context("decode the container's configuration")?;
+    Ok(info["config"]["tty"] == true)
+}
