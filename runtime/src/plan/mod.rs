@@ -6,12 +6,14 @@
 mod capabilities;
 mod hooks;
 mod mounts;
+mod net_devices;
 mod process;
 mod scheduling;
 
 pub use capabilities::capability_names;
 pub use hooks::{HookPlan, HookPlans, Moment};
 pub use mounts::{BindPlan, Delivery, FreshPlan, MountPlan, known_options};
+pub use net_devices::NetDevicePlan;
 pub use process::{Limit, ProcessPlan};
 pub use scheduling::Scheduling;
 
@@ -69,6 +71,8 @@ pub struct Plan {
     pub domainname: Option<String>,
     /// File below /proc/sys and value.
     pub sysctls: Vec<(String, String)>,
+    /// Devices of the host to be moved into the network namespace.
+    pub net_devices: Vec<NetDevicePlan>,
     pub cgroup_path: String,
     pub cgroup_layout: CgroupLayout,
     pub process: ProcessPlan,
@@ -111,6 +115,7 @@ impl Plan {
             domainname: name_in(spec.domainname().as_ref(), "domainname", has(NamespaceKind::Uts))?,
             sysctls: sysctls(linux, &namespaces)?,
             devices: devices(linux, &mounts)?,
+            net_devices: net_devices::plan(linux, &namespaces)?,
             masked: paths(linux.masked_paths().as_deref(), "linux.maskedPaths")?,
             readonly: paths(linux.readonly_paths().as_deref(), "linux.readonlyPaths")?,
             root_readonly: spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false),
@@ -176,14 +181,14 @@ fn refuse_unsupported(linux: &Linux) -> Result<()> {
     let mapped = linux.uid_mappings().is_some() || linux.gid_mappings().is_some();
     let refused = [
         ("linux.uidMappings", mapped, "user namespaces"),
-        (
-            "linux.netDevices",
-            linux.net_devices().as_ref().is_some_and(|d| !d.is_empty()),
-            "moving network devices",
-        ),
-        ("linux.intelRdt", linux.intel_rdt().is_some(), "resctrl"),
         ("linux.timeOffsets", linux.time_offsets().as_ref().is_some_and(|o| !o.is_empty()), "clock offsets"),
     ];
+    if linux.intel_rdt().is_some() {
+        let hint = "leave linux.intelRdt out";
+        return Err(
+            unsupported("linux.intelRdt", "this runtime assigns no cache or bandwidth classes").hint(hint)
+        );
+    }
     match refused.into_iter().find(|(_, asked, _)| *asked) {
         Some((field, _, what)) => Err(unsupported(field, &format!("this runtime does not do {what} yet"))),
         None => Ok(()),
@@ -246,6 +251,9 @@ pub fn cgroup_path(id: &str, linux: Option<&Linux>) -> Result<String> {
         return Ok(format!("/{id}"));
     };
     let text = path.to_str().ok_or_else(|| invalid("linux.cgroupsPath", "not UTF-8"))?;
+    if text.contains('\0') {
+        return Err(invalid("linux.cgroupsPath", "contains a NUL byte"));
+    }
     if Path::new(text).components().any(|part| part == Component::ParentDir) {
         return Err(invalid("linux.cgroupsPath", format!("{text} climbs out")));
     }
@@ -256,6 +264,7 @@ fn name_in(name: Option<&String>, field: &str, namespace: bool) -> Result<Option
     match name {
         Some(name) if name.is_empty() => Ok(None),
         Some(_) if !namespace => Err(invalid(field, "needs a UTS namespace of the container or the pod")),
+        Some(name) if name.contains('\0') => Err(invalid(field, "contains a NUL byte")),
         Some(name) if name.len() > 64 => Err(invalid(field, format!("{name} has more than 64 bytes"))),
         name => Ok(name.cloned()),
     }
@@ -272,6 +281,9 @@ fn sysctls(linux: &Linux, namespaces: &[NamespacePlan]) -> Result<Vec<(String, S
                 "linux.sysctl",
                 format!("{key} needs a {kind} namespace that is not the host's"),
             ));
+        }
+        if value.contains('\0') {
+            return Err(invalid("linux.sysctl", format!("the value of {key} contains a NUL byte")));
         }
         plans.push((sysctl_file(key)?, value.clone()));
     }
@@ -312,8 +324,12 @@ pub fn sysctl_file(key: &str) -> Result<String> {
     } else {
         key.to_owned()
     };
-    let bad = file.split('/').any(|part| part.is_empty() || part == "." || part == "..");
-    if bad { Err(invalid("sysctl", format!("{key} is not a name"))) } else { Ok(file) }
+    let bad_part = |part: &str| part.is_empty() || part == "." || part == ".." || part.contains('\0');
+    if file.split('/').any(bad_part) {
+        Err(invalid("linux.sysctl", format!("{key} is not a name")))
+    } else {
+        Ok(file)
+    }
 }
 
 fn devices(linux: &Linux, mounts: &[MountPlan]) -> Result<Option<Vec<DevicePlan>>> {
@@ -366,6 +382,7 @@ fn mount_label<'a>(linux: &'a Linux, host: &Host) -> Result<Option<&'a str>> {
             let hint = "leave linux.mountLabel out, or boot with SELinux";
             Err(unsupported("linux.mountLabel", &format!("{label}: this host has no SELinux")).hint(hint))
         }
+        Some(label) if label.contains('\0') => Err(invalid("linux.mountLabel", "contains a NUL byte")),
         label => Ok(label),
     }
 }

@@ -9,6 +9,7 @@
 //! | `child_listener`, `listener` | handing a seccomp listener over, the child's and the parent's side |
 //! | `clone` | clone3 itself: signals, stack, pidfd |
 //! | `exe` | our own program, out of reach for containers |
+//! | `link`, `netlink` | a network device from one namespace to another; a netlink conversation |
 //! | `mount` | detached mounts made by the parent |
 //! | `namespace` | joining and making namespaces on throw-away threads |
 //! | `network` | loopback of a new network namespace |
@@ -25,9 +26,11 @@ mod child_mount;
 mod child_process;
 pub mod clone;
 pub mod exe;
+pub mod link;
 pub mod listener;
 pub mod mount;
 pub mod namespace;
+pub mod netlink;
 pub mod network;
 pub mod process;
 pub mod raw;
