@@ -27,7 +27,7 @@ fn linux() -> Value {
         "seccomp": seccomp(),
         "apparmor": {"enabled": true},
         "selinux": {"enabled": true},
-        "intelRdt": {"enabled": true},
+        "intelRdt": {"enabled": false},
         "mountExtensions": {"idmap": {"enabled": true}},
         "netDevices": {"enabled": true},
     })

@@ -23,6 +23,7 @@ pub mod program;
 pub mod rootfs;
 pub mod sandbox;
 pub mod seccomp;
+pub mod spec;
 pub mod sys;
 pub mod unit;
 

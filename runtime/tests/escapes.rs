@@ -57,7 +57,7 @@ fn our_program_cannot_be_overwritten_through_proc() {
     let dir = tempfile::tempdir().unwrap();
     let attack = |name: &str| {
         let program = dir.path().join(name);
-        fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+        common::copy_program(&std::env::current_exe().unwrap(), &program);
         let mut victim = role(name, &program);
         assert_eq!(said(&mut victim, "SAYS "), "ready");
         let handle = fs::File::open(format!("/proc/{}/exe", victim.id())).unwrap();

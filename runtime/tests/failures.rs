@@ -140,6 +140,12 @@ const CASES: &[(&str, Change, Kind, &[&str])] = &[
         Kind::Kernel,
         &["limit RLIMIT_NOFILE to 1:2000000000"],
     ),
+    (
+        "cache classes",
+        |s| s["linux"]["intelRdt"] = json!({"closID": "one"}),
+        Kind::Unsupported,
+        &["linux.intelRdt", "leave"],
+    ),
     ("oom score", |s| s["process"]["oomScoreAdj"] = json!(5000), Kind::Invalid, &["5000", "-1000 and 1000"]),
     (
         "AppArmor",

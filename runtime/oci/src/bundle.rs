@@ -6,14 +6,12 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use slipway_runtime::plan::capability_names;
 use slipway_runtime::rootfs::Rootfs;
+use slipway_runtime::spec::{self, LARGEST};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The version of the runtime specification that this runtime follows.
 pub(crate) const SPEC_VERSION: &str = "1.3.0";
-
-/// Larger than any configuration meant.
-const LARGEST: u64 = 16 << 20;
 
 /// A configuration that could be read, with its bytes.
 #[derive(Debug)]
@@ -70,13 +68,7 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
 
 /// Parses JSON; an error says where: `config.json: process.user.uid: invalid type …`.
 pub(crate) fn parse<T: DeserializeOwned>(name: &str, bytes: &[u8]) -> Result<T> {
-    let mut json = serde_json::Deserializer::from_slice(bytes);
-    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
-        let (path, inner) = (error.path().to_string(), error.into_inner());
-        anyhow::anyhow!("{name}: {path}: {inner}")
-    })?;
-    json.end().with_context(|| format!("{name}: something follows the JSON value"))?;
-    Ok(value)
+    Ok(spec::parse(name, bytes)?)
 }
 
 /// As [`parse`], but capabilities that nobody knows here are left out and told: a runtime "SHOULD NOT fail" for them
@@ -155,12 +147,5 @@ mod tests {
         assert!(!String::from_utf8(bytes).unwrap().contains("CAP_TEST"));
         assert!(read("CAP_CHOWN", "0").unwrap().2.is_empty());
         assert!(read("CAP_TEST", "-1").unwrap_err().to_string().contains("user.uid"));
-    }
-
-    #[test]
-    fn a_wrong_field_is_named() {
-        let text = br#"{"ociVersion": "1.0.0", "process": {"cwd": "/", "user": {"uid": -1, "gid": 0}}}"#;
-        let error = parse::<Spec>("config.json", text).unwrap_err().to_string();
-        assert!(error.starts_with("config.json: process.user.uid:"), "{error}");
     }
 }

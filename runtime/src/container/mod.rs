@@ -6,6 +6,7 @@
 mod agent;
 mod home;
 mod life;
+mod net_devices;
 mod resources;
 mod user;
 
@@ -13,6 +14,7 @@ pub use crate::hooks::Subject;
 pub use life::{Parked, StartRequest, Started, after_delete, during_restore, is_attended, start};
 pub use resources::resources;
 
+use self::net_devices::Lent;
 use crate::cgroup::Cgroup;
 use crate::error::Kind;
 use crate::hooks::Inside;
@@ -161,7 +163,7 @@ pub fn create(request: CreateRequest) -> Result<Created> {
     let Options { listener, preserved, .. } = options;
     let mut cgroup = Cgroup::create(&plan.cgroup_path, resources(&spec).as_ref())?;
     let subject = Subject { id: &id, bundle: &bundle, spec: &spec };
-    let mut met = false;
+    let (mut met, mut lent) = (false, Lent::default());
     let launched = cgroup.join().and_then(|group| {
         let given = join.into_iter().map(|(_, fd)| fd).collect();
         let (root, window) = (Some(root), plan.process.window);
@@ -179,11 +181,18 @@ pub fn create(request: CreateRequest) -> Result<Created> {
         };
         let mut meet = |born: &Born| {
             met = true;
+            lent.lend(&plan.net_devices, born.pid)?;
             meet(&plan, &subject, Inside { pid: born.pid, pidfd: born.pidfd.as_fd() })
         };
         // The filter is loaded at the start.
         let mut listener = |_: &Born, _: &OwnedFd| Ok(());
-        launch::launch_attended(&program, launch, Attend { meet: &mut meet, listener: &mut listener })
+        let attend = Attend { meet: &mut meet, listener: &mut listener };
+        let launched = launch::launch_attended(&program, launch, attend)?;
+        if !met {
+            let lending = lent.lend(&plan.net_devices, launched.pid);
+            lending.inspect_err(|_| process::end(&launched.pidfd))?;
+        }
+        Ok(launched)
     });
     match launched {
         Ok(Launched { pid, pidfd, socket, pty }) => {
@@ -192,6 +201,7 @@ pub fn create(request: CreateRequest) -> Result<Created> {
             Ok(Created { pid, pidfd, cgroup, pty, start })
         }
         Err(error) => {
+            lent.back();
             // The first error is the one to tell; what is left of the group the audit will find.
             let _ = cgroup.remove(PATIENCE);
             if met {

@@ -7,6 +7,7 @@ mod capabilities;
 mod hooks;
 mod mapped;
 mod mounts;
+mod net_devices;
 mod process;
 mod scheduling;
 mod time;
@@ -15,6 +16,7 @@ mod user;
 pub use capabilities::capability_names;
 pub use hooks::{HookPlan, HookPlans, Moment};
 pub use mounts::{BindPlan, Delivery, FreshPlan, IdmapPlan, MountPlan, known_options};
+pub use net_devices::NetDevicePlan;
 pub use process::{Limit, ProcessPlan};
 pub use scheduling::Scheduling;
 pub use user::{UserPlan, of_running};
@@ -78,6 +80,8 @@ pub struct Plan {
     pub domainname: Option<String>,
     /// File below /proc/sys and value.
     pub sysctls: Vec<(String, String)>,
+    /// Devices of the host to be moved into the network namespace.
+    pub net_devices: Vec<NetDevicePlan>,
     pub cgroup_path: String,
     pub cgroup_layout: CgroupLayout,
     pub process: ProcessPlan,
@@ -129,6 +133,7 @@ impl Plan {
             sysctls: sysctls(linux, &namespaces)?,
             devices: devices(linux, &mounts)?,
             time_offsets: time::offsets(linux, &namespaces)?,
+            net_devices: net_devices::plan(linux, &namespaces)?,
             masked: paths(linux.masked_paths().as_deref(), "linux.maskedPaths")?,
             readonly: paths(linux.readonly_paths().as_deref(), "linux.readonlyPaths")?,
             root_readonly: spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false),
@@ -206,18 +211,13 @@ fn unsupported(field: &str, what: &str) -> Error {
 }
 
 fn refuse_unsupported(linux: &Linux) -> Result<()> {
-    let refused = [
-        (
-            "linux.netDevices",
-            linux.net_devices().as_ref().is_some_and(|d| !d.is_empty()),
-            "moving network devices",
-        ),
-        ("linux.intelRdt", linux.intel_rdt().is_some(), "resctrl"),
-    ];
-    match refused.into_iter().find(|(_, asked, _)| *asked) {
-        Some((field, _, what)) => Err(unsupported(field, &format!("this runtime does not do {what} yet"))),
-        None => Ok(()),
+    if linux.intel_rdt().is_some() {
+        let hint = "leave linux.intelRdt out";
+        return Err(
+            unsupported("linux.intelRdt", "this runtime assigns no cache or bandwidth classes").hint(hint)
+        );
     }
+    Ok(())
 }
 
 fn namespaces(linux: &Linux, given: &[NamespaceKind]) -> Result<Vec<NamespacePlan>> {
@@ -273,6 +273,9 @@ pub fn cgroup_path(id: &str, linux: Option<&Linux>) -> Result<String> {
         return Ok(format!("/{id}"));
     };
     let text = path.to_str().ok_or_else(|| invalid("linux.cgroupsPath", "not UTF-8"))?;
+    if text.contains('\0') {
+        return Err(invalid("linux.cgroupsPath", "contains a NUL byte"));
+    }
     if ScopeName::parse(text)?.is_some() {
         return Ok(text.to_owned());
     }
@@ -286,6 +289,7 @@ fn name_in(name: Option<&String>, field: &str, namespace: bool) -> Result<Option
     match name {
         Some(name) if name.is_empty() => Ok(None),
         Some(_) if !namespace => Err(invalid(field, "needs a UTS namespace of the container or the pod")),
+        Some(name) if name.contains('\0') => Err(invalid(field, "contains a NUL byte")),
         Some(name) if name.len() > 64 => Err(invalid(field, format!("{name} has more than 64 bytes"))),
         name => Ok(name.cloned()),
     }
@@ -302,6 +306,9 @@ fn sysctls(linux: &Linux, namespaces: &[NamespacePlan]) -> Result<Vec<(String, S
                 "linux.sysctl",
                 format!("{key} needs a {kind} namespace that is not the host's"),
             ));
+        }
+        if value.contains('\0') {
+            return Err(invalid("linux.sysctl", format!("the value of {key} contains a NUL byte")));
         }
         plans.push((sysctl_file(key)?, value.clone()));
     }
@@ -342,8 +349,12 @@ pub fn sysctl_file(key: &str) -> Result<String> {
     } else {
         key.to_owned()
     };
-    let bad = file.split('/').any(|part| part.is_empty() || part == "." || part == "..");
-    if bad { Err(invalid("sysctl", format!("{key} is not a name"))) } else { Ok(file) }
+    let bad_part = |part: &str| part.is_empty() || part == "." || part == ".." || part.contains('\0');
+    if file.split('/').any(bad_part) {
+        Err(invalid("linux.sysctl", format!("{key} is not a name")))
+    } else {
+        Ok(file)
+    }
 }
 
 fn devices(linux: &Linux, mounts: &[MountPlan]) -> Result<Option<Vec<DevicePlan>>> {
@@ -396,6 +407,7 @@ fn mount_label<'a>(linux: &'a Linux, host: &Host) -> Result<Option<&'a str>> {
             let hint = "leave linux.mountLabel out, or boot with SELinux";
             Err(unsupported("linux.mountLabel", &format!("{label}: this host has no SELinux")).hint(hint))
         }
+        Some(label) if label.contains('\0') => Err(invalid("linux.mountLabel", "contains a NUL byte")),
         label => Ok(label),
     }
 }

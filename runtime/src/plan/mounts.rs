@@ -7,6 +7,7 @@ use crate::idmap::IdMappings;
 use crate::namespace::NamespaceKind;
 use crate::sys::raw::MountAttr;
 use oci_spec::runtime::Mount;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 const MS_UNBINDABLE: u64 = libc::MS_UNBINDABLE;
@@ -162,6 +163,9 @@ fn bind(mount: &Mount, destination: &Path, options: &Options, bundle: &Path) -> 
     let source = mount.source().as_ref().filter(|path| !path.as_os_str().is_empty());
     let shown = destination.display();
     let source = source.ok_or_else(|| invalid("mounts.source", format!("the bind on {shown} names none")))?;
+    if source.as_os_str().as_bytes().contains(&0) {
+        return Err(invalid("mounts.source", format!("{source:?} contains a NUL byte")));
+    }
     // The kernel ignores options of file systems here; a word that is none may be a flag misspelt.
     let flags = ["sync", "dirsync", "lazytime"];
     let meaningless = |(key, value): &&(String, Option<String>)| {
@@ -201,6 +205,9 @@ fn fresh(mount: &Mount, fstype: &str, options: Options, label: Option<&str>) -> 
         return Err(invalid("mounts.type", format!("the mount on {shown} has none")).hint(hint));
     }
     let source = mount.source().as_ref().map_or_else(|| fstype.to_owned(), |path| path.display().to_string());
+    if fstype.contains('\0') || source.contains('\0') {
+        return Err(invalid("mounts.source", "source or type contains a NUL byte"));
+    }
     let mut data: Vec<_> = options.data.into_iter().filter(|(key, _)| !is_for_programs(key)).collect();
     if let Some(label) = label.filter(|_| LABELLED.contains(&fstype)) {
         data.push(("context".to_owned(), Some(label.to_owned())));

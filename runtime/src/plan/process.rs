@@ -6,7 +6,7 @@ use crate::Result;
 use crate::host::Host;
 use crate::idmap::Setgroups;
 use crate::sys::step::CapabilityMasks;
-use oci_spec::runtime::{PosixRlimitType, Process};
+use oci_spec::runtime::{Box, PosixRlimitType, Process};
 use std::ffi::CString;
 use std::path::PathBuf;
 
@@ -73,7 +73,7 @@ pub(super) fn plan(
     let needs_admin = filtered && !no_new_privileges;
     Ok(ProcessPlan {
         terminal: process.terminal().unwrap_or(false),
-        window: process.console_size().map(|size| (size.width() as u16, size.height() as u16)),
+        window: process.console_size().map(window).transpose()?,
         cwd: clean(process.cwd(), "process.cwd")?,
         candidates: candidates(command, &env)?,
         args,
@@ -97,6 +97,15 @@ pub(super) fn plan(
             process.io_priority().as_ref(),
             process.exec_cpu_affinity().as_ref(),
         )?,
+    })
+}
+
+/// struct winsize (ioctl_tty(2)) has 16 bits for each.
+fn window(size: Box) -> Result<(u16, u16)> {
+    let (width, height) = (size.width(), size.height());
+    let fits = u16::try_from(width).and_then(|columns| Ok((columns, u16::try_from(height)?)));
+    fits.map_err(|_| {
+        invalid("process.consoleSize", format!("{width} x {height} is more than a terminal has"))
     })
 }
 
@@ -176,6 +185,14 @@ fn score(process: &Process) -> Result<Option<i32>> {
 }
 
 fn label(process: &Process, host: &Host) -> Result<Option<(String, String)>> {
+    for (name, label) in [
+        ("process.apparmorProfile", process.apparmor_profile()),
+        ("process.selinuxLabel", process.selinux_label()),
+    ] {
+        if label.as_ref().is_some_and(|label| label.contains('\0')) {
+            return Err(invalid(name, "contains a NUL byte"));
+        }
+    }
     if let Some(profile) = process.apparmor_profile().as_ref().filter(|p| !p.is_empty() && *p != "unconfined")
     {
         return if host.apparmor {

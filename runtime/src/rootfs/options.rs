@@ -2,6 +2,7 @@
 
 use super::Overlay;
 use crate::error::Kind;
+use crate::idmap::{IdMap, IdMappings};
 use crate::{Error, Result};
 use std::path::PathBuf;
 
@@ -13,7 +14,7 @@ impl Overlay {
     /// nothing.
     pub fn from_options(options: &[(String, Option<String>)]) -> Result<Self> {
         let refuse = |kind, what: String| Error::new(kind, "mount the overlay", what);
-        let mut overlay = Self::default();
+        let (mut overlay, mut user) = (Self::default(), IdMappings::default());
         for (key, value) in options {
             match (key.as_str(), value.as_deref().unwrap_or_default()) {
                 ("lowerdir", value) => overlay.lower.extend(split_layers(value)),
@@ -21,6 +22,9 @@ impl Overlay {
                 ("upperdir", value) => overlay.upper = Some(value.into()),
                 ("workdir", value) => overlay.work = Some(value.into()),
                 ("volatile", "") => overlay.volatile = true,
+                // containerd's own words, for its mount helper: layers are shown through the container's maps.
+                ("uidmap", value) => user.uids = id_maps(key, value)?,
+                ("gidmap", value) => user.gids = id_maps(key, value)?,
                 // Defaults of the kernel or of the mount itself.
                 ("rw" | "ro" | "index" | "xino" | "redirect_dir" | "metacopy", _) => {}
                 (key, _) => {
@@ -38,8 +42,28 @@ impl Overlay {
             let what = "overlay needs both upperdir and workdir, or neither";
             return Err(refuse(Kind::Invalid, what.into()));
         }
+        if user != IdMappings::default() {
+            user.check("overlay", "uidmap", "gidmap")?;
+            overlay.idmap = Some(user);
+        }
         Ok(overlay)
     }
+}
+
+/// `container:host:size`, with commas between several.
+fn id_maps(key: &str, value: &str) -> Result<Vec<IdMap>> {
+    let line = |text: &str| {
+        let mut numbers = text.split(':').map(str::parse);
+        match (numbers.next(), numbers.next(), numbers.next(), numbers.next()) {
+            (Some(Ok(container)), Some(Ok(host)), Some(Ok(size)), None) => {
+                Some(IdMap { container, host, size })
+            }
+            _ => None,
+        }
+    };
+    let all: Option<Vec<_>> = value.split(',').map(line).collect();
+    let what = || format!("overlay option {key}={value:?} is not container:host:size");
+    all.ok_or_else(|| Error::new(Kind::Invalid, "mount the overlay", what()))
 }
 
 /// `a:b` with `\` before what is to be taken as it is.

@@ -10,6 +10,7 @@
 //! | `clone` | clone3 itself: signals, stack, pidfd |
 //! | `exe` | our own program, out of reach for containers |
 //! | `holder` | a child that holds new namespaces until they are mapped and opened |
+//! | `link`, `netlink` | a network device from one namespace to another; a netlink conversation |
 //! | `mount` | detached mounts made by the parent |
 //! | `namespace` | joining and making namespaces on throw-away threads |
 //! | `network` | loopback of a new network namespace |
@@ -28,9 +29,11 @@ mod child_process;
 pub mod clone;
 pub mod exe;
 pub mod holder;
+pub mod link;
 pub mod listener;
 pub mod mount;
 pub mod namespace;
+pub mod netlink;
 pub mod network;
 pub mod process;
 pub mod raw;

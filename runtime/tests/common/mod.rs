@@ -42,7 +42,7 @@ impl Rig {
             fs::create_dir_all(lower.join(name)).unwrap();
         }
         let busybox = if Path::new("/bin/busybox").exists() { "/bin/busybox" } else { "/usr/bin/busybox" };
-        fs::copy(busybox, lower.join("bin/busybox")).unwrap();
+        copy_program(Path::new(busybox), &lower.join("bin/busybox"));
         for name in [
             "sh", "cat", "true", "false", "ls", "id", "stat", "sleep", "tty", "echo", "mount", "touch",
             "stty",
@@ -173,6 +173,12 @@ fn dead_children() -> Vec<String> {
         (fields.next() == Some("Z") && fields.next() == Some(&own)).then(|| name.to_owned())
     };
     fs::read_dir("/proc").unwrap().flatten().filter_map(dead).collect()
+}
+
+/// Copies a program that is to be run. A process of its own writes it: while this one has it open for writing, another
+/// test's child can inherit the descriptor, and until that child lets go execve says "text file busy".
+pub fn copy_program(from: &Path, to: &Path) {
+    assert!(std::process::Command::new("cp").args([from, to]).status().unwrap().success());
 }
 
 /// A container by its spec, for calls that want to know it.

@@ -7,7 +7,7 @@ use oci_spec::runtime::{
     LinuxNamespaceType, Mount as SpecMount, PosixRlimitBuilder, PosixRlimitType, Process, Spec,
 };
 use rustix::fd::OwnedFd;
-use slipway_runtime::idmap::{IdMap, IdMappings};
+use slipway_runtime::error::Kind;
 use slipway_runtime::rootfs::{Overlay, Rootfs};
 use slipway_runtime::sandbox::NamespaceKind;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,8 @@ pub(crate) fn load_spec(bundle: &Path) -> Result<Spec> {
         std::io::ErrorKind::NotFound => Error::not_found(format!("bundle: {}: {error}", path.display())),
         _ => Error::io("read", path.display(), &error),
     })?;
-    serde_json::from_slice(&text).map_err(|error| Error::invalid(format!("{}: {error}", path.display())))
+    slipway_runtime::spec::parse(&path.display().to_string(), &text)
+        .map_err(|error| Error::invalid(error.to_string()))
 }
 
 /// Id of the sandbox a spec belongs to, or "".
@@ -100,66 +101,15 @@ pub(crate) fn pod_files(spec: &mut Spec, dir: &Path) {
 }
 
 fn overlay(options: &[String]) -> Result<Overlay> {
-    let (mut overlay, mut user) = (Overlay::default(), IdMappings::default());
-    for option in options {
-        match option.split_once('=').unwrap_or((option, "")) {
-            ("lowerdir", value) => overlay.lower.extend(split_layers(value)),
-            ("lowerdir+", value) => overlay.lower.push(value.into()),
-            ("upperdir", value) => overlay.upper = Some(value.into()),
-            ("workdir", value) => overlay.work = Some(value.into()),
-            ("volatile", "") => overlay.volatile = true,
-            // containerd's own words, for its mount helper: layers are shown through the container's maps.
-            ("uidmap", value) => user.uids = id_maps(option, value)?,
-            ("gidmap", value) => user.gids = id_maps(option, value)?,
-            // Defaults of the kernel or of the mount itself.
-            ("rw" | "ro" | "index" | "xino" | "redirect_dir" | "metacopy", _) => {}
-            _ => {
-                return Err(Error::unimplemented(format!(
-                    "rootfs: overlay option {option:?} is not supported"
-                )));
-            }
-        }
-    }
-    if overlay.lower.is_empty() {
-        return Err(Error::invalid("rootfs: overlay without lowerdir"));
-    }
-    if overlay.upper.is_some() != overlay.work.is_some() {
-        return Err(Error::invalid("rootfs: overlay needs both upperdir and workdir, or neither"));
-    }
-    if user != IdMappings::default() {
-        user.check("rootfs", "uidmap", "gidmap")?;
-        overlay.idmap = Some(user);
-    }
-    Ok(overlay)
-}
-
-/// `container:host:size`, with commas between several.
-fn id_maps(option: &str, value: &str) -> Result<Vec<IdMap>> {
-    let line = |text: &str| {
-        let mut numbers = text.split(':').map(str::parse);
-        match (numbers.next(), numbers.next(), numbers.next(), numbers.next()) {
-            (Some(Ok(container)), Some(Ok(host)), Some(Ok(size)), None) => {
-                Some(IdMap { container, host, size })
-            }
-            _ => None,
-        }
+    let pair = |option: &String| match option.split_once('=') {
+        Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
+        None => (option.clone(), None),
     };
-    let all: Option<Vec<_>> = value.split(',').map(line).collect();
-    all.ok_or_else(|| Error::invalid(format!("rootfs: overlay option {option:?} is not container:host:size")))
-}
-
-/// `a:b` with `\` before what is to be taken as it is (Documentation/filesystems/overlayfs.rst).
-fn split_layers(value: &str) -> Vec<PathBuf> {
-    let (mut layers, mut layer, mut chars) = (Vec::new(), String::new(), value.chars());
-    while let Some(char) = chars.next() {
-        match char {
-            '\\' => layer.extend(chars.next()),
-            ':' => layers.push(std::mem::take(&mut layer).into()),
-            _ => layer.push(char),
-        }
-    }
-    layers.push(layer.into());
-    layers
+    let options: Vec<_> = options.iter().map(pair).collect();
+    Overlay::from_options(&options).map_err(|error| match error.kind() {
+        Kind::Unsupported => Error::unimplemented(format!("rootfs: {error}")),
+        _ => Error::invalid(format!("rootfs: {error}")),
+    })
 }
 
 /// What the spec's namespaces mean for the keeper.

@@ -8,7 +8,6 @@
 use super::link::Netlink;
 use super::pool::Pool;
 use super::rules::Redirect;
-use super::socket::Talk;
 use crate::types;
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP};
 use netlink_packet_netfilter::conntrack::{
@@ -18,6 +17,7 @@ use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
 };
 use netlink_sys::protocols::NETLINK_NETFILTER;
+use slipway_runtime::sys::netlink::Talk;
 use std::io::Result;
 use std::net::{IpAddr, Ipv4Addr};
 

@@ -16,7 +16,6 @@ mod link;
 mod pool;
 mod ports;
 mod rules;
-mod socket;
 mod table;
 
 use crate::error::{Error, Result};

@@ -10,13 +10,13 @@ use netlink_sys::{Socket, SocketAddr};
 use std::io::{Error, ErrorKind, Result};
 
 #[derive(Debug)]
-pub(crate) struct Talk {
+pub struct Talk {
     socket: Socket,
     sequence: u32,
 }
 
 impl Talk {
-    pub(crate) fn open(protocol: isize) -> Result<Self> {
+    pub fn open(protocol: isize) -> Result<Self> {
         let mut socket = Socket::new(protocol)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
@@ -24,7 +24,7 @@ impl Talk {
     }
 
     /// Sends one request and gathers the answers up to the acknowledgement or the end of the dump.
-    pub(crate) fn ask<M>(&mut self, message: M, flags: u16) -> Result<Vec<M>>
+    pub fn ask<M>(&mut self, message: M, flags: u16) -> Result<Vec<M>>
     where
         M: NetlinkSerializable + NetlinkDeserializable,
         NetlinkPayload<M>: From<M>,
