@@ -297,9 +297,7 @@ impl Exec {
         let _changing = self.changing.lock().await;
         let (pid, cgroup, ended) = match &*self.lock() {
             Lifecycle::Stopped { pid, cgroup, ended } => (*pid, cgroup.clone(), *ended),
-            Lifecycle::Added { .. } => {
-                (0, String::new(), Ended { status: 0, at: 0, known: true, oom: None })
-            }
+            Lifecycle::Added { .. } => (0, String::new(), Ended { status: 0, at: 0, known: true, oom: None }),
             _ => return Err(self.wrong("delete", "it is running")),
         };
         blocking(move || {
