@@ -24,7 +24,7 @@ func sharedNode() node.Options {
 		shortBackOff(config)
 		gate(config, "ContainerStopSignals")
 		// Small enough that a test sees logs rotated.
-		config.ContainerLogMaxSize, config.ContainerLogMaxFiles = "64Ki", ptr(int32(10))
+		config.ContainerLogMaxSize, config.ContainerLogMaxFiles = "64Ki", ptr(int32(20))
 	}}
 }
 

@@ -189,7 +189,7 @@ func boundedFlood(t *T) {
 	t.until(90*time.Second, func() bool {
 		files, err := os.ReadDir(dir)
 		t.Must(err)
-		return len(files) > 1 && len(files) <= 11 // ten, and the one being compressed
+		return len(files) > 1 && len(files) <= 21 // twenty, and the one being compressed
 	}, "not rotated within the number of files: %s", dir)
 	t.delete("floods-on")
 }

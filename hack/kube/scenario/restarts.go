@@ -127,9 +127,18 @@ func survive(t *T) {
 	witnessed.stop()
 	t.sleep(2 * time.Second)
 	for _, name := range names {
-		t.Must(t.logIsWhole(name))
+		t.wholeLog(name)
 	}
 	t.take(names...)
+}
+
+// wholeLog expects it of a log that may be rotated at any moment: once in several looks, for what is lost stays so.
+func (t *T) wholeLog(name string) {
+	var err error
+	t.until(20*time.Second, func() bool {
+		err = t.logIsWhole(name)
+		return err == nil
+	}, "%s", lazy(func() string { return fmt.Sprint(err) }))
 }
 
 // logIsWhole reads the log's file, and what was rotated away, and expects each line once, up to now.
