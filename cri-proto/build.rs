@@ -1,4 +1,4 @@
-//! Generates the wire types from `proto/` without protoc: protox parses CRI, protobuf's own parser the keeper's file.
+//! Generates the wire types from `proto/` without protoc: protox parses CRI, protobuf's own parser the ttrpc files.
 
 use std::error::Error;
 
@@ -7,7 +7,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     #[cfg(feature = "cri-types")]
     cri()?;
     #[cfg(feature = "keeper")]
-    keeper()?;
+    ttrpc("keeper")?;
+    #[cfg(feature = "nri")]
+    ttrpc("nri")?;
     Ok(())
 }
 
@@ -40,21 +42,21 @@ fn cri() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// `keeper.rs` (messages) and `keeper_ttrpc.rs` (async client and server).
-#[cfg(feature = "keeper")]
-fn keeper() -> Result<(), Box<dyn Error>> {
+/// `NAME.rs` (messages) and `NAME_ttrpc.rs` (async client and server) from `proto/NAME.proto`.
+#[cfg(any(feature = "keeper", feature = "nri"))]
+fn ttrpc(name: &str) -> Result<(), Box<dyn Error>> {
     use ttrpc_codegen::{Codegen, Customize, ProtobufCustomize};
-    let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?).join("keeper");
+    let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?).join(name);
     std::fs::create_dir_all(&out)?;
     Codegen::new()
         .out_dir(&out)
         .include("proto")
-        .input("proto/keeper.proto")
+        .input(format!("proto/{name}.proto"))
         .rust_protobuf()
         .customize(Customize { async_all: true, ..Default::default() })
         .rust_protobuf_customize(ProtobufCustomize::default().gen_mod_rs(false))
         .run()?;
     // The generators' own mod.rs begins with an inner attribute, which `include!` refuses.
-    std::fs::write(out.join("modules.rs"), "pub mod keeper;\npub mod keeper_ttrpc;\n")?;
+    std::fs::write(out.join("modules.rs"), format!("pub mod {name};\npub mod {name}_ttrpc;\n"))?;
     Ok(())
 }

@@ -2,7 +2,8 @@
 //!
 //! Owns `proto/*.proto` and what is generated from them at build time. Never holds rules about their content.
 //!
-//! Features: `cri-types` (messages of CRI), `cri` (default: with its services, and `slipway.v1`), `keeper` (ttrpc).
+//! Features: `cri-types` (messages of CRI), `cri` (default: with its services, and `slipway.v1`), `keeper` and `nri`
+//! (ttrpc).
 // Not `forbid`: the generated files carry an `allow` of their own. None contains unsafe code.
 #![deny(unsafe_code)]
 
@@ -51,6 +52,23 @@ pub mod keeper {
     }
     pub use generated::keeper::*;
     pub use generated::keeper_ttrpc;
+}
+
+/// NRI, package `nri.pkg.api.v1alpha1`: messages here, clients and servers in [`nri::nri_ttrpc`].
+#[cfg(feature = "nri")]
+pub mod nri {
+    mod generated {
+        #![allow(
+            clippy::all,
+            clippy::needless_pass_by_value,
+            clippy::unwrap_used,
+            unreachable_pub,
+            missing_debug_implementations
+        )]
+        include!(concat!(env!("OUT_DIR"), "/nri/modules.rs"));
+    }
+    pub use generated::nri::*;
+    pub use generated::nri_ttrpc;
 }
 
 /// The compiled `cri.proto` as an encoded `google.protobuf.FileDescriptorSet` (without comments): for gRPC reflection

@@ -38,6 +38,7 @@ struct Low {
     images: LowImages,
     logs: LowLogs,
     cdi: LowCdi,
+    nri: crate::nri::LowNri,
     metrics: LowMetrics,
 }
 
@@ -107,6 +108,7 @@ pub(crate) struct Config {
     pub(crate) metrics: Option<SocketAddr>,
     pub(crate) images: slipway_images::Options,
     pub(crate) network: slipway_network::Options,
+    pub(crate) nri: slipway_nri::Options,
 }
 
 impl Config {
@@ -147,6 +149,7 @@ impl Config {
                 state_dir: root.join("network"),
                 builtin,
             },
+            nri: low.nri.decide(&state)?,
             root,
             state,
         })

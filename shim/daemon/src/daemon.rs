@@ -14,6 +14,7 @@ use crate::telemetry::Telemetry;
 use crate::user::Accounts;
 use slipway_images::Store;
 use slipway_network::Network;
+use slipway_nri::Nri;
 use std::sync::{Arc, Mutex};
 
 pub(crate) type Pod = Object<PodRecord>;
@@ -26,6 +27,7 @@ pub(crate) struct Daemon {
     pub(crate) keeper: Keeper,
     pub(crate) images: Store,
     pub(crate) network: Network,
+    pub(crate) nri: Arc<Nri>,
     pub(crate) records: Records,
     pub(crate) pods: Table<PodRecord>,
     pub(crate) containers: Table<ContainerRecord>,
@@ -46,6 +48,7 @@ impl Daemon {
             keeper: Keeper::new(&config),
             images: Store::open(config.images.clone())?,
             network: Network::open(config.network.clone())?,
+            nri: Nri::new(config.nri.clone()),
             records: Records::open(&config.state)?,
             pods: Table::default(),
             containers: Table::default(),

@@ -17,6 +17,7 @@ mod ids;
 mod incoming;
 mod keeper;
 mod names;
+mod nri;
 mod object;
 mod pods;
 mod records;

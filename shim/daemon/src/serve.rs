@@ -34,6 +34,9 @@ pub(crate) async fn serve(args: &ServeArgs, address: &Path) -> Result<()> {
     };
     let daemon = Daemon::open(config)?;
     recovery::recover(&daemon).await.context("recover")?;
+    // Before the first request: a plugin that must have its say is there.
+    let plugins = crate::nri::Plugins(Arc::downgrade(&daemon));
+    daemon.nri.start(Arc::new(plugins)).await.context("NRI")?;
     let listener = listen(&daemon.config.address)?;
     tracing::info!(address = %daemon.config.address.display(), "serving CRI v1");
     let restarter =
@@ -122,6 +125,7 @@ async fn asked_to_end() {
 
 /// An idle node is left without keeper, bridge and mounts; one with pods keeps them.
 async fn leave(daemon: &Daemon) {
+    daemon.nri.stop().await;
     if !daemon.pods.list().is_empty() {
         return;
     }

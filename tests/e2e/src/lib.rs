@@ -9,6 +9,7 @@
 pub mod containerd;
 pub mod leaks;
 pub mod node;
+pub mod plugin;
 pub mod registry;
 pub mod requests;
 

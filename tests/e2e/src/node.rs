@@ -17,6 +17,10 @@ pub struct Setup {
     pub cni: Option<&'static str>,
     /// The state directory is a file system of its own with little room.
     pub small_state: bool,
+    /// Further lines of the configuration's `[nri]`.
+    pub nri: &'static str,
+    /// NRI plugins that are installed: `NN-name`, and their configuration, in which `{dir}` is the node's directory.
+    pub plugins: &'static [(&'static str, &'static str)],
     /// containerd instead of our daemon.
     pub containerd: Option<(Release, Handler)>,
     /// More tables for the daemon's configuration file.
@@ -49,7 +53,15 @@ impl Node {
         if let Some(conflist) = setup.cni {
             std::fs::write(node.path("cni/10-test.conflist"), conflist)?;
         }
-        std::fs::write(node.path("config.toml"), node.config() + setup.config)?;
+        let text = format!(
+            "{}{}
+{}",
+            node.config(),
+            setup.nri,
+            setup.config
+        );
+        std::fs::write(node.path("config.toml"), text)?;
+        node.install_plugins(setup.plugins)?;
         if setup.small_state {
             let state = node.path("state");
             nix::mount::mount(
@@ -75,12 +87,26 @@ impl Node {
         Ok(node)
     }
 
+    fn install_plugins(&self, plugins: &[(&str, &str)]) -> Result<()> {
+        for dir in ["nri/plugins", "nri/conf.d"] {
+            std::fs::create_dir_all(self.path(dir))?;
+        }
+        for (name, config) in plugins {
+            std::os::unix::fs::symlink(tool("nri-plugin"), self.path("nri/plugins").join(name))?;
+            let config = config.replace("{dir}", &self.dir.path().display().to_string());
+            std::fs::write(self.path("nri/conf.d").join(format!("{name}.conf")), config)?;
+        }
+        Ok(())
+    }
+
     fn config(&self) -> String {
         format!(
-            "cgroup_root = \"{}\"\n[keeper]\npath = \"{}\"\n[cni]\nconf_dir = \"{}\"\n[network]\nbridge = \"slipway0\"\npool = \"10.88.0.0/16\"\n",
+            "cgroup_root = \"{}\"\n[keeper]\npath = \"{}\"\n[cni]\nconf_dir = \"{}\"\n[network]\nbridge = \"slipway0\"\npool = \"10.88.0.0/16\"\n[nri]\nplugin_path = \"{}\"\nplugin_config_path = \"{}\"\n",
             self.cgroup_root,
             binary("containerd-shim-slipway-v1").display(),
             self.path("cni").display(),
+            self.path("nri/plugins").display(),
+            self.path("nri/conf.d").display(),
         )
     }
 

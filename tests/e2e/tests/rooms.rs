@@ -10,8 +10,12 @@ const CRATES: &[(&str, &[&str])] = &[
     ("cri-proto/src", &[]),
     ("shim/images/src", &["slipway_runtime"]),
     ("shim/network/src", &["slipway_runtime"]),
+    ("shim/nri/src", &["cri_proto"]),
     ("shim/keeper/src", &["slipway_runtime", "cri_proto"]),
-    ("shim/daemon/src", &["slipway_runtime", "slipway_images", "slipway_network", "cri_proto"]),
+    (
+        "shim/daemon/src",
+        &["slipway_runtime", "slipway_images", "slipway_network", "slipway_nri", "cri_proto"],
+    ),
     ("tests/e2e/src", &["cri_proto"]),
 ];
 
@@ -35,6 +39,7 @@ const OURS: &[&str] = &[
     "slipway_oci",
     "slipway_images",
     "slipway_network",
+    "slipway_nri",
     "slipway_keeper",
     "slipway_daemon",
     "cri_proto",

@@ -104,7 +104,7 @@ fn add_mount(spec: &mut Value, mount: &Mount) {
 }
 
 /// Parents first; the order of equals stays (CDI-11).
-fn sort_mounts(spec: &mut Value) {
+pub(crate) fn sort_mounts(spec: &mut Value) {
     list(&mut spec["mounts"])
         .sort_by_key(|m| clean(m["destination"].as_str().unwrap_or_default()).components().count());
 }
@@ -157,7 +157,7 @@ fn add_group(spec: &mut Value, gid: u32) {
 }
 
 /// The list at a place of the spec, made where there is none.
-fn list(value: &mut Value) -> &mut Vec<Value> {
+pub(crate) fn list(value: &mut Value) -> &mut Vec<Value> {
     if !value.is_array() {
         *value = json!([]);
     }

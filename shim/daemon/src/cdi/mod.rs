@@ -8,7 +8,7 @@ mod apply;
 mod file;
 mod name;
 
-pub(crate) use apply::apply;
+pub(crate) use apply::{apply, list, sort_mounts};
 pub(crate) use file::Edits;
 
 use crate::error::{Error, Result};

@@ -7,8 +7,10 @@ use crate::keeper::NewTask;
 use crate::pods::PodPhase;
 use crate::rollback::Rollback;
 use crate::{cdi, signals, spec};
+use cri_proto::nri::Event;
 use cri_proto::v1::{self, ContainerEventType};
 use slipway_images::Image;
+use slipway_nri::Admission;
 use slipway_runtime::rootfs::Overlay;
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
@@ -40,17 +42,20 @@ impl Daemon {
     async fn make_container(self: Arc<Self>, pod: &Arc<Pod>, config: v1::ContainerConfig) -> Result<String> {
         let mut rollback = Rollback::default();
         match self.build(pod, config, &mut rollback).await {
-            Ok(record) => {
+            Ok((record, admission)) => {
                 rollback.commit();
                 let id = record.id.clone();
-                self.containers.insert(Arc::new(Container::new(record)));
+                let container = Arc::new(Container::new(record));
+                self.containers.insert(Arc::clone(&container));
+                // From here on a plugin that joins finds it.
+                drop(admission);
                 // A pod stopped meanwhile has not seen this container: it must not stay behind.
                 if pod.record().phase != PodPhase::Ready {
-                    let container = self.containers.get(&id)?;
                     self.remove_container(&container).await?;
                     return Err(Error::state("the pod was stopped meanwhile"));
                 }
                 self.announce(&id, pod, ContainerEventType::ContainerCreatedEvent);
+                self.tell_plugins(Event::POST_CREATE_CONTAINER, &container).await;
                 Ok(id)
             }
             Err(error) => {
@@ -65,7 +70,7 @@ impl Daemon {
         pod: &Arc<Pod>,
         config: v1::ContainerConfig,
         rollback: &mut Rollback,
-    ) -> Result<ContainerRecord> {
+    ) -> Result<(ContainerRecord, Admission)> {
         let sandbox = pod.record();
         if sandbox.phase != PodPhase::Ready {
             return Err(Error::state("the pod is not ready: it was stopped, or its namespaces are gone"));
@@ -107,6 +112,10 @@ impl Daemon {
             cdi: &cdi,
             target_pid: target,
         })?;
+        let mut built =
+            serde_json::to_value(built).map_err(|e| Error::internal(format!("encode the spec: {e}")))?;
+        let admission = self.nri.admit().await;
+        self.adjust(&mut record, &mut built, &sandbox, rollback, &admission).await?;
         let dir = record.bundle.clone();
         rollback.push("bundle", blocking(move || remove_tree(&dir)));
         let (dir, text) = (record.bundle.clone(), serde_json::to_vec(&built));
@@ -120,7 +129,37 @@ impl Daemon {
         self.keeper.create_task(&task).await?;
         record.phase = Phase::Created;
         self.records.save(&record)?;
-        Ok(record)
+        Ok((record, admission))
+    }
+
+    /// Lets plugins change what is about to be made (NRI-25).
+    async fn adjust(
+        self: &Arc<Self>,
+        record: &mut ContainerRecord,
+        spec: &mut serde_json::Value,
+        pod: &crate::pods::PodRecord,
+        rollback: &mut Rollback,
+        admission: &Admission,
+    ) -> Result<()> {
+        if !self.nri.concerns_creation() {
+            return Ok(());
+        }
+        let (pod, message) = (crate::nri::pod(pod), crate::nri::container(record, spec));
+        let (daemon, of_pod, of_container) = (Arc::clone(self), pod.clone(), message.clone());
+        rollback.push("NRI", async move {
+            daemon.nri.remove_container(&of_pod, &of_container).await;
+            Ok(())
+        });
+        let adjust = self.nri.create_container(&pod, message, admission).await?;
+        let names = adjust.CDI_devices.iter().map(|d| v1::CdiDevice { name: d.name.clone() }).collect();
+        let (asked, dirs) =
+            (v1::ContainerConfig { cdi_devices: names, ..Default::default() }, self.config.cdi_dirs.clone());
+        let edits = blocking(move || cdi::edits(&asked, &dirs)).await?;
+        record.nri = crate::nri::apply(spec, &adjust, &edits)?;
+        if !adjust.linux.cgroups_path.is_empty() {
+            record.cgroup.clone_from(&adjust.linux.cgroups_path);
+        }
+        Ok(())
     }
 
     fn intent(
@@ -148,6 +187,7 @@ impl Daemon {
             stop_signal_name,
             cgroup: format!("{}/{id}", pod.cgroup_parent.trim_end_matches('/')),
             bundle: self.config.state.join("containers").join(id),
+            nri: serde_json::Value::Null,
             phase: Phase::Creating,
             config,
         })

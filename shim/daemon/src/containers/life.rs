@@ -6,6 +6,7 @@ use crate::daemon::{Container, Daemon, blocking};
 use crate::error::{Error, Result};
 use crate::pods::PodPhase;
 use cri_proto::keeper::TaskInfo;
+use cri_proto::nri::Event;
 use cri_proto::v1::ContainerEventType;
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,12 +46,17 @@ impl Daemon {
             return Err(Error::state(format!("start container {label}: its pod is not ready")));
         }
         let started_at = crate::clock::now();
+        if let Err(error) = self.ask_to_start(&record).await {
+            self.start_failed(container, &record, started_at, &error).await;
+            return Err(error.of(format_args!("start container {label} of pod {}", pod.record().label())));
+        }
         match self.keeper.start(&record.id, "").await {
             Ok(pid) => {
                 container.note(&self.records, |r| r.phase = Phase::Running { started_at, pid });
                 self.announce(&record.id, &pod, ContainerEventType::ContainerStartedEvent);
                 self.watch(Arc::clone(container));
                 tracing::info!(pod = pod.record().label(), container = label, pid, "container runs");
+                self.tell_plugins(Event::POST_START_CONTAINER, container).await;
                 Ok(())
             }
             Err(error) => {
@@ -76,6 +82,8 @@ impl Daemon {
         if let Ok(pod) = self.pods.get(&record.pod_id) {
             self.announce(&record.id, &pod, ContainerEventType::ContainerStoppedEvent);
         }
+        // For plugins it would run for ever (CRI-CST-06).
+        self.tell_stopped(container).await;
     }
 
     /// Follows a running container to its end.
@@ -112,6 +120,7 @@ impl Daemon {
             tracing::warn!(container = record.label(), "keeper: delete ended task: {error}");
         }
         tracing::info!(container = record.label(), phase = ?container.record().phase, "container ended");
+        self.tell_stopped(container).await;
     }
 
     /// StopContainer (CRI-STOP-01 to 08). Cancelled by its caller it escalates nothing.
@@ -122,8 +131,17 @@ impl Daemon {
     ) -> Result<()> {
         let record = container.record();
         if !record.is_running() {
+            if record.has_ended() {
+                self.tell_stopped(container).await;
+            }
             return Ok(());
         }
+        self.end(container, &record, how).await?;
+        self.tell_stopped(container).await;
+        Ok(())
+    }
+
+    async fn end(&self, container: &Container, record: &ContainerRecord, how: Stop) -> Result<()> {
         if let Stop::After(patience) = how {
             if container.first_stop() {
                 let sent = self.keeper.kill(&record.id, record.stop_signal).await;
@@ -164,9 +182,11 @@ impl Daemon {
         }
         self.stop_container(container, Stop::Now).await?;
         let record = container.record();
+        let (of_pod, message) = self.last_messages(&record).await;
         self.discard_task(&record.id).await?;
         self.erase_container(&record).await?;
         self.containers.remove(&container.id);
+        self.nri.remove_container(&of_pod, &message).await;
         self.rates.forget(&container.id);
         if let Ok(pod) = self.pods.get(&record.pod_id) {
             self.announce(&record.id, &pod, ContainerEventType::ContainerDeletedEvent);

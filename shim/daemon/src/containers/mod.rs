@@ -61,6 +61,9 @@ pub(crate) struct ContainerRecord {
     pub(crate) stop_signal_name: i32,
     pub(crate) cgroup: String,
     pub(crate) bundle: PathBuf,
+    /// What NRI plugins have set of its limits: an overlay, see [`crate::nri`].
+    #[serde(default)]
+    pub(crate) nri: serde_json::Value,
     pub(crate) phase: Phase,
 }
 

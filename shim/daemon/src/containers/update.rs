@@ -3,7 +3,9 @@
 use super::Phase;
 use crate::daemon::{Container, Daemon};
 use crate::error::{Error, Result};
+use crate::nri;
 use crate::spec::resources;
+use cri_proto::nri::Event;
 use cri_proto::v1;
 use std::sync::Arc;
 
@@ -20,17 +22,41 @@ impl Daemon {
         if !matches!(record.phase, Phase::Created | Phase::Running { .. }) {
             return Err(Error::state(format!("update container {label}: it has ended")));
         }
+        let own = self
+            .ask_to_update(&record, asked)
+            .await
+            .map_err(|e| e.of(format_args!("update container {label}")))?;
         let in_force = record.config.linux.as_ref().and_then(|l| l.resources.clone()).unwrap_or_default();
         let merged = merge(in_force, asked);
-        let encoded = serde_json::to_vec(&resources::build(&merged)?)
-            .map_err(|e| Error::internal(format!("encode resources: {e}")))?;
-        self.keeper
-            .update(&record.id, encoded)
+        let mut over = record.nri.clone();
+        nri::take_out(&mut over, &resources::build(asked)?);
+        if let Some(own) = &own {
+            nri::put_over(&mut over, &nri::overlay(own)?);
+        }
+        self.write_limits(container, &merged, &over)
             .await
             .map_err(|e| e.of(format_args!("update container {label}")))?;
         // It may have ended meanwhile: that must not be overwritten.
-        container.note(&self.records, |r| r.config.linux.get_or_insert_default().resources = Some(merged));
+        container.note(&self.records, |r| {
+            r.config.linux.get_or_insert_default().resources = Some(merged);
+            r.nri = over;
+        });
+        self.tell_plugins(Event::POST_UPDATE_CONTAINER, container).await;
         Ok(())
+    }
+
+    /// What a client asked for, and over it what plugins have set.
+    pub(crate) async fn write_limits(
+        &self,
+        container: &Container,
+        asked: &v1::LinuxContainerResources,
+        over: &serde_json::Value,
+    ) -> Result<()> {
+        let mut limits = resources::build(asked)?;
+        nri::put_over(&mut limits, over);
+        let encoded =
+            serde_json::to_vec(&limits).map_err(|e| Error::internal(format!("encode resources: {e}")))?;
+        self.keeper.update(&container.id, encoded).await
     }
 }
 

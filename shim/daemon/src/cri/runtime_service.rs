@@ -411,13 +411,16 @@ impl v1::runtime_service_server::RuntimeService for RuntimeApi {
         not_yet("StreamPodSandboxMetrics")
     }
 
-    /// The kubelet changed the pod's group itself; there is nothing to do but to know the pod (CRI-UPS-01, CRI-UPS-02).
     async fn update_pod_sandbox_resources(
         &self,
         request: Request<v1::UpdatePodSandboxResourcesRequest>,
     ) -> Result<Response<v1::UpdatePodSandboxResourcesResponse>, Status> {
-        let known = self.0.pods.get(&request.get_ref().pod_sandbox_id);
-        answer("UpdatePodSandboxResources", known.map(|_| v1::UpdatePodSandboxResourcesResponse {}))
+        let request = request.into_inner();
+        let outcome = match self.0.pods.get(&request.pod_sandbox_id) {
+            Ok(pod) => self.0.update_pod(&pod, request.overhead, request.resources).await,
+            Err(error) => Err(error),
+        };
+        answer("UpdatePodSandboxResources", outcome.map(|()| v1::UpdatePodSandboxResourcesResponse {}))
     }
 }
 

@@ -6,6 +6,7 @@ use crate::daemon::{Daemon, Pod, blocking};
 use crate::error::{Error, Result};
 use crate::rollback::Rollback;
 use cri_proto::v1::{self, ContainerEventType};
+use slipway_nri::Admission;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -37,10 +38,12 @@ impl Daemon {
     async fn make_pod(self: Arc<Self>, record: PodRecord) -> Result<String> {
         let mut rollback = Rollback::default();
         match self.acquire(record.clone(), &mut rollback).await {
-            Ok(ready) => {
+            Ok((ready, admission)) => {
                 rollback.commit();
                 let (id, pod) = (ready.id.clone(), Arc::new(Pod::new(ready)));
                 self.pods.insert(Arc::clone(&pod));
+                // From here on a plugin that joins finds it.
+                drop(admission);
                 self.watch_pod(&pod);
                 self.announce(&id, &pod, ContainerEventType::ContainerCreatedEvent);
                 self.announce(&id, &pod, ContainerEventType::ContainerStartedEvent);
@@ -74,7 +77,11 @@ impl Daemon {
     }
 
     /// Everything a pod holds, each with its undo beside it.
-    async fn acquire(self: &Arc<Self>, mut record: PodRecord, rollback: &mut Rollback) -> Result<PodRecord> {
+    async fn acquire(
+        self: &Arc<Self>,
+        mut record: PodRecord,
+        rollback: &mut Rollback,
+    ) -> Result<(PodRecord, Admission)> {
         let id = record.id.clone();
         record.netns = self.netns_path(&record);
         self.push_undo(rollback, "record", id.clone(), |d, id| d.records.delete::<PodRecord>(&id));
@@ -103,9 +110,18 @@ impl Daemon {
         let dir = PodDir::new(&self.config.state, &id);
         record.sandbox_pid =
             self.keeper.run_sandbox(&id, dir.path(), &config, record.netns.as_deref()).await?;
+        let admission = self.nri.admit().await;
+        let (daemon, message) = (Arc::clone(self), crate::nri::pod(&record));
+        let known = message.clone();
+        rollback.push("NRI", async move {
+            daemon.nri.remove_pod(&known).await;
+            Ok(())
+        });
+        // Not ready before plugins agree (CRI-RUN-15).
+        self.nri.run_pod(&message, &admission).await?;
         record.phase = PodPhase::Ready;
         self.records.save(&record)?;
-        Ok(record)
+        Ok((record, admission))
     }
 
     fn push_undo(

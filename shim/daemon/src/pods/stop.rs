@@ -38,7 +38,11 @@ impl Daemon {
         // First, so that no container starts behind our back; those that are starting are waited for.
         pod.note(&self.records, |r| r.phase = PodPhase::NotReady { released: false });
         let released = match self.stop_containers(pod).await {
-            Ok(()) => self.release(&record).await,
+            Ok(()) => {
+                // All containers have ended, and the status still answers (CRI-PSTOP-07).
+                self.nri.stop_pod(&crate::nri::pod(&record)).await;
+                self.release(&record).await
+            }
             Err(error) => Err(error),
         };
         if released.is_ok() {
@@ -109,6 +113,7 @@ impl Daemon {
         }
         self.erase_pod(&record).await.map_err(|e| e.of(format_args!("remove pod {}", record.label())))?;
         self.pods.remove(&pod.id);
+        self.nri.remove_pod(&crate::nri::pod(&record)).await;
         self.rates.forget(&pod.id);
         self.announce(&pod.id, pod, ContainerEventType::ContainerDeletedEvent);
         // Last, so that a new pod of this name never meets left-overs (CRI-PREM-04).

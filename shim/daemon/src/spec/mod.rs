@@ -173,6 +173,7 @@ pub(crate) mod tests {
             stop_signal_name: 0,
             cgroup: "/slipway/p/c".into(),
             bundle: "/b".into(),
+            nri: Value::Null,
             phase: Phase::Creating,
         }
     }
