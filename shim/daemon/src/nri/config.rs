@@ -83,7 +83,7 @@ impl LowNri {
 
 impl LowValidator {
     fn decide(self) -> Option<Validator> {
-        self.enable.then(|| Validator {
+        self.enable.then_some(Validator {
             reject_oci_hook_adjustment: self.reject_oci_hook_adjustment,
             reject_runtime_default_seccomp_adjustment: self.reject_runtime_default_seccomp_adjustment,
             reject_unconfined_seccomp_adjustment: self.reject_unconfined_seccomp_adjustment,
