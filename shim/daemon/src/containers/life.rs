@@ -45,7 +45,8 @@ impl Daemon {
             return Err(Error::state(format!("start container {label}: its pod is not ready")));
         }
         let started_at = crate::clock::now();
-        match self.keeper.start(&record.id, "").await {
+        let started = self.keeper.start(&record.id, "");
+        match self.telemetry.phase("StartContainer", "keeper: start", started).await {
             Ok(pid) => {
                 container.note(&self.records, |r| r.phase = Phase::Running { started_at, pid });
                 self.announce(&record.id, &pod, ContainerEventType::ContainerStartedEvent);
@@ -133,8 +134,10 @@ impl Daemon {
                 return Ok(());
             }
         }
-        self.keeper.kill_all(&record.id, "").await?;
-        match tokio::time::timeout(KILL_PATIENCE, container.wait_until(|r| r.has_ended())).await {
+        let killed = self.keeper.kill_all(&record.id, "");
+        self.telemetry.phase("StopContainer", "keeper: kill", killed).await?;
+        let end = tokio::time::timeout(KILL_PATIENCE, container.wait_until(|r| r.has_ended()));
+        match self.telemetry.phase("StopContainer", "end, its log complete", end).await {
             Ok(_) => Ok(()),
             Err(_) => Err(Error::new(
                 Code::DeadlineExceeded,
@@ -164,8 +167,10 @@ impl Daemon {
         }
         self.stop_container(container, Stop::Now).await?;
         let record = container.record();
-        self.discard_task(&record.id).await?;
-        self.erase_container(&record).await?;
+        let discarded = self.discard_task(&record.id);
+        self.telemetry.phase("RemoveContainer", "keeper: discard", discarded).await?;
+        let erased = self.erase_container(&record);
+        self.telemetry.phase("RemoveContainer", "layer, bundle, record", erased).await?;
         self.containers.remove(&container.id);
         self.rates.forget(&container.id);
         if let Ok(pod) = self.pods.get(&record.pod_id) {

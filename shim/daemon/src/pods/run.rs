@@ -9,6 +9,8 @@ use cri_proto::v1::{self, ContainerEventType};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+const METHOD: &str = "RunPodSandbox";
+
 impl Daemon {
     /// Makes a pod and answers its id; the same request in flight is joined (CRI-RUN-09).
     pub(crate) async fn run_pod(
@@ -84,25 +86,27 @@ impl Daemon {
             rollback
                 .push("network namespace", blocking(move || slipway_runtime::sandbox::unpin_netns(&path)));
             let path = netns.clone();
-            blocking(move || slipway_runtime::sandbox::pin_netns(&path)).await?;
+            let pinned = blocking(move || slipway_runtime::sandbox::pin_netns(&path));
+            self.telemetry.phase(METHOD, "network namespace", pinned).await?;
             let (daemon, network) = (Arc::clone(self), record.network(netns));
             let request = network.clone();
             rollback.push("network", async move {
                 Ok(daemon.network.teardown(&request, Some(&request.netns)).await?)
             });
-            record.attachment = Some(self.telemetry.network("setup", self.network.setup(&network)).await?);
+            let connected = self.telemetry.network("setup", self.network.setup(&network));
+            record.attachment = Some(self.telemetry.phase(METHOD, "network", connected).await?);
         }
         self.push_undo(rollback, "pod files", id.clone(), |d, id| PodDir::new(&d.config.state, &id).remove());
         let (dir, pod) = (PodDir::new(&self.config.state, &id), record.clone());
-        blocking(move || dir.make(&pod)).await?;
+        self.telemetry.phase(METHOD, "files", blocking(move || dir.make(&pod))).await?;
         let daemon = Arc::clone(self);
         let sandbox = id.clone();
         rollback.push("namespaces", async move { daemon.keeper.remove_sandbox(&sandbox).await });
         let mut config = record.config.clone();
         config.hostname = files::hostname(&record);
         let dir = PodDir::new(&self.config.state, &id);
-        record.sandbox_pid =
-            self.keeper.run_sandbox(&id, dir.path(), &config, record.netns.as_deref()).await?;
+        let made = self.keeper.run_sandbox(&id, dir.path(), &config, record.netns.as_deref());
+        record.sandbox_pid = self.telemetry.phase(METHOD, "keeper: namespaces", made).await?;
         record.phase = PodPhase::Ready;
         self.records.save(&record)?;
         Ok(record)
