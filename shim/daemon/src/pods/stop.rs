@@ -72,16 +72,12 @@ impl Daemon {
         outcome
     }
 
-    /// Network, namespaces, mounts: all are tried, the first error is answered. The network and the keeper's namespaces
-    /// at once: they know nothing of each other.
+    /// Network, namespaces, mounts: all are tried, the first error is answered.
     async fn release(self: &Arc<Self>, record: &PodRecord) -> Result<()> {
         let telemetry = &self.telemetry;
+        let mut outcome = telemetry.phase(METHOD, "network", self.disconnect(record)).await;
         let removed = self.keeper.remove_sandbox(&record.id);
-        let (torn, removed) = tokio::join!(
-            telemetry.phase(METHOD, "network", self.disconnect(record)),
-            telemetry.phase(METHOD, "keeper: namespaces (beside the network)", removed),
-        );
-        let mut outcome = torn.and(removed);
+        outcome = outcome.and(telemetry.phase(METHOD, "keeper: namespaces", removed).await);
         if let Some(netns) = record.netns.clone() {
             let unpinned = blocking(move || slipway_runtime::sandbox::unpin_netns(&netns));
             outcome = outcome.and(telemetry.phase(METHOD, "network namespace", unpinned).await);

@@ -111,7 +111,7 @@ impl Telemetry {
         registry.register("cri_requests_in_flight", "CRI requests under way", self.in_flight.clone());
         registry.register_with_unit(
             "cri_phase_duration",
-            "Where the time of a CRI request goes: its steps, one after the other but for those that say so",
+            "Where the time of a CRI request goes: its steps, one after the other",
             Unit::Seconds,
             self.phases.clone(),
         );

@@ -67,7 +67,7 @@ fn print(with_cni: &Clock, built_in: &Clock) {
             row("", &key.1, [mean(with_cni, key), mean(built_in, key)]);
         }
         let rest = |clock: &Clock| {
-            let steps = phases().filter(|key| !key.1.contains("beside")).filter_map(|key| mean(clock, key));
+            let steps = phases().filter_map(|key| mean(clock, key));
             Some(mean(clock, &whole)? - steps.sum::<f64>())
         };
         row("", "the rest: decode, records, encode", [rest(with_cni), rest(built_in)]);
