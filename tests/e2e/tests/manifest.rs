@@ -59,7 +59,8 @@ async fn run_and_remove(node: &mut Node) -> Result<()> {
     ensure!(out.trim() == "me", "exec: {out}");
     let stats: Value = serde_json::from_str(&node.slipway(&["--output", "json", "stats"]).await?)?;
     ensure!(stats.as_array().is_some_and(|s| s.len() >= 2), "stats: {stats}");
-    node.slipway(&["rm", "two"]).await?;
+    let removed: Value = serde_json::from_str(&node.slipway(&["--output", "json", "rm", "two"]).await?)?;
+    ensure!(removed[0]["name"] == "two" && removed[0]["id"] == pod["id"], "removed: {removed}");
     let pods: Value = serde_json::from_str(&node.slipway(&["--output", "json", "pods"]).await?)?;
     ensure!(pods.as_array().is_some_and(Vec::is_empty), "removed: {pods}");
     Ok(())

@@ -93,7 +93,7 @@ pub(crate) async fn run(command: Cli, address: &Path, output: Output) -> Result<
         Cli::Pull(args) => store::pull(client, &args, output).await,
         Cli::Import(args) => store::import(client, &args, output).await,
         Cli::Stats(args) => show::stats(client, &args, output).await,
-        Cli::Rm(args) => remove::run(client, &args).await,
+        Cli::Rm(args) => remove::run(client, &args, output).await,
     };
     match done {
         // `slipway logs | head`: whoever read has enough.

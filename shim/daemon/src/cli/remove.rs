@@ -7,7 +7,7 @@ use cri_proto::v1 as cri;
 use tokio::task::JoinSet;
 
 use super::client::{Client, pick_pod, pod_uid, said};
-use super::output::{eprintln_quietly, print};
+use super::output::{Output, eprintln_quietly, json, print};
 use super::translate::{GRACE_PERIOD, LABEL_POD_UID};
 use super::{facts, pod_dir};
 
@@ -30,7 +30,15 @@ pub(crate) struct Args {
     force: bool,
 }
 
-pub(crate) async fn run(client: &mut Client, args: &Args) -> Result<()> {
+/// A pod that is gone, for programs.
+#[derive(Debug, serde::Serialize)]
+struct Removed<'a> {
+    namespace: &'a str,
+    name: &'a str,
+    id: &'a str,
+}
+
+pub(crate) async fn run(client: &mut Client, args: &Args, output: Output) -> Result<()> {
     let sandboxes = client.sandboxes().await?;
     let mut failed = 0;
     let mut chosen = Vec::new();
@@ -50,16 +58,23 @@ pub(crate) async fn run(client: &mut Client, args: &Args) -> Result<()> {
     }
     // Only a daemon of ours says it; pods of others have no directory to remove.
     let root = facts::root(client).await.ok();
+    let mut removed = Vec::new();
     for sandbox in chosen {
-        let name = sandbox.metadata.as_ref().map_or(sandbox.id.as_str(), |meta| meta.name.as_str());
+        let metadata = sandbox.metadata.as_ref();
+        let name = metadata.map_or(sandbox.id.as_str(), |meta| meta.name.as_str());
+        let namespace = metadata.map_or("", |meta| meta.namespace.as_str());
         let grace = if args.force { Some(0) } else { args.time.map(i64::from) };
         match remove(client, root.as_deref(), sandbox, grace).await {
-            Ok(()) => print(&format!("{name}\n"))?,
+            Ok(()) if output == Output::Table => print(&format!("{name}\n"))?,
+            Ok(()) => removed.push(Removed { namespace, name, id: &sandbox.id }),
             Err(error) => {
                 failed += 1;
                 eprintln_quietly(&format!("error: pod {name}: {error:#}"));
             }
         }
+    }
+    if output == Output::Json {
+        json(&removed)?;
     }
     if failed > 0 {
         bail!("{failed} of the pods could not be removed");

@@ -19,6 +19,8 @@ use std::path::{Component, Path};
 use std::sync::Arc;
 use tonic::Code;
 
+const METHOD: &str = "CreateContainer";
+
 impl Daemon {
     /// Makes a container in a READY pod and answers its id.
     pub(crate) async fn create_container(
@@ -31,7 +33,8 @@ impl Daemon {
         let record = pod.record();
         let (checked, sandbox) = (config.clone(), Arc::clone(&record));
         // It looks at mount sources: one on a dead network filesystem must hold up this request only.
-        blocking(move || parse::check(&checked, &sandbox)).await?;
+        let checked = blocking(move || parse::check(&checked, &sandbox));
+        self.telemetry.phase(METHOD, "check", checked).await?;
         let metadata = config.metadata.clone().unwrap_or_default();
         let name = format!("{}/{}/{}", pod.id, metadata.name, metadata.attempt);
         let daemon = Arc::clone(self);
@@ -88,19 +91,21 @@ impl Daemon {
         let (view, security) =
             (Arc::clone(&image), record.config.linux.clone().unwrap_or_default().security_context);
         let identity =
-            blocking(move || daemon.accounts.resolve(&daemon.images, &view, &security.unwrap_or_default()))
-                .await?;
+            blocking(move || daemon.accounts.resolve(&daemon.images, &view, &security.unwrap_or_default()));
+        let identity = self.telemetry.phase(METHOD, "user", identity).await?;
         record.user = identity.to_cri();
         let target = self.target_pid(&record, pod)?;
         let (asked, dirs) = (record.config.clone(), self.config.cdi_dirs.clone());
-        let cdi = blocking(move || cdi::edits(&asked, &dirs)).await?;
+        let edits = blocking(move || cdi::edits(&asked, &dirs));
+        let cdi = self.telemetry.phase(METHOD, "devices", edits).await?;
 
         let owner = id.clone();
         let daemon = Arc::clone(self);
         rollback.push("record", blocking(move || daemon.records.delete::<ContainerRecord>(&owner)));
         self.records.save(&record)?;
         let sources = self.mount_sources(&mut record).await?;
-        let overlay = self.writable_layer(&image, &id, sandbox.user(), rollback).await?;
+        let layer = self.writable_layer(&image, &id, sandbox.user(), rollback);
+        let overlay = self.telemetry.phase(METHOD, "writable layer", layer).await?;
         let volumes = self.volumes(&image, &record).await?;
         let built = spec::build(&spec::Inputs {
             pod: &sandbox,
@@ -121,13 +126,14 @@ impl Daemon {
         rollback.push("bundle", blocking(move || remove_tree(&dir)));
         let (dir, text) = (record.bundle.clone(), serde_json::to_vec(&built));
         let text = text.map_err(|e| Error::internal(format!("encode the spec: {e}")))?;
-        blocking(move || write_bundle(&dir, &text)).await?;
+        let written = blocking(move || write_bundle(&dir, &text));
+        self.telemetry.phase(METHOD, "bundle", written).await?;
         let (daemon, task) = (Arc::clone(self), id.clone());
         rollback.push("task", async move { daemon.discard_task(&task).await });
         let log = self.log_uri(&record);
         let terminal = record.config.tty;
         let task = NewTask { id: &id, bundle: &record.bundle, rootfs: &overlay, terminal, log };
-        self.keeper.create_task(&task).await?;
+        self.telemetry.phase(METHOD, "keeper: create", self.keeper.create_task(&task)).await?;
         record.phase = Phase::Created;
         self.records.save(&record)?;
         Ok((record, admission))

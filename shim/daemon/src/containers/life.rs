@@ -50,7 +50,8 @@ impl Daemon {
             self.start_failed(container, &record, started_at, &error).await;
             return Err(error.of(format_args!("start container {label} of pod {}", pod.record().label())));
         }
-        match self.keeper.start(&record.id, "").await {
+        let started = self.keeper.start(&record.id, "");
+        match self.telemetry.phase("StartContainer", "keeper: start", started).await {
             Ok(pid) => {
                 container.note(&self.records, |r| r.phase = Phase::Running { started_at, pid });
                 self.announce(&record.id, &pod, ContainerEventType::ContainerStartedEvent);
@@ -151,8 +152,10 @@ impl Daemon {
                 return Ok(());
             }
         }
-        self.keeper.kill_all(&record.id, "").await?;
-        match tokio::time::timeout(KILL_PATIENCE, container.wait_until(|r| r.has_ended())).await {
+        let killed = self.keeper.kill_all(&record.id, "");
+        self.telemetry.phase("StopContainer", "keeper: kill", killed).await?;
+        let end = tokio::time::timeout(KILL_PATIENCE, container.wait_until(|r| r.has_ended()));
+        match self.telemetry.phase("StopContainer", "end, its log complete", end).await {
             Ok(_) => Ok(()),
             Err(_) => Err(Error::new(
                 Code::DeadlineExceeded,
@@ -183,8 +186,10 @@ impl Daemon {
         self.stop_container(container, Stop::Now).await?;
         let record = container.record();
         let (of_pod, message) = self.last_messages(&record).await;
-        self.discard_task(&record.id).await?;
-        self.erase_container(&record).await?;
+        let discarded = self.discard_task(&record.id);
+        self.telemetry.phase("RemoveContainer", "keeper: discard", discarded).await?;
+        let erased = self.erase_container(&record);
+        self.telemetry.phase("RemoveContainer", "layer, bundle, record", erased).await?;
         self.containers.remove(&container.id);
         self.nri.remove_container(&of_pod, &message).await;
         self.rates.forget(&container.id);

@@ -10,6 +10,8 @@ use slipway_nri::Admission;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+const METHOD: &str = "RunPodSandbox";
+
 impl Daemon {
     /// Makes a pod and answers its id; the same request in flight is joined (CRI-RUN-09).
     pub(crate) async fn run_pod(
@@ -97,25 +99,27 @@ impl Daemon {
                 .push("network namespace", blocking(move || slipway_runtime::sandbox::unpin_netns(&path)));
             // The pod's user namespace comes with it, and the keeper finds it there (CRI-RUN-13).
             let (path, user) = (netns.clone(), record.user());
-            blocking(move || slipway_runtime::sandbox::pin_netns(&path, user.as_ref())).await?;
+            let pinned = blocking(move || slipway_runtime::sandbox::pin_netns(&path, user.as_ref()));
+            self.telemetry.phase(METHOD, "network namespace", pinned).await?;
             let (daemon, network) = (Arc::clone(self), record.network(netns));
             let request = network.clone();
             rollback.push("network", async move {
                 Ok(daemon.network.teardown(&request, Some(&request.netns)).await?)
             });
-            record.attachment = Some(self.telemetry.network("setup", self.network.setup(&network)).await?);
+            let connected = self.telemetry.network("setup", self.network.setup(&network));
+            record.attachment = Some(self.telemetry.phase(METHOD, "network", connected).await?);
         }
         self.push_undo(rollback, "pod files", id.clone(), |d, id| PodDir::new(&d.config.state, &id).remove());
         let (dir, pod) = (PodDir::new(&self.config.state, &id), record.clone());
-        blocking(move || dir.make(&pod)).await?;
+        self.telemetry.phase(METHOD, "files", blocking(move || dir.make(&pod))).await?;
         let daemon = Arc::clone(self);
         let sandbox = id.clone();
         rollback.push("namespaces", async move { daemon.keeper.remove_sandbox(&sandbox).await });
         let mut config = record.config.clone();
         config.hostname = files::hostname(&record);
         let dir = PodDir::new(&self.config.state, &id);
-        record.sandbox_pid =
-            self.keeper.run_sandbox(&id, dir.path(), &config, record.netns.as_deref()).await?;
+        let made = self.keeper.run_sandbox(&id, dir.path(), &config, record.netns.as_deref());
+        record.sandbox_pid = self.telemetry.phase(METHOD, "keeper: namespaces", made).await?;
         let admission = self.nri.admit().await;
         let (daemon, message) = (Arc::clone(self), crate::nri::pod(&record));
         let known = message.clone();

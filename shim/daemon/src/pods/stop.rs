@@ -11,6 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinSet;
 
+const METHOD: &str = "StopPodSandbox";
+
 /// How long the last processes may take to leave a pod's control group.
 const GROUP_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -37,7 +39,8 @@ impl Daemon {
         let was_ready = record.phase == PodPhase::Ready;
         // First, so that no container starts behind our back; those that are starting are waited for.
         pod.note(&self.records, |r| r.phase = PodPhase::NotReady { released: false });
-        let released = match self.stop_containers(pod).await {
+        let stopped = self.telemetry.phase(METHOD, "containers", self.stop_containers(pod)).await;
+        let released = match stopped {
             Ok(()) => {
                 // All containers have ended, and the status still answers (CRI-PSTOP-07).
                 self.nri.stop_pod(&crate::nri::pod(&record)).await;
@@ -75,22 +78,26 @@ impl Daemon {
 
     /// Network, namespaces, mounts: all are tried, the first error is answered.
     async fn release(self: &Arc<Self>, record: &PodRecord) -> Result<()> {
-        let mut outcome = Ok(());
+        let telemetry = &self.telemetry;
+        let mut outcome = telemetry.phase(METHOD, "network", self.disconnect(record)).await;
+        let removed = self.keeper.remove_sandbox(&record.id);
+        outcome = outcome.and(telemetry.phase(METHOD, "keeper: namespaces", removed).await);
         if let Some(netns) = record.netns.clone() {
-            let there = netns.exists();
-            let network = record.network(netns.clone());
-            let teardown = self.network.teardown(&network, there.then_some(netns.as_path()));
-            let torn = self.telemetry.network("teardown", teardown).await;
-            outcome = outcome.and(torn.map_err(Into::into));
-        }
-        outcome = outcome.and(self.keeper.remove_sandbox(&record.id).await);
-        if let Some(netns) = record.netns.clone() {
-            outcome = outcome.and(blocking(move || slipway_runtime::sandbox::unpin_netns(&netns)).await);
+            let unpinned = blocking(move || slipway_runtime::sandbox::unpin_netns(&netns));
+            outcome = outcome.and(telemetry.phase(METHOD, "network namespace", unpinned).await);
         }
         let dir = PodDir::new(&self.config.state, &record.id);
         let (daemon, id) = (Arc::clone(self), record.id.clone());
         let unmounted = blocking(move || dir.release().and_then(|()| daemon.release_views(&id)));
-        outcome.and(unmounted.await)
+        outcome.and(telemetry.phase(METHOD, "mounts", unmounted).await)
+    }
+
+    async fn disconnect(&self, record: &PodRecord) -> Result<()> {
+        let Some(netns) = record.netns.clone() else { return Ok(()) };
+        let there = netns.exists();
+        let network = record.network(netns.clone());
+        let teardown = self.network.teardown(&network, there.then_some(netns.as_path()));
+        Ok(self.telemetry.network("teardown", teardown).await?)
     }
 
     /// Stops, removes the containers, then the pod; unknown ids are fine (CRI-PREM-01 to 05).

@@ -40,6 +40,13 @@ struct Answer {
 }
 
 #[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Phase {
+    method: &'static str,
+    /// What is being waited for: `network`, `writable layer`.
+    phase: &'static str,
+}
+
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Operation {
     operation: &'static str,
     /// `ok` or `error`.
@@ -55,6 +62,7 @@ pub(crate) struct Telemetry {
     requests: Family<Answer, Counter>,
     durations: Timings<Method>,
     in_flight: Family<Method, Gauge>,
+    phases: Timings<Phase>,
     network: Timings<Operation>,
     pulls: Timings<Operation>,
 }
@@ -66,12 +74,18 @@ impl Default for Telemetry {
             requests: Family::default(),
             durations: Family::new_with_constructor(from_a_millisecond),
             in_flight: Family::default(),
+            phases: Family::new_with_constructor(from_a_tenth_of_a_millisecond),
             network: Family::new_with_constructor(from_a_millisecond),
             pulls: Family::new_with_constructor(from_a_tenth_of_a_second),
         };
         telemetry.register();
         telemetry
     }
+}
+
+/// 0.1 ms to 3.3 s.
+fn from_a_tenth_of_a_millisecond() -> Histogram {
+    Histogram::new(exponential_buckets(0.0001, 2.0, 16))
 }
 
 /// 1 ms to 65 s.
@@ -96,6 +110,12 @@ impl Telemetry {
         );
         registry.register("cri_requests_in_flight", "CRI requests under way", self.in_flight.clone());
         registry.register_with_unit(
+            "cri_phase_duration",
+            "Where the time of a CRI request goes: its steps, one after the other",
+            Unit::Seconds,
+            self.phases.clone(),
+        );
+        registry.register_with_unit(
             "network_duration",
             "Time to connect a pod to its network (setup) or take it off (teardown), CNI plugins included",
             Unit::Seconds,
@@ -107,6 +127,19 @@ impl Telemetry {
             Unit::Seconds,
             self.pulls.clone(),
         );
+    }
+
+    /// Runs one step of a request under the clock.
+    pub(crate) async fn phase<T>(
+        &self,
+        method: &'static str,
+        phase: &'static str,
+        step: impl Future<Output = T>,
+    ) -> T {
+        let start = Instant::now();
+        let result = step.await;
+        self.phases.get_or_create(&Phase { method, phase }).observe(seconds(start.elapsed()));
+        result
     }
 
     /// Runs a step of the pod's network under the clock; `operation` is `setup` or `teardown`.

@@ -56,7 +56,9 @@ fn exec_writes_into_the_fifo_and_has_its_own_status() {
 fn signals_pause_and_states() {
     // SHIM-TSK-09, SHIM-TSK-10, SHIM-TSK-13, SHIM-TSK-14, SHIM-TSK-15, SHIM-TSK-18, SHIM-TSK-23
     let rig = Rig::new();
-    let bundle = rig.bundle("c", &["sh", "-c", "trap 'exit 21' TERM; while :; do sleep 0.01; done"]);
+    let script = "trap 'exit 21' TERM; echo armed; while :; do sleep 0.01; done";
+    let mut bundle = rig.bundle("c", &["sh", "-c", script]);
+    bundle.stdout = format!("cri-log://{}", rig.log_path("c").display());
     rig.create(&bundle).unwrap();
     assert_eq!(code(rig.exec("c", "early", &["true"], "")), Code::FAILED_PRECONDITION);
     rig.start("c", "").unwrap();
@@ -69,7 +71,9 @@ fn signals_pause_and_states() {
     assert_eq!(code(rig.exec("c", "paused", &["true"], "")), Code::FAILED_PRECONDITION);
     let resume = containerd_shim_protos::api::ResumeRequest { id: "c".into(), ..Default::default() };
     rig.run(rig.tasks().resume(crate::rig::soon(), &resume)).unwrap();
-    std::thread::sleep(std::time::Duration::from_millis(100));
+    // Before its handler is there the first process of a PID namespace does not hear the signal (pid_namespaces(7)).
+    let log = rig.log_path("c");
+    wait_until("the handler", || fs::read_to_string(&log).is_ok_and(|text| text.contains("armed\n")));
     rig.kill("c", "", 15, false).unwrap();
     assert_eq!(rig.wait("c", "").unwrap(), 21);
     assert_eq!(code(rig.kill("c", "", 15, false)), Code::NOT_FOUND);

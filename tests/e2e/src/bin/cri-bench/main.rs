@@ -1,8 +1,11 @@
 //! Side by side in one run, the same client, the same image, the same CNI configuration, A B C A B C: Slipway (CNI and
 //! built-in network) and Debian's containerd+runc; or, with `containerd`, containerd 2 with our runtime class (without
-//! and with pause containers) and with runc. Prints medians and ratios; judges nothing. hack/bench starts it.
+//! and with pause containers) and with runc. Prints medians and ratios; judges nothing. With `phases`: where the time goes
+//! within our own daemon. hack/bench starts it.
 
 #![forbid(unsafe_code)]
+
+mod phases;
 
 use anyhow::{Context, Result, ensure};
 use e2e::containerd::{Handler, Release};
@@ -27,16 +30,21 @@ struct Peer {
 
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1).peekable();
-    let door = args.next_if(|word| word == "containerd").is_some();
-    let rounds: usize =
-        args.next().map_or(Ok(30), |n| n.parse()).context("usage: cri-bench [containerd] [ROUNDS]")?;
+    let what = args.next_if(|word| word == "containerd" || word == "phases");
+    let rounds: usize = args
+        .next()
+        .map_or(Ok(30), |n| n.parse())
+        .context("usage: cri-bench [containerd | phases] [ROUNDS]")?;
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).context("run as root")?;
     let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status()?;
     ensure!(up.success(), "ip link set lo up");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let peers = if door { behind_containerd().await? } else { daemons().await? };
-        bench(peers, rounds).await
+        match what.as_deref() {
+            Some("phases") => phases::run(rounds).await,
+            Some(_) => bench(behind_containerd().await?, rounds).await,
+            None => bench(daemons().await?, rounds).await,
+        }
     })
 }
 
@@ -55,7 +63,7 @@ async fn daemons() -> Result<Vec<Peer>> {
         [("slipway+cni", ours_cni), ("slipway built-in", ours_builtin), ("containerd+runc", theirs)]
     {
         node.pull(&image).await.with_context(|| format!("{name}: pull"))?;
-        peers.push(Peer { name, node, image: image.clone(), samples: BTreeMap::new() });
+        peers.push(Peer::new(name, node, image.clone()));
     }
     registry.stop().await?;
     Ok(peers)
@@ -71,7 +79,7 @@ async fn behind_containerd() -> Result<Vec<Peer>> {
     ] {
         let node = Node::containerd(Release::Two, handler, Some(&conflist(&subnet[3..5], subnet))).await?;
         let image = node.import_for_cri("busybox").await?;
-        peers.push(Peer { name, node, image, samples: BTreeMap::new() });
+        peers.push(Peer::new(name, node, image));
     }
     Ok(peers)
 }
@@ -112,6 +120,10 @@ fn conflist(bridge: &str, subnet: &str) -> String {
 }
 
 impl Peer {
+    fn new(name: &'static str, node: Node, image: String) -> Self {
+        Self { name, node, image, samples: BTreeMap::new() }
+    }
+
     /// One pod with one container from first to last, each call timed.
     async fn life(&mut self, round: usize) -> Result<()> {
         let config = pod(&self.node, &format!("bench-{round}"));
