@@ -285,7 +285,9 @@ pub fn explain(request: &CreateRequest, parking: Parking) -> Result<Explanation>
     let (bundle, rootfs) = (&request.bundle, &request.rootfs);
     let facts = Facts { host: Host::current(), bundle, rootfs, given: &kinds, home: None };
     let plan = Plan::new(&request.id, &request.spec, &facts)?;
-    Ok(Program::create(&plan, parking)?.explanation())
+    let mut explanation = Program::create(&plan, parking)?.explanation();
+    explanation.prepare.extend(plan.net_devices.iter().map(net_devices::sentence));
+    Ok(explanation)
 }
 
 fn filter(spec: &Spec) -> Result<Option<Filter>> {

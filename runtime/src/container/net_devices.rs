@@ -10,6 +10,11 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
+/// For plans that are printed.
+pub(super) fn sentence(NetDevicePlan { host, name }: &NetDevicePlan) -> String {
+    format!("network device {host}, moved in as {name} when the namespaces are there")
+}
+
 /// Devices that were moved; by the end of a failed creation they go home.
 #[derive(Debug, Default)]
 pub(super) struct Lent {
