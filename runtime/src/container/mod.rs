@@ -303,7 +303,9 @@ pub fn explain(request: &CreateRequest, parking: Parking) -> Result<Explanation>
     let plan = Plan::new(&request.id, &request.spec, &facts)?;
     let groups = Cgroup::explain(&plan.cgroup_path, resources(&request.spec).as_ref())?;
     let program = request.options.apply(Program::create(&plan, parking)?, &request.id);
-    Ok(Explanation { groups, ..program.explanation() })
+    let mut explanation = Explanation { groups, ..program.explanation() };
+    explanation.prepare.extend(plan.net_devices.iter().map(net_devices::sentence));
+    Ok(explanation)
 }
 
 fn filter(spec: &Spec) -> Result<Option<Filter>> {

@@ -167,9 +167,8 @@ fn bind(mount: &Mount, destination: &Path, options: &Options, bundle: &Path) -> 
         return Err(invalid("mounts.source", format!("{source:?} contains a NUL byte")));
     }
     // The kernel ignores options of file systems here; a word that is none may be a flag misspelt.
-    let flags = ["sync", "dirsync", "lazytime"];
     let meaningless = |(key, value): &&(String, Option<String>)| {
-        value.is_none() && !is_for_programs(key) && !flags.contains(&key.as_str())
+        value.is_none() && !is_for_programs(key) && !OF_FILE_SYSTEMS.contains(&key.as_str())
     };
     if let Some((key, _)) = options.data.iter().find(meaningless) {
         return Err(invalid("mounts.options", format!("{key} means nothing for the bind on {shown}")));
@@ -324,13 +323,11 @@ impl Options {
 
     fn take(&mut self, word: &str) {
         match word {
-            // Defaults, and words that have no effect on the kernels we run on.
-            "defaults" | "async" | "nomand" | "mand" | "loud" | "silent" | "auto" | "noauto" | "nouser"
-            | "iversion" | "noiversion" | "nolazytime" | "acl" | "noacl" => {}
+            "defaults" | "auto" | "noauto" | "nouser" => {}
+            word if WITHOUT_EFFECT.contains(&word) => {}
             "remount" => self.remount = true,
             "tmpcopyup" => self.copy_up = true,
-            // Flags of the whole file system: they go where its options go.
-            "sync" | "dirsync" | "lazytime" => self.data.push((word.to_owned(), None)),
+            word if OF_FILE_SYSTEMS.contains(&word) => self.data.push((word.to_owned(), None)),
             "bind" => self.bind = true,
             "rbind" => (self.bind, self.recursive) = (true, true),
             "idmap" => self.idmap = Some(false),
@@ -359,9 +356,18 @@ fn change(attr: &mut MountAttr, set: u64, clear: u64) {
     attr.clear = attr.clear & !set | clear;
 }
 
+/// Words of the specification's table (config.md, "Linux mount options") that say the default, or what has no effect on
+/// the kernels we run on.
+const WITHOUT_EFFECT: [&str; 10] =
+    ["async", "nomand", "mand", "loud", "silent", "iversion", "noiversion", "nolazytime", "acl", "noacl"];
+
+/// Flags of the whole file system: they go where its options go.
+const OF_FILE_SYSTEMS: [&str; 3] = ["sync", "dirsync", "lazytime"];
+
 /// Mount options that mean something here whatever the file system is.
 pub fn known_options() -> Vec<String> {
-    let plain = ["defaults", "bind", "rbind"].map(str::to_owned);
+    let plain = ["defaults", "bind", "rbind", "remount", "tmpcopyup"].into_iter();
+    let plain = plain.chain(WITHOUT_EFFECT).chain(OF_FILE_SYSTEMS).map(str::to_owned);
     let propagations = ["private", "slave", "shared", "unbindable"];
     let attributes = [
         "ro",
@@ -385,7 +391,7 @@ pub fn known_options() -> Vec<String> {
     ];
     let both = |word: &&str| [(*word).to_owned(), format!("r{word}")];
     let words = propagations.iter().chain(&attributes).flat_map(both);
-    let mut all: Vec<String> = plain.into_iter().chain(words).collect();
+    let mut all: Vec<String> = plain.chain(words).collect();
     all.sort_unstable();
     all
 }
@@ -435,7 +441,22 @@ mod tests {
     #[test]
     fn every_known_option_is_taken_for_what_it_is() {
         for word in known_options() {
-            assert!(parse(&[&word]).data.is_empty(), "{word}");
+            let of_file_systems = OF_FILE_SYSTEMS.contains(&word.as_str());
+            assert_eq!(parse(&[&word]).data.is_empty(), !of_file_systems, "{word}");
+        }
+    }
+
+    /// The table of config.md, "Linux mount options", word by word, beside the two that need a user namespace.
+    #[test]
+    fn every_word_of_the_specification_is_known() {
+        let all = "async atime bind defaults dev diratime dirsync exec iversion lazytime loud noatime nodev nodiratime \
+                   noexec noiversion nolazytime norelatime nostrictatime nosuid nosymfollow private ratime rbind rdev \
+                   rdiratime relatime remount rexec rnoatime rnodev rnodiratime rnoexec rnorelatime rnostrictatime \
+                   rnosuid rnosymfollow ro rprivate rrelatime rro rrw rshared rslave rstrictatime rsuid rsymfollow \
+                   runbindable rw shared silent slave strictatime suid symfollow sync tmpcopyup unbindable";
+        let known = known_options();
+        for word in all.split_whitespace() {
+            assert!(known.iter().any(|known| known == word), "{word}");
         }
     }
 

@@ -10,36 +10,64 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use std::io::{Error, ErrorKind, Result};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
+/// A device that was moved.
+#[derive(Debug)]
+pub struct Moved {
+    /// As it is called where it is now.
+    pub name: String,
+    /// Whether it was up where it was before.
+    pub was_up: bool,
+}
+
 /// Moves the device `name` of the namespace `from` into the namespace `to`, as `new_name` (the kernel fills a `%d` in).
 /// Its MTU and hardware address stay with it by themselves, its lasting addresses of global scope are given to it again,
-/// and it is up in the end. Answers the name it has there.
+/// and it is brought up if `up`.
 ///
 /// # Errors
-/// Of the call that failed; `ENODEV` when there is no such device, `EEXIST` when the name is taken. A device that was
-/// moved and could not be configured is moved back.
-pub fn transfer(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &str, new_name: &str) -> Result<String> {
+/// Of the call that failed; `ENODEV` when there is no such device, `EEXIST` when the name is taken. A device that got
+/// only half of the way is moved back.
+pub fn transfer(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    name: &str,
+    new_name: &str,
+    up: bool,
+) -> Result<Moved> {
     namespace::on_own_thread("netdev", || {
         let mut here = Links::of(from)?;
-        let (index, _) = here.find(name)?;
-        let addresses = here.addresses(index)?;
+        let device = here.find(|link| link.name == name)?;
+        let addresses = here.addresses(device.index)?;
         let mut there = Links::of(to)?;
         let before = there.all()?;
-        here.send(index, to, new_name)?;
-        let arrived = there.all()?.into_iter().find(|link| {
-            if new_name.contains("%d") {
-                !before.iter().any(|known| known.0 == link.0)
-            } else {
-                link.1 == new_name
-            }
+        let is_new = |link: &Link| !before.iter().any(|known| known.index == link.index);
+        let arrived = here.send(device.index, to, new_name).and_then(|()| {
+            let template = new_name.contains("%d");
+            let arrived = there.find(|link| if template { is_new(link) } else { link.name == new_name })?;
+            there.configure(arrived.index, &addresses, up).map(|()| arrived)
         });
-        let (index, arrived) = arrived.ok_or_else(|| Error::from_raw_os_error(libc::ENODEV))?;
-        there.configure(index, addresses).map_err(|error| {
-            // The first error is the one to tell.
-            let _ = there.send(index, from, name);
-            error
-        })?;
-        Ok(arrived)
+        match arrived {
+            Ok(arrived) => Ok(Moved { name: arrived.name, was_up: device.up }),
+            Err(error) => {
+                // The kernel moves first and renames then: it may be there under its old name. What fails now is not
+                // what is to be told.
+                if let Ok(stray) =
+                    there.find(|link| is_new(link) && (link.name == name || link.name == new_name))
+                {
+                    let _ = there.send(stray.index, from, name);
+                    let _ = here
+                        .find(|link| link.name == name)
+                        .and_then(|link| here.configure(link.index, &addresses, device.up));
+                }
+                Err(error)
+            }
+        }
     })?
+}
+
+struct Link {
+    index: u32,
+    name: String,
+    up: bool,
 }
 
 /// A socket of one namespace. Lives on a throw-away thread.
@@ -55,15 +83,13 @@ impl Links {
         self.0.ask(message, NLM_F_ACK | flags).map(drop)
     }
 
-    /// Index and name of each link.
-    fn all(&mut self) -> Result<Vec<(u32, String)>> {
+    fn all(&mut self) -> Result<Vec<Link>> {
         let answers = self.0.ask(RouteNetlinkMessage::GetLink(LinkMessage::default()), NLM_F_DUMP)?;
         Ok(answers.into_iter().filter_map(named).collect())
     }
 
-    fn find(&mut self, name: &str) -> Result<(u32, String)> {
-        let mut links = self.all()?.into_iter();
-        links.find(|link| link.1 == name).ok_or_else(|| Error::from_raw_os_error(libc::ENODEV))
+    fn find(&mut self, wanted: impl Fn(&Link) -> bool) -> Result<Link> {
+        self.all()?.into_iter().find(wanted).ok_or_else(|| Error::from_raw_os_error(libc::ENODEV))
     }
 
     /// Lasting addresses that mean something elsewhere too.
@@ -89,20 +115,23 @@ impl Links {
         self.tell(RouteNetlinkMessage::SetLink(message), 0)
     }
 
-    fn configure(&mut self, index: u32, addresses: Vec<AddressMessage>) -> Result<()> {
+    fn configure(&mut self, index: u32, addresses: &[AddressMessage], up: bool) -> Result<()> {
         for address in addresses {
             let mut message = AddressMessage::default();
-            message.header = address.header;
+            message.header = address.header.clone();
             message.header.index = index;
-            let kept = |attribute: &AddressAttribute| {
+            let kept = |attribute: &&AddressAttribute| {
                 use AddressAttribute as A;
                 matches!(attribute, A::Address(_) | A::Local(_) | A::Broadcast(_))
             };
-            message.attributes = address.attributes.into_iter().filter(kept).collect();
+            message.attributes = address.attributes.iter().filter(kept).cloned().collect();
             match self.tell(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE) {
                 Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
                 _ => {}
             }
+        }
+        if !up {
+            return Ok(());
         }
         let mut message = LinkMessage::default();
         message.header.index = index;
@@ -112,11 +141,11 @@ impl Links {
     }
 }
 
-fn named(answer: RouteNetlinkMessage) -> Option<(u32, String)> {
+fn named(answer: RouteNetlinkMessage) -> Option<Link> {
     let RouteNetlinkMessage::NewLink(message) = answer else { return None };
     let name = message.attributes.into_iter().find_map(|attribute| match attribute {
         LinkAttribute::IfName(name) => Some(name),
         _ => None,
     });
-    Some((message.header.index, name?))
+    Some(Link { index: message.header.index, name: name?, up: message.header.flags.contains(LinkFlags::Up) })
 }

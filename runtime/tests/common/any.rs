@@ -1,7 +1,10 @@
 //! What must hold for any specification's text: it is read and planned, or refused with a field's name, and never more.
 //! Shared by the property test, the replay of the corpus and the fuzz target.
 
+#![allow(unreachable_pub, reason = "shared by tests and the fuzz target")]
+
 use slipway_runtime::host::{CgroupLayout, Hierarchy, Host};
+
 use slipway_runtime::plan::{Facts, Plan};
 use slipway_runtime::program::{Parking, Program};
 use slipway_runtime::rootfs::Rootfs;
