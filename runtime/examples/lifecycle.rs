@@ -101,13 +101,14 @@ fn sessions(rig: &Rig, rounds: usize) {
     for round in 0..rounds {
         let exec_id = round.to_string();
         let request = ExecRequest {
-            exec_id: &exec_id,
+            exec_id: Some(&exec_id),
             pid: created.pid,
             pidfd: &created.pidfd,
-            spec: &spec,
+            subject: common::subject(&spec),
             process: &process,
             cgroup: &created.cgroup,
             stdio: Stdio::default(),
+            preserved: Vec::new(),
         };
         let begun = Instant::now();
         let exec = container::exec(request).unwrap();

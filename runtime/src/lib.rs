@@ -6,12 +6,14 @@
 //! ```
 //!
 //! This crate is synchronous and knows no wire types. `sys` is the only module with `unsafe`.
-//! Arrows: `sys <- {cgroup, rootfs} <- launch <- {sandbox, container}` (a sandbox launches its reaper like any process);
+//! Arrows: `sys <- {cgroup, rootfs} <- launch <- {sandbox, hooks <- container}` (a sandbox launches its reaper like any process);
 //! `plan -> program` touch `host` and the vocabulary of steps in `sys`.
 
 pub mod cgroup;
 pub mod container;
 pub mod error;
+pub mod features;
+pub mod hooks;
 pub mod host;
 pub mod launch;
 pub mod namespace;

@@ -308,13 +308,14 @@ fn exec_runs_inside_and_reads_its_input() {
     let (input, mut feed) = std::io::pipe().unwrap();
     stdio.stdin = Some(input.into());
     let request = ExecRequest {
-        exec_id: "one",
+        exec_id: Some("one"),
         pid: created.pid,
         pidfd: &created.pidfd,
-        spec: &spec,
+        subject: common::subject(&spec),
         process: &process,
         cgroup: &created.cgroup,
         stdio,
+        preserved: Vec::new(),
     };
     let exec = container::exec(request).unwrap();
     feed.write_all(b"fed\n").unwrap();
@@ -416,13 +417,14 @@ fn exec_takes_filter_and_rights_from_the_container() {
         "args": ["sh", "-c", "tty; grep -E '^(Seccomp|NoNewPrivs|CapEff):' /proc/self/status"]});
     let process = serde_json::from_value(process).unwrap();
     let request = ExecRequest {
-        exec_id: "t",
+        exec_id: Some("t"),
         pid: created.pid,
         pidfd: &created.pidfd,
-        spec: &spec,
+        subject: common::subject(&spec),
         process: &process,
         cgroup: &created.cgroup,
         stdio: Stdio::default(),
+        preserved: Vec::new(),
     };
     let exec = container::exec(request).unwrap();
     let mut out = Vec::new();
@@ -433,13 +435,14 @@ fn exec_takes_filter_and_rights_from_the_container() {
         serde_json::from_value(json!({"user": {"uid": 0, "gid": 0}, "cwd": "/", "args": ["/nothere"]}))
             .unwrap();
     let request = ExecRequest {
-        exec_id: "m",
+        exec_id: Some("m"),
         pid: created.pid,
         pidfd: &created.pidfd,
-        spec: &spec,
+        subject: common::subject(&spec),
         process: &missing,
         cgroup: &created.cgroup,
         stdio: Stdio::default(),
+        preserved: Vec::new(),
     };
     let error = container::exec(request).unwrap_err();
     assert_eq!(error.kind(), Kind::NotFound, "{error}");
@@ -449,13 +452,14 @@ fn exec_takes_filter_and_rights_from_the_container() {
     let process =
         serde_json::from_value(json!({"user": {"uid": 0, "gid": 0}, "cwd": "/", "args": ["true"]})).unwrap();
     let request = ExecRequest {
-        exec_id: "late",
+        exec_id: Some("late"),
         pid,
         pidfd: &pidfd,
-        spec: &spec,
+        subject: common::subject(&spec),
         process: &process,
         cgroup: &group,
         stdio: Stdio::default(),
+        preserved: Vec::new(),
     };
     let error = container::exec(request).unwrap_err();
     assert_eq!(error.kind(), Kind::State, "{error}");

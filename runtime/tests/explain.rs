@@ -9,7 +9,7 @@ mod common;
 use serde_json::{Value, json};
 use slipway_runtime::host::{CgroupLayout, Hierarchy, Host};
 use slipway_runtime::plan::{self, Facts, Plan};
-use slipway_runtime::program::Program;
+use slipway_runtime::program::{Parking, Program};
 use slipway_runtime::rootfs::{Overlay, Rootfs};
 use slipway_runtime::sandbox::NamespaceKind;
 use std::fs;
@@ -51,7 +51,7 @@ fn explain(spec: &Value, host: &Host, given: &[NamespaceKind]) -> String {
     let rootfs = overlay();
     let facts = Facts { host, bundle: Path::new("/bundle"), rootfs: &rootfs, given, home: Some("/var/www") };
     let plan = Plan::new("web", &spec, &facts).unwrap();
-    Program::create(&plan).unwrap().explain().join("\n") + "\n"
+    Program::create(&plan, Parking::CommandOpen).unwrap().explain().join("\n") + "\n"
 }
 
 fn check(name: &str, text: &str) {

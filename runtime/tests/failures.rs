@@ -44,10 +44,10 @@ const CASES: &[(&str, Change, Kind, &[&str])] = &[
             s["mounts"]
                 .as_array_mut()
                 .unwrap()
-                .push(json!({"destination": "/n", "type": "nfs", "source": "a:/b"}))
+                .push(json!({"destination": "/n", "type": "nosuchfs", "source": "a:/b"}))
         },
-        Kind::Invalid,
-        &["nfs", "bind-mount"],
+        Kind::Unsupported,
+        &["nosuchfs", "/proc/filesystems"],
     ),
     (
         "bad tmpfs option",

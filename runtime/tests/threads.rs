@@ -57,13 +57,14 @@ fn rounds() {
         let (mut read, stdio) = piped();
         let exec_id = round.to_string();
         let request = ExecRequest {
-            exec_id: &exec_id,
+            exec_id: Some(&exec_id),
             pid: created.pid,
             pidfd: &created.pidfd,
-            spec: &container,
+            subject: common::subject(&container),
             process: &inside,
             cgroup: &created.cgroup,
             stdio,
+            preserved: Vec::new(),
         };
         let exec = container::exec(request).unwrap();
         let mut out = String::new();

@@ -1,6 +1,7 @@
 //! Freezing, thawing and killing whole groups.
 //!
-//! Version 2 does each with one write. On version 1 a kill is freeze, signal, thaw, so that no fork can outrun it;
+//! Version 2 does each with one write. On version 1 a kill is signal, look again, and done when nobody new is there; only a
+//! group that keeps growing is frozen first, so that no fork can outrun it: freezing costs up to 20 ms and few need it;
 //! `freezer.state` is driven by cgroups-rs (`FreezerController`: one open and one write, as it should be).
 //! Waiting is bounded: for a freeze until [`PATIENCE`], for a kill not at all (the holder of the pidfd waits).
 
@@ -19,6 +20,8 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(2);
 /// The same before a kill, which works without it, too, only with more rounds.
 const KILL_PATIENCE: Duration = Duration::from_millis(20);
+/// Rounds of a kill before it freezes: the second finds nobody new unless processes were just being born.
+const QUICK_ROUNDS: usize = 3;
 /// Rounds of a kill that could not freeze: each ends what the former let be born.
 const ROUNDS: usize = 200;
 
@@ -104,8 +107,11 @@ pub(super) fn kill_v2(dir: &str) -> Result<()> {
 /// SIGKILL to everything in the version 1 freezer group and below. Groups that were frozen are thawed: a frozen
 /// process dies only then.
 pub(super) fn kill_v1(dir: &str) -> Result<()> {
-    if tree::pids(dir).map_err(|e| Error::sys("list processes of control group", dir, e))?.is_empty() {
-        return Ok(());
+    let mut signalled = BTreeSet::new();
+    for _ in 0..QUICK_ROUNDS {
+        if !signal_all(dir, &mut signalled)? {
+            return if signalled.is_empty() { Ok(()) } else { thaw_tree(dir) };
+        }
     }
     let still = freeze_within(dir, KILL_PATIENCE).unwrap_or(false);
     let killed = if still { signal_all(dir, &mut BTreeSet::new()).map(drop) } else { Ok(()) };

@@ -196,10 +196,19 @@ impl Cgroup {
 
     /// Moves this process, with all its threads, into the group.
     pub fn enter(&self) -> Result<()> {
+        self.take("0")
+    }
+
+    /// Moves another process, with all its threads, into the group.
+    pub fn admit(&self, pid: u32) -> Result<()> {
+        self.take(&pid.to_string())
+    }
+
+    fn take(&self, process: &str) -> Result<()> {
         let layout = Layout::get()?;
         for hierarchy in layout.all() {
             let file = format!("{}/cgroup.procs", self.dir(layout, hierarchy));
-            match files::write(&file, "0") {
+            match files::write(&file, process) {
                 // A hybrid host's version 2 mount, where the group need not be.
                 Err(error) if files::absent(&error) && matches!(layout, Layout::V1 { .. }) => {}
                 result => result.map_err(|e| Error::sys("enter control group", file, e))?,
@@ -400,7 +409,7 @@ impl Cgroup {
     }
 
     /// The directory in which processes are listed, frozen and killed.
-    fn main_dir(&self) -> Result<String> {
+    pub fn main_dir(&self) -> Result<String> {
         let layout = Layout::get()?;
         let hierarchy = match layout {
             Layout::V2(hierarchy) => Some(hierarchy),

@@ -3,22 +3,32 @@
 //! Every handle can be taken apart into descriptors and plain data and put together again, because the keeper must
 //! survive its own death with them (DESIGN 1B). Nobody here waits for exits: that is the holder of the pidfd.
 
+mod agent;
 mod home;
+mod life;
+mod resources;
+
+pub use crate::hooks::Subject;
+pub use life::{Parked, StartRequest, Started, after_delete, during_restore, is_attended, start};
+pub use resources::resources;
 
 use crate::cgroup::Cgroup;
+use crate::error::Kind;
+use crate::hooks::Inside;
 use crate::host::Host;
 pub use crate::launch::Stdio;
-use crate::launch::{self, Launch, Launched};
+use crate::launch::{self, Attend, Launch, Launched};
 use crate::namespace::NamespaceKind;
 use crate::plan::{self, Facts, Plan};
-use crate::program::Program;
+use crate::program::{Explanation, Parking, Program};
 use crate::rootfs::{self, Rootfs};
 use crate::seccomp::{self, Filter};
-use crate::sys::process;
+use crate::sys::clone::Born;
+use crate::sys::{process, socket};
 use crate::{Error, Result};
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::{ContainerState, Process, Spec};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -37,6 +47,18 @@ pub struct CreateRequest {
     pub join: Vec<(NamespaceKind, OwnedFd)>,
     /// Ignored when `spec.process.terminal` is true: then [`Created::pty`] is the master.
     pub stdio: Stdio,
+    pub options: Options,
+}
+
+/// What only some callers of `create` ask for.
+#[derive(Debug, Default)]
+pub struct Options {
+    /// A socket of `sys::socket::listen_at`: the parked child outlives its maker and is started by whoever connects
+    /// ([`Parked::Listening`]). Its command is then looked up before it parks, as engines of the OCI command line expect.
+    pub listener: Option<OwnedFd>,
+    /// Descriptors that the container's process keeps, by number (LISTEN_FDS of sd_listen_fds(3) and the like); open and
+    /// without close-on-exec.
+    pub preserved: Vec<i32>,
 }
 
 /// A child that has done everything but execve and waits for its byte.
@@ -66,8 +88,44 @@ impl StartPipe {
     /// # Errors
     /// The failed step with its errno; for execve itself `NotFound`/`Invalid` with the command named. `State` when
     /// nobody waits any more.
+    ///
+    /// For a container whose seccomp profile has an agent, and for hooks, there is [`start`].
     pub fn start(&self) -> Result<()> {
-        launch::start(&self.socket, &self.steps)
+        self.start_with(&mut |_| {
+            let what = "SCMP_ACT_NOTIFY: start it with its agent";
+            Err(Error::new(Kind::Invalid, "start", what))
+        })
+        .map(drop)
+    }
+
+    fn start_with(&self, hand_over: &mut dyn FnMut(&OwnedFd) -> Result<()>) -> Result<Option<OwnedFd>> {
+        launch::start(&self.socket, &self.steps, hand_over)
+    }
+}
+
+/// Starts a child that parked on a listening socket at `path`; `steps` as in [`StartPipe::steps`].
+fn start_at(
+    path: &Path,
+    steps: &[String],
+    hand_over: &mut dyn FnMut(&OwnedFd) -> Result<()>,
+) -> Result<Option<OwnedFd>> {
+    let socket = socket::connect_to(path).map_err(|source| {
+        Error::sys("start", path.display().to_string(), source)
+            .with_kind(Kind::State)
+            .hint("the container is not waiting: it was started before, or its process is gone")
+    })?;
+    launch::start(&socket, steps, hand_over)
+}
+
+/// Whether a child waits for its byte on the listening socket at `path`. It does not notice.
+pub fn is_parked_at(path: &Path) -> bool {
+    socket::connect_to(path).is_ok()
+}
+
+/// Makes a child that waits on the listening socket at `path` leave. Nobody there is success.
+pub fn release_at(path: &Path) {
+    if let Ok(socket) = socket::connect_to(path) {
+        let _ = socket::send_leave(&socket);
     }
 }
 
@@ -76,7 +134,8 @@ impl StartPipe {
 /// Reads no config file; makes cgroup, detached mounts and namespaces; on error nothing is left: no process, mount,
 /// namespace or cgroup.
 pub fn create(request: CreateRequest) -> Result<Created> {
-    let CreateRequest { id, bundle, spec, rootfs, join, stdio } = request;
+    let CreateRequest { id, bundle, spec, rootfs, join, stdio, options } = request;
+    let Options { listener, preserved } = options;
     forbid_inspection()?;
     let filter = filter(&spec)?;
     let root = rootfs::mount_root(&rootfs)?;
@@ -90,16 +149,32 @@ pub fn create(request: CreateRequest) -> Result<Created> {
         home: home.as_deref(),
     };
     let plan = Plan::new(&id, &spec, &facts)?;
-    let program = Program::create(&plan)?;
-    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
-    let mut cgroup = Cgroup::create(&plan.cgroup_path, resources)?;
+    let parking = if listener.is_some() { Parking::CommandFound } else { Parking::CommandOpen };
+    let program = Program::create(&plan, parking)?;
+    let mut cgroup = Cgroup::create(&plan.cgroup_path, resources(&spec).as_ref())?;
+    let subject = Subject { id: &id, bundle: &bundle, spec: &spec };
+    let mut met = false;
     let launched = cgroup.join().and_then(|group| {
         let given = join.into_iter().map(|(_, fd)| fd).collect();
         let (root, window) = (Some(root), plan.process.window);
-        launch::launch(
-            &program,
-            Launch { root, given, target: None, stdio, filter, join: Some(group), window },
-        )
+        let launch = Launch {
+            root,
+            given,
+            target: None,
+            stdio,
+            filter,
+            join: Some(group),
+            listener,
+            preserved,
+            window,
+        };
+        let mut meet = |born: &Born| {
+            met = true;
+            meet(&plan, &subject, Inside { pid: born.pid, pidfd: born.pidfd.as_fd() })
+        };
+        // The filter is loaded at the start.
+        let mut listener = |_: &Born, _: &OwnedFd| Ok(());
+        launch::launch_attended(&program, launch, Attend { meet: &mut meet, listener: &mut listener })
     });
     match launched {
         Ok(Launched { pid, pidfd, socket, pty }) => {
@@ -110,24 +185,39 @@ pub fn create(request: CreateRequest) -> Result<Created> {
         Err(error) => {
             // The first error is the one to tell; what is left of the group the audit will find.
             let _ = cgroup.remove(PATIENCE);
+            if met {
+                // OCI "Lifecycle": from a failed hook on it goes on as if the container had been deleted.
+                let _ = after_delete(&subject);
+            }
             Err(error)
         }
+    }
+}
+
+/// What is done from outside while the child waits for it, with its namespaces and mounts in place.
+fn meet(plan: &Plan, subject: &Subject<'_>, inside: Inside<'_>) -> Result<()> {
+    match &plan.root_place {
+        Some(root) => life::during_creation(&plan.hooks, subject, inside, root),
+        None => Ok(()),
     }
 }
 
 /// What `exec` needs of a live container.
 #[derive(Debug)]
 pub struct ExecRequest<'a> {
-    /// Unique within the container; names its control group.
-    pub exec_id: &'a str,
+    /// Unique within the container; names the session's own control group. None: it joins the container's own.
+    pub exec_id: Option<&'a str>,
     /// Of the container's init: source of all namespaces.
     pub pid: i32,
     pub pidfd: &'a OwnedFd,
-    /// The spec the container was created from: seccomp, masks of capabilities and no_new_privs when `process` has none.
-    pub spec: &'a Spec,
+    /// The container. Its spec is the one it was created from: seccomp, capabilities and no_new_privs when `process` has
+    /// none.
+    pub subject: Subject<'a>,
     pub process: &'a Process,
     pub cgroup: &'a Cgroup,
     pub stdio: Stdio,
+    /// As [`Options::preserved`].
+    pub preserved: Vec<i32>,
 }
 
 /// A process that runs inside a container beside its init. It has passed execve.
@@ -135,49 +225,66 @@ pub struct ExecRequest<'a> {
 pub struct Exec {
     pub pid: i32,
     pub pidfd: OwnedFd,
-    /// Its own child group: `kill_all` ends the whole session, `remove` when it is over.
+    /// Its own child group: `kill_all` ends the whole session, `remove` when it is over. Without an exec id the group of
+    /// the request.
     pub cgroup: Cgroup,
     pub pty: Option<OwnedFd>,
 }
 
 /// Starts a process in a running container: one clone3, no helper program. Returns after execve.
 pub fn exec(request: ExecRequest<'_>) -> Result<Exec> {
-    let ExecRequest { exec_id, pid, pidfd, spec, process, cgroup, stdio } = request;
+    let ExecRequest { exec_id, pid, pidfd, subject, process, cgroup, stdio, preserved } = request;
+    let spec = subject.spec;
     forbid_inspection()?;
     let filter = filter(spec)?;
     let home = home::find_in_process(pid, process);
     let plan = plan::exec(process, spec, Host::current(), home.as_deref())?;
     let program = Program::exec(&plan)?;
-    let group = cgroup.exec_group(exec_id)?;
+    let group = exec_id.map_or_else(|| Ok(cgroup.clone()), |id| cgroup.exec_group(id))?;
     let launched = group.join().and_then(|join| {
         let target = Some(pidfd.as_fd());
         let join = Some(join);
-        launch::launch(
-            &program,
-            Launch { target, stdio, filter, join, window: plan.window, ..Launch::default() },
-        )
+        let window = plan.window;
+        let launch = Launch { target, stdio, filter, join, preserved, window, ..Launch::default() };
+        let mut listener = |born: &Born, listener: &OwnedFd| {
+            agent::hand_over(&subject, ContainerState::Running, pid, born.pid, listener)
+        };
+        let attend = Attend { meet: &mut |_| Ok(()), listener: &mut listener };
+        launch::launch_attended(&program, launch, attend)
     });
     match launched {
         Ok(Launched { pid, pidfd, pty, .. }) => Ok(Exec { pid, pidfd, cgroup: group, pty }),
         Err(error) => {
-            let _ = group.remove(PATIENCE);
+            if exec_id.is_some() {
+                let _ = group.remove(PATIENCE);
+            }
             Err(error)
         }
     }
 }
 
+/// What a spec means for a container of a bundle's directory on this host.
+pub fn decide(id: &str, bundle: &Path, rootfs: &Path, spec: &Spec) -> Result<Plan> {
+    let rootfs = Rootfs::Directory(rootfs.to_owned());
+    let facts = Facts { host: Host::current(), bundle, rootfs: &rootfs, given: &[], home: None };
+    Plan::new(id, spec, &facts)
+}
+
 /// Says what `create` would do, one line per kernel step, without doing it and without root.
-pub fn explain(request: &CreateRequest) -> Result<Vec<String>> {
+pub fn explain(request: &CreateRequest, parking: Parking) -> Result<Explanation> {
     let kinds: Vec<NamespaceKind> = request.join.iter().map(|(kind, _)| *kind).collect();
     let (bundle, rootfs) = (&request.bundle, &request.rootfs);
     let facts = Facts { host: Host::current(), bundle, rootfs, given: &kinds, home: None };
     let plan = Plan::new(&request.id, &request.spec, &facts)?;
-    Ok(Program::create(&plan)?.explain())
+    Ok(Program::create(&plan, parking)?.explanation())
 }
 
 fn filter(spec: &Spec) -> Result<Option<Filter>> {
     let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
-    profile.map(seccomp::compile).transpose()
+    let Some(profile) = profile else { return Ok(None) };
+    let filter = seccomp::compile(profile)?;
+    agent::check(profile, filter.notify)?;
+    Ok(Some(filter))
 }
 
 /// Once per process: a container that can see our children before execve must not read our memory through them.

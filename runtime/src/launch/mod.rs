@@ -3,6 +3,8 @@
 //! Owns everything it makes until it answers; on error the child is dead and reaped and every descriptor closed, and with
 //! them every mount and namespace that only they held.
 
+mod filesystem;
+mod listener;
 mod prepare;
 mod stdio;
 
@@ -12,7 +14,7 @@ use crate::cgroup::Join;
 use crate::error::Kind;
 use crate::program::{EXECUTE, FIND_COMMAND, PidNamespace, Program};
 use crate::seccomp::Filter;
-use crate::sys::child::{PARKED, Report, Script, TERMINAL};
+use crate::sys::child::{LISTENER, MET, PARKED, Report, Script, TERMINAL};
 use crate::sys::clone::{Born, spawn};
 use crate::sys::socket::{self, Message};
 use crate::sys::{namespace, process};
@@ -32,6 +34,10 @@ pub struct Launch<'a> {
     pub stdio: Stdio,
     pub filter: Option<Filter>,
     pub join: Option<Join>,
+    /// Where a parked child waits for its byte; none: at the socket that [`Launched`] holds.
+    pub listener: Option<OwnedFd>,
+    /// Descriptors that the process keeps, by number; without close-on-exec.
+    pub preserved: Vec<i32>,
     /// Columns and rows of the terminal.
     pub window: Option<(u16, u16)>,
 }
@@ -45,15 +51,36 @@ pub struct Launched {
     pub pty: Option<OwnedFd>,
 }
 
-/// Runs `program` up to its `Park`, or to execve if it has none.
+/// What a caller does while the child waits for it.
+pub struct Attend<'a> {
+    /// At the program's `Meet`, when its namespaces and mounts are there.
+    pub meet: &'a mut dyn FnMut(&Born) -> Result<()>,
+    /// When a filter with a listener is loaded, before the child's next call.
+    pub listener: &'a mut dyn FnMut(&Born, &OwnedFd) -> Result<()>,
+}
+
+impl std::fmt::Debug for Attend<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Attend")
+    }
+}
+
+/// Runs `program` up to its `Park`, or to execve if it has none. Nobody attends the child: it must not ask for it.
 pub fn launch(program: &Program, launch: Launch<'_>) -> Result<Launched> {
+    let alone = || Error::new(Kind::Invalid, "follow the launch", "nobody attends to the child");
+    let attend = Attend { meet: &mut |_| Err(alone()), listener: &mut |_, _| Err(alone()) };
+    launch_attended(program, launch, attend)
+}
+
+/// The same, attended.
+pub fn launch_attended(program: &Program, launch: Launch<'_>, mut attend: Attend<'_>) -> Result<Launched> {
     let window = launch.window;
     let prepared = prepare::Prepared::new(program, launch)?;
     let (ours, theirs) = socket::pair().map_err(|e| Error::sys("make the launch socket", "socketpair", e))?;
     let theirs = process::raised(theirs).map_err(|e| Error::sys("make the launch socket", "fcntl", e))?;
     let born = clone_child(program, &prepared, &theirs)?;
     drop((theirs, prepared));
-    match follow(&ours, &program.sentences()) {
+    match follow(&ours, &program.sentences(), &born, &mut attend) {
         Ok(pty) => {
             if let (Some(pty), Some((columns, rows))) = (&pty, window) {
                 // A terminal without its first size still works, and resizes later.
@@ -73,7 +100,12 @@ enum Failure {
 }
 
 /// Reads the child's messages until it is parked or gone through execve.
-fn follow(socket: &OwnedFd, sentences: &[String]) -> Result<Option<OwnedFd>, Failure> {
+fn follow(
+    socket: &OwnedFd,
+    sentences: &[String],
+    born: &Born,
+    attend: &mut Attend<'_>,
+) -> Result<Option<OwnedFd>, Failure> {
     let parks = sentences.iter().any(|sentence| sentence == crate::program::PARK);
     let mut pty = None;
     loop {
@@ -83,8 +115,25 @@ fn follow(socket: &OwnedFd, sentences: &[String]) -> Result<Option<OwnedFd>, Fai
             Message::End if parks => return Err(Failure::Silent),
             Message::End => return Ok(pty),
             Message::Report(Report { step: PARKED, .. }, _) => return Ok(pty),
-            Message::Report(Report { step: TERMINAL, .. }, master) => pty = master,
+            Message::Report(Report { step: TERMINAL, .. }, master) => pty = master.into_iter().next(),
+            Message::Report(Report { step: LISTENER, .. }, rights) => {
+                listener::take(socket, rights, &mut |listener| (attend.listener)(born, listener))?;
+            }
+            Message::Report(Report { step: MET, .. }, _) => {
+                (attend.meet)(born).map_err(Failure::Told)?;
+                // A child that is gone meanwhile shows at the next message.
+                let _ = socket::send_byte(socket);
+            }
             Message::Report(report, _) => return Err(Failure::Told(explain_report(report, sentences))),
+        }
+    }
+}
+
+impl Failure {
+    fn into_error(self) -> Error {
+        match self {
+            Self::Told(error) => error,
+            Self::Silent => Error::new(Kind::Kernel, "start", "the process ended without a word"),
         }
     }
 }
@@ -152,7 +201,23 @@ fn hint_for(sentence: &str, errno: i32) -> Option<&'static str> {
         libc::EROFS if is("place") || is("mount") || is("make") => {
             Some("the target is missing on a read-only file system")
         }
+        libc::ENOENT | libc::ENOTDIR if is("hang") => {
+            Some("hooks look for the root filesystem where root.path says: make that directory")
+        }
+        libc::ELOOP if is("mount proc") || is("mount sysfs") => {
+            Some("it must be mounted on ordinary directory: the image has a symlink there")
+        }
         libc::ENODEV if is("mount") => Some("this kernel does not have that file system"),
+        libc::EPERM if is("schedule") => {
+            Some("needs CAP_SYS_NICE, and a share of real time in the control group (cpu.rt_runtime_us)")
+        }
+        libc::EBUSY if is("schedule") => Some("no CPU time is left for another deadline"),
+        libc::EPERM if is("I/O priority") => Some("the real-time class needs CAP_SYS_ADMIN or CAP_SYS_NICE"),
+        libc::EINVAL if is("run on") => Some("none of these CPUs is online and the container's"),
+        libc::EINVAL if is("memory policy") => {
+            Some("this host does not have these nodes, or not that policy")
+        }
+        libc::ENOSYS if is("memory policy") => Some("this kernel knows no memory nodes (CONFIG_NUMA)"),
         libc::EPERM if is("limit") => {
             Some("raising a hard limit needs CAP_SYS_RESOURCE, which this process lacks")
         }
@@ -169,17 +234,24 @@ fn hint_for(sentence: &str, errno: i32) -> Option<&'static str> {
 fn clone_child(program: &Program, prepared: &prepare::Prepared<'_>, socket: &OwnedFd) -> Result<Born> {
     let stdio = prepared.stdio();
     let tasks = prepared.tasks();
-    let mut keep: Vec<i32> = prepared.numbers().iter().copied().filter(|fd| *fd > 2).collect();
-    keep.extend(stdio.iter().chain(&tasks).copied().chain([socket.as_raw_fd()]));
-    keep.sort_unstable();
-    keep.dedup();
+    let socket = socket.as_raw_fd();
+    let mut stay: Vec<i32> = prepared.preserved().to_vec();
+    stay.extend([socket, prepared.listener()]);
+    let mut keep: Vec<i32> = [prepared.numbers(), &stdio, &tasks, &stay].concat();
+    for list in [&mut stay, &mut keep] {
+        list.retain(|fd| *fd > 2);
+        list.sort_unstable();
+        list.dedup();
+    }
     let script = Script {
         steps: &program.steps,
         descriptors: prepared.numbers(),
-        socket: socket.as_raw_fd(),
+        socket,
+        listener: prepared.listener(),
         stdio,
         tasks: &tasks,
         keep: &keep,
+        stay: &stay,
         filter: prepared.filter(),
         filter_flags: prepared.filter_flags(),
         own_binary: process::own_binary()
@@ -197,9 +269,18 @@ fn clone_child(program: &Program, prepared: &prepare::Prepared<'_>, socket: &Own
         let pid = libc::CLONE_NEWPID as u32;
         let joined = if by_process { namespace::join_pid_of(from) } else { namespace::join(from, pid) };
         joined.map_err(join_error)?;
+        if let Some(cpus) = &program.birth_cpus {
+            process::run_on(cpus).map_err(affinity_error)?;
+        }
         clone()
     });
     born.map_err(|e| Error::sys("clone the process", "thread", e))?
+}
+
+fn affinity_error(source: io::Error) -> Error {
+    Error::sys("choose the first cpus", "process.execCPUAffinity.initial", source)
+        .with_kind(Kind::Invalid)
+        .hint("none of them is online, or this process may use none of them")
 }
 
 fn join_error(source: io::Error) -> Error {
@@ -223,15 +304,26 @@ fn clone_error(source: io::Error) -> Error {
     Error::sys("clone the process", "clone3", source).hint(hint)
 }
 
-/// Sends the byte to a parked child and waits for execve's fate.
-pub fn start(socket: impl AsFd, sentences: &[String]) -> Result<()> {
+/// Sends the byte to a parked child and waits for execve's fate; answers the listener of its filter, after `hand_over`
+/// has seen it.
+pub fn start(
+    socket: impl AsFd,
+    sentences: &[String],
+    hand_over: &mut dyn FnMut(&OwnedFd) -> Result<()>,
+) -> Result<Option<OwnedFd>> {
     socket::send_byte(&socket).map_err(|source| {
         Error::sys("start", "send the start byte", source)
             .with_kind(Kind::State)
             .hint("the container is not waiting: it was started before, or its process is gone")
     })?;
-    match socket::receive(&socket).map_err(|e| Error::sys("start", "recvmsg", e))? {
-        Message::End => Ok(()),
-        Message::Report(report, _) => Err(explain_report(report, sentences)),
+    let mut listener = None;
+    loop {
+        match socket::receive(&socket).map_err(|e| Error::sys("start", "recvmsg", e))? {
+            Message::End => return Ok(listener),
+            Message::Report(Report { step: LISTENER, .. }, rights) => {
+                listener = listener::take(&socket, rights, hand_over).map_err(Failure::into_error)?;
+            }
+            Message::Report(report, _) => return Err(explain_report(report, sentences)),
+        }
     }
 }

@@ -2,8 +2,7 @@
 //!
 //! All of them are above 2, because the child puts its streams at 0, 1 and 2 while it still needs the others.
 
-use super::Launch;
-use super::Stdio;
+use super::{Launch, Stdio, filesystem};
 use crate::cgroup::Join;
 use crate::error::Kind;
 use crate::namespace::NamespaceKind;
@@ -31,6 +30,8 @@ pub(super) struct Prepared<'a> {
     numbers: Vec<i32>,
     stdio: [OwnedFd; 3],
     join: Option<Join>,
+    listener: Option<OwnedFd>,
+    preserved: Vec<i32>,
     filter: Vec<libc::sock_filter>,
     filter_flags: u32,
 }
@@ -41,7 +42,12 @@ impl<'a> Prepared<'a> {
             std::mem::take(&mut launch.given).into_iter().map(Some).collect();
         let mut descriptors = Vec::with_capacity(program.prepare.len());
         for prepare in &program.prepare {
-            let made = make(prepare, &mut launch.root, &mut given)?;
+            let made = match prepare {
+                Prepare::CopyUp { plan, below } => {
+                    Some(filesystem::copy_up(plan, made_root(program, &descriptors)?, below)?)
+                }
+                _ => make(prepare, &mut launch.root, &mut given)?,
+            };
             descriptors.push(made.map(raise).transpose()?);
         }
         let target = launch.target.map(|fd| fd.as_raw_fd());
@@ -55,6 +61,8 @@ impl<'a> Prepared<'a> {
             target: launch.target,
             stdio: streams(launch.stdio)?,
             join: launch.join.map(raise_join).transpose()?,
+            listener: launch.listener.map(raise).transpose()?,
+            preserved: launch.preserved,
             descriptors,
             filter,
             filter_flags,
@@ -90,6 +98,14 @@ impl<'a> Prepared<'a> {
         }
     }
 
+    pub(super) fn listener(&self) -> i32 {
+        self.listener.as_ref().map_or(ABSENT, AsRawFd::as_raw_fd)
+    }
+
+    pub(super) fn preserved(&self) -> &[i32] {
+        &self.preserved
+    }
+
     pub(super) fn filter(&self) -> &[libc::sock_filter] {
         &self.filter
     }
@@ -97,6 +113,13 @@ impl<'a> Prepared<'a> {
     pub(super) fn filter_flags(&self) -> u32 {
         self.filter_flags
     }
+}
+
+/// The root filesystem among what is made already.
+fn made_root<'a>(program: &Program, made: &'a [Option<OwnedFd>]) -> Result<&'a OwnedFd> {
+    let at = program.prepare.iter().position(|prepare| matches!(prepare, Prepare::Root(_)));
+    let missing = || Error::new(Kind::Invalid, "prepare", "the program names no root filesystem before");
+    at.and_then(|at| made.get(at)).and_then(Option::as_ref).ok_or_else(missing)
 }
 
 fn make(
@@ -111,6 +134,9 @@ fn make(
         },
         Prepare::Bind(plan) => bind(plan).map(Some),
         Prepare::Group { path, readonly } => group(path, *readonly),
+        Prepare::FileSystem(plan) => filesystem::foreign(plan).map(Some),
+        // Made by the caller, who has the root.
+        Prepare::CopyUp { .. } => Ok(None),
         Prepare::Null => null().map(Some),
         Prepare::Namespace { kind, path } => open_namespace(*kind, path).map(Some),
         Prepare::Given { kind, index } => {
@@ -133,6 +159,10 @@ fn bind(plan: &BindPlan) -> Result<OwnedFd> {
         let error = Error::sys("prepare a bind mount", shown(), e);
         if missing { error.hint("the source must exist on the host") } else { error }
     })?;
+    if plan.procfs && !mount::is_procfs(&tree).unwrap_or(false) {
+        let what = format!("{} is not procfs", shown());
+        return Err(Error::new(Kind::Invalid, "prepare a bind mount on /proc", what));
+    }
     let attribute = |recursive, attr: &MountAttr| {
         if *attr == MountAttr::default() {
             return Ok(());
@@ -229,10 +259,6 @@ fn raise_join(join: Join) -> Result<Join> {
 
 fn filter_words(filter: Option<&Filter>) -> Result<(Vec<libc::sock_filter>, u32)> {
     let Some(filter) = filter else { return Ok((Vec::new(), 0)) };
-    if filter.notify {
-        let what = "SCMP_ACT_NOTIFY: handing over a listener is not done yet";
-        return Err(Error::new(Kind::Unsupported, "plan linux.seccomp", what));
-    }
     let word = |&(code, jt, jf, k): &(u16, u8, u8, u32)| libc::sock_filter { code, jt, jf, k };
     Ok((filter.instructions.iter().map(word).collect(), filter.flags))
 }

@@ -26,58 +26,81 @@ fn mask(list: &Capabilities) -> u64 {
     list.iter().fold(0, |mask, &capability| mask | 1 << number(capability))
 }
 
-/// capabilities(7), linux/capability.h.
-fn number(capability: Capability) -> u32 {
+/// capabilities(7), linux/capability.h: each at the place of its number.
+const ALL: [Capability; 41] = {
     use Capability as C;
-    match capability {
-        C::Chown => 0,
-        C::DacOverride => 1,
-        C::DacReadSearch => 2,
-        C::Fowner => 3,
-        C::Fsetid => 4,
-        C::Kill => 5,
-        C::Setgid => 6,
-        C::Setuid => 7,
-        C::Setpcap => 8,
-        C::LinuxImmutable => 9,
-        C::NetBindService => 10,
-        C::NetBroadcast => 11,
-        C::NetAdmin => 12,
-        C::NetRaw => 13,
-        C::IpcLock => 14,
-        C::IpcOwner => 15,
-        C::SysModule => 16,
-        C::SysRawio => 17,
-        C::SysChroot => 18,
-        C::SysPtrace => 19,
-        C::SysPacct => 20,
-        C::SysAdmin => 21,
-        C::SysBoot => 22,
-        C::SysNice => 23,
-        C::SysResource => 24,
-        C::SysTime => 25,
-        C::SysTtyConfig => 26,
-        C::Mknod => 27,
-        C::Lease => 28,
-        C::AuditWrite => 29,
-        C::AuditControl => 30,
-        C::Setfcap => 31,
-        C::MacOverride => 32,
-        C::MacAdmin => 33,
-        C::Syslog => 34,
-        C::WakeAlarm => 35,
-        C::BlockSuspend => 36,
-        C::AuditRead => 37,
-        C::Perfmon => 38,
-        C::Bpf => 39,
-        C::CheckpointRestore => 40,
-    }
+    [
+        C::Chown,
+        C::DacOverride,
+        C::DacReadSearch,
+        C::Fowner,
+        C::Fsetid,
+        C::Kill,
+        C::Setgid,
+        C::Setuid,
+        C::Setpcap,
+        C::LinuxImmutable,
+        C::NetBindService,
+        C::NetBroadcast,
+        C::NetAdmin,
+        C::NetRaw,
+        C::IpcLock,
+        C::IpcOwner,
+        C::SysModule,
+        C::SysRawio,
+        C::SysChroot,
+        C::SysPtrace,
+        C::SysPacct,
+        C::SysAdmin,
+        C::SysBoot,
+        C::SysNice,
+        C::SysResource,
+        C::SysTime,
+        C::SysTtyConfig,
+        C::Mknod,
+        C::Lease,
+        C::AuditWrite,
+        C::AuditControl,
+        C::Setfcap,
+        C::MacOverride,
+        C::MacAdmin,
+        C::Syslog,
+        C::WakeAlarm,
+        C::BlockSuspend,
+        C::AuditRead,
+        C::Perfmon,
+        C::Bpf,
+        C::CheckpointRestore,
+    ]
+};
+
+fn number(capability: Capability) -> usize {
+    // Every variant is in the list: the test below counts on it.
+    ALL.iter().position(|&known| known == capability).unwrap_or(63)
+}
+
+/// The names of all capabilities that this runtime knows, by number (`CAP_CHOWN` is 0).
+pub fn capability_names() -> Vec<String> {
+    ALL.iter().map(|capability| format!("CAP_{capability}")).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::collections::HashSet;
+
+    #[test]
+    fn names_and_numbers_agree_with_the_kernel() {
+        let names = capability_names();
+        assert_eq!(
+            (&*names[0], &*names[21], &*names[40]),
+            ("CAP_CHOWN", "CAP_SYS_ADMIN", "CAP_CHECKPOINT_RESTORE")
+        );
+        for (index, name) in names.iter().enumerate() {
+            let known: caps::Capability = name.parse().unwrap();
+            assert_eq!((known.index() as usize, 1 << index), (index, known.bitmask()), "{name}");
+        }
+    }
 
     #[test]
     fn clips_to_what_is_available_and_keeps_ambient_legal() {

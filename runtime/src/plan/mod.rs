@@ -4,11 +4,16 @@
 //! After this nobody looks at the spec again.
 
 mod capabilities;
+mod hooks;
 mod mounts;
 mod process;
+mod scheduling;
 
-pub use mounts::{BindPlan, Delivery, FreshPlan, MountPlan};
+pub use capabilities::capability_names;
+pub use hooks::{HookPlan, HookPlans, Moment};
+pub use mounts::{BindPlan, Delivery, FreshPlan, MountPlan, known_options};
 pub use process::{Limit, ProcessPlan};
+pub use scheduling::Scheduling;
 
 use crate::error::Kind;
 use crate::host::{CgroupLayout, Host};
@@ -68,6 +73,9 @@ pub struct Plan {
     pub cgroup_path: String,
     pub cgroup_layout: CgroupLayout,
     pub process: ProcessPlan,
+    pub hooks: HookPlans,
+    /// Where the root hangs on the host's tree until the container changes into it: only for hooks that look for it.
+    pub root_place: Option<PathBuf>,
 }
 
 /// What the plan needs beside the spec.
@@ -94,10 +102,13 @@ impl Plan {
         if !has(NamespaceKind::Mount) {
             return Err(invalid("linux.namespaces", "a container needs its own mount namespace"));
         }
-        let cgroup_path = cgroup_path(id, linux)?;
+        let cgroup_path = cgroup_path(id, Some(linux))?;
         let scope = ScopeName::parse(&cgroup_path)?;
         let group = scope.map_or_else(|| cgroup_path.clone(), |scope| scope.directory());
-        let mounts = mounts::plan(spec.mounts().as_deref().unwrap_or_default(), facts, &group, &namespaces)?;
+        let hooks = HookPlans::new(spec)?;
+        let label = mount_label(linux, facts.host)?;
+        let mounts = spec.mounts().as_deref().unwrap_or_default();
+        let mounts = mounts::plan(mounts, facts, &group, &namespaces, label)?;
         Ok(Self {
             hostname: name_in(spec.hostname().as_ref(), "hostname", has(NamespaceKind::Uts))?,
             domainname: name_in(spec.domainname().as_ref(), "domainname", has(NamespaceKind::Uts))?,
@@ -108,8 +119,16 @@ impl Plan {
             root_readonly: spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false),
             root_propagation: linux.rootfs_propagation().as_deref().map(mounts::propagation).transpose()?,
             rootfs: facts.rootfs.clone(),
-            process: process::plan(process, linux.seccomp().is_some(), facts.host, facts.home)?,
+            process: process::plan(
+                process,
+                linux.seccomp().is_some(),
+                facts.host,
+                facts.home,
+                scheduling(linux)?,
+            )?,
             cgroup_layout: facts.host.cgroups,
+            root_place: if hooks.during_creation() { Some(root_place(spec, facts.bundle)?) } else { None },
+            hooks,
             namespaces,
             mounts,
             cgroup_path,
@@ -140,7 +159,12 @@ pub fn exec(process: &Process, spec: &Spec, host: &Host, home: Option<&str>) -> 
             process.set_oom_score_adj(init.oom_score_adj());
         }
     }
-    process::plan(&process, filtered, host, home)
+    let scheduling = spec.linux().as_ref().map(scheduling).transpose()?.unwrap_or_default();
+    process::plan(&process, filtered, host, home, scheduling)
+}
+
+fn scheduling(linux: &Linux) -> Result<Scheduling> {
+    Scheduling::of_container(linux.personality().as_ref(), linux.memory_policy().as_ref())
 }
 
 pub(crate) fn invalid(field: &str, what: impl Into<String>) -> Error {
@@ -161,8 +185,6 @@ fn refuse_unsupported(linux: &Linux) -> Result<()> {
             "moving network devices",
         ),
         ("linux.intelRdt", linux.intel_rdt().is_some(), "resctrl"),
-        ("linux.memoryPolicy", linux.memory_policy().is_some(), "NUMA memory policies"),
-        ("linux.personality", linux.personality().is_some(), "execution domains"),
         ("linux.timeOffsets", linux.time_offsets().as_ref().is_some_and(|o| !o.is_empty()), "clock offsets"),
     ];
     match refused.into_iter().find(|(_, asked, _)| *asked) {
@@ -221,9 +243,11 @@ fn kind_of(kind: LinuxNamespaceType) -> NamespaceKind {
     }
 }
 
-/// `/name` when the spec says nothing; systemd's `slice:prefix:name` stays as it is.
-fn cgroup_path(id: &str, linux: &Linux) -> Result<String> {
-    let Some(path) = linux.cgroups_path() else { return Ok(format!("/{id}")) };
+/// The control group of a container: `/name` when the spec says nothing; systemd's `slice:prefix:name` stays as it is.
+pub fn cgroup_path(id: &str, linux: Option<&Linux>) -> Result<String> {
+    let Some(path) = linux.and_then(|linux| linux.cgroups_path().as_ref()) else {
+        return Ok(format!("/{id}"));
+    };
     let text = path.to_str().ok_or_else(|| invalid("linux.cgroupsPath", "not UTF-8"))?;
     if ScopeName::parse(text)?.is_some() {
         return Ok(text.to_owned());
@@ -342,8 +366,25 @@ fn device_plan(device: &LinuxDevice) -> Result<DevicePlan> {
     })
 }
 
+fn mount_label<'a>(linux: &'a Linux, host: &Host) -> Result<Option<&'a str>> {
+    match linux.mount_label().as_deref().filter(|label| !label.is_empty()) {
+        Some(label) if !host.selinux => {
+            let hint = "leave linux.mountLabel out, or boot with SELinux";
+            Err(unsupported("linux.mountLabel", &format!("{label}: this host has no SELinux")).hint(hint))
+        }
+        label => Ok(label),
+    }
+}
+
+/// The directory that the spec calls the root filesystem: there hooks look for it.
+fn root_place(spec: &Spec, bundle: &Path) -> Result<PathBuf> {
+    let root = spec.root().as_ref().ok_or_else(|| invalid("root.path", "missing, and hooks look for it"))?;
+    Ok(bundle.join(root.path()))
+}
+
 fn paths(list: Option<&[String]>, field: &str) -> Result<Vec<PathBuf>> {
-    list.unwrap_or_default().iter().map(|path| clean(Path::new(path), field)).collect()
+    // A relative one starts at the root, as with runc.
+    list.unwrap_or_default().iter().map(|path| clean(&Path::new("/").join(path), field)).collect()
 }
 
 /// An absolute path inside the container without `.` and `..`. Symlinks are the kernel's business, at the time of use.

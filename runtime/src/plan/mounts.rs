@@ -28,6 +28,12 @@ pub enum Delivery {
     Bind(BindPlan),
     /// A new file system instance, made by the child in its own namespaces.
     Fresh(FreshPlan),
+    /// A file system of the host's own making (ext4, overlay, nfs, …), mounted by the parent.
+    Foreign(FreshPlan),
+    /// A tmpfs that begins as a copy of what the root filesystem has there (`tmpcopyup`), made by the parent.
+    CopyUp(FreshPlan),
+    /// `remount`: other attributes for what is mounted there already.
+    Change(MountAttr),
     /// The usual version 1 tree: a tmpfs with a bind of the container's own group of each hierarchy.
     Groups { hierarchies: Vec<(String, PathBuf)>, readonly: bool },
 }
@@ -43,6 +49,8 @@ pub struct BindPlan {
     pub recursive_attributes: MountAttr,
     /// MS_* and whether for all below; none keeps the copy apart from the host (private).
     pub propagation: Option<(u64, bool)>,
+    /// The source must be procfs, as it goes on /proc (CVE-2019-19921).
+    pub procfs: bool,
 }
 
 /// A file system instance.
@@ -60,8 +68,9 @@ pub(super) fn plan(
     facts: &Facts<'_>,
     cgroup_path: &str,
     namespaces: &[NamespacePlan],
+    label: Option<&str>,
 ) -> Result<Vec<MountPlan>> {
-    mounts.iter().map(|mount| one(mount, facts, cgroup_path, namespaces)).collect()
+    mounts.iter().map(|mount| one(mount, facts, cgroup_path, namespaces, label)).collect()
 }
 
 fn one(
@@ -69,27 +78,43 @@ fn one(
     facts: &Facts<'_>,
     cgroup_path: &str,
     namespaces: &[NamespacePlan],
+    label: Option<&str>,
 ) -> Result<MountPlan> {
-    let destination = clean(mount.destination(), "mounts.destination")?;
-    refuse_destination(&destination)?;
+    // OCI: a relative path is deprecated and means one below the root.
+    let destination = clean(&Path::new("/").join(mount.destination()), "mounts.destination")?;
     let options = Options::parse(mount.options().as_deref().unwrap_or_default())?;
     let fstype = mount.typ().as_deref().unwrap_or("none");
+    refuse_destination(&destination, &options, fstype)?;
     if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() || options.idmap {
         return Err(super::unsupported("mounts.uidMappings", "this runtime does not do idmapped mounts yet"));
     }
-    let delivery = if options.bind || fstype == "bind" {
-        Delivery::Bind(bind(mount, &options, facts.bundle)?)
+    if options.copy_up && fstype != "tmpfs" {
+        return Err(invalid("mounts.options", format!("tmpcopyup is for tmpfs, not for {fstype}")));
+    }
+    let delivery = if options.remount {
+        Delivery::Change(change_of(&destination, &options)?)
+    } else if options.bind || fstype == "bind" {
+        Delivery::Bind(bind(mount, &destination, &options, facts.bundle)?)
     } else if fstype == "cgroup" || fstype == "cgroup2" {
         groups(&options, facts, cgroup_path, namespaces)
     } else {
-        Delivery::Fresh(fresh(mount, fstype, options)?)
+        fresh(mount, fstype, options, label)?
     };
     Ok(MountPlan { destination, delivery })
 }
 
+/// `remount` reaches the mount's own flags; what belongs to the file system was set when it was made.
+fn change_of(destination: &Path, options: &Options) -> Result<MountAttr> {
+    if let Some((key, _)) = options.data.first() {
+        let what = format!("{key}: a remount of {} changes flags only", destination.display());
+        return Err(super::unsupported("mounts.options", &what).hint("give the option where it is mounted"));
+    }
+    Ok(options.attributes)
+}
+
 /// Nothing goes over procfs but files that exist to be covered (lxcfs), and nothing over the root.
-fn refuse_destination(destination: &Path) -> Result<()> {
-    const COVERABLE: [&str; 9] = [
+fn refuse_destination(destination: &Path, options: &Options, fstype: &str) -> Result<()> {
+    const COVERABLE: [&str; 11] = [
         "cpuinfo",
         "diskstats",
         "meminfo",
@@ -98,11 +123,19 @@ fn refuse_destination(destination: &Path) -> Result<()> {
         "uptime",
         "loadavg",
         "slabinfo",
+        "net/dev",
         "sys/kernel/ns_last_pid",
+        "sys/crypto/fips_enabled",
     ];
     let shown = destination.display();
+    if options.remount {
+        return Ok(());
+    }
     if destination == Path::new("/") {
         return Err(invalid("mounts.destination", "/ is the root filesystem's place"));
+    }
+    if destination == Path::new("/proc") && !options.bind && !matches!(fstype, "proc" | "bind") {
+        return Err(invalid("mounts.destination", format!("/proc is procfs, {fstype} cannot be there")));
     }
     match destination.strip_prefix("/proc") {
         Ok(below)
@@ -115,11 +148,16 @@ fn refuse_destination(destination: &Path) -> Result<()> {
     }
 }
 
-fn bind(mount: &Mount, options: &Options, bundle: &Path) -> Result<BindPlan> {
+fn bind(mount: &Mount, destination: &Path, options: &Options, bundle: &Path) -> Result<BindPlan> {
     let source = mount.source().as_ref().filter(|path| !path.as_os_str().is_empty());
-    let shown = mount.destination().display().to_string();
+    let shown = destination.display();
     let source = source.ok_or_else(|| invalid("mounts.source", format!("the bind on {shown} names none")))?;
-    if let Some((key, _)) = options.data.first() {
+    // The kernel ignores options of file systems here; a word that is none may be a flag misspelt.
+    let flags = ["sync", "dirsync", "lazytime"];
+    let meaningless = |(key, value): &&(String, Option<String>)| {
+        value.is_none() && !is_for_programs(key) && !flags.contains(&key.as_str())
+    };
+    if let Some((key, _)) = options.data.iter().find(meaningless) {
         return Err(invalid("mounts.options", format!("{key} means nothing for the bind on {shown}")));
     }
     Ok(BindPlan {
@@ -128,25 +166,48 @@ fn bind(mount: &Mount, options: &Options, bundle: &Path) -> Result<BindPlan> {
         attributes: options.attributes,
         recursive_attributes: options.recursive_attributes,
         propagation: options.propagation,
+        procfs: destination == Path::new("/proc"),
     })
 }
 
-fn fresh(mount: &Mount, fstype: &str, options: Options) -> Result<FreshPlan> {
-    let known = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "ramfs", "hugetlbfs", "securityfs", "tracefs"];
-    if !known.contains(&fstype) {
-        let hint = "bind-mount it from the host instead";
-        return Err(invalid("mounts.type", format!("{fstype} cannot be mounted by a container")).hint(hint));
-    }
-    if options.recursive_attributes != MountAttr::default() {
-        return Err(invalid("mounts.options", "recursive attributes are for bind mounts"));
+/// Words of fstab(5) for programs, not for the kernel.
+fn is_for_programs(key: &str) -> bool {
+    matches!(key, "_netdev" | "nofail" | "user" | "users" | "owner" | "group")
+        || key.starts_with("x-")
+        || key.starts_with("X-")
+        || key == "comment"
+}
+
+fn fresh(mount: &Mount, fstype: &str, options: Options, label: Option<&str>) -> Result<Delivery> {
+    /// Instances of the container's own namespaces.
+    const OWN: [&str; 9] =
+        ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "ramfs", "hugetlbfs", "securityfs", "tracefs"];
+    /// Those that keep SELinux labels in memory, one for all files.
+    const LABELLED: [&str; 4] = ["tmpfs", "devpts", "ramfs", "hugetlbfs"];
+    if matches!(fstype, "none" | "") {
+        let shown = mount.destination().display();
+        let hint = "a bind mount has `bind` or `rbind` among its options";
+        return Err(invalid("mounts.type", format!("the mount on {shown} has none")).hint(hint));
     }
     let source = mount.source().as_ref().map_or_else(|| fstype.to_owned(), |path| path.display().to_string());
-    Ok(FreshPlan {
+    let mut data: Vec<_> = options.data.into_iter().filter(|(key, _)| !is_for_programs(key)).collect();
+    if let Some(label) = label.filter(|_| LABELLED.contains(&fstype)) {
+        data.push(("context".to_owned(), Some(label.to_owned())));
+    }
+    // A new instance has nothing below it: `rro` is `ro`.
+    let mut attributes = options.attributes;
+    change(&mut attributes, options.recursive_attributes.set, options.recursive_attributes.clear);
+    let plan = FreshPlan {
         fstype: fstype.to_owned(),
         source,
-        options: options.data,
-        attributes: options.attributes.set,
+        options: data,
+        attributes: attributes.set,
         propagation: options.propagation,
+    };
+    Ok(match fstype {
+        _ if options.copy_up => Delivery::CopyUp(plan),
+        fstype if OWN.contains(&fstype) => Delivery::Fresh(plan),
+        _ => Delivery::Foreign(plan),
     })
 }
 
@@ -175,6 +236,7 @@ fn groups(options: &Options, facts: &Facts<'_>, cgroup_path: &str, namespaces: &
         attributes,
         recursive_attributes: MountAttr::default(),
         propagation: None,
+        procfs: false,
     })
 }
 
@@ -202,6 +264,8 @@ fn propagation_word(word: &str) -> Option<(u64, bool)> {
 struct Options {
     bind: bool,
     recursive: bool,
+    remount: bool,
+    copy_up: bool,
     idmap: bool,
     attributes: MountAttr,
     recursive_attributes: MountAttr,
@@ -223,7 +287,13 @@ impl Options {
 
     fn take(&mut self, word: &str) {
         match word {
-            "defaults" | "async" | "nomand" | "mand" | "loud" | "silent" | "auto" | "noauto" | "nouser" => {}
+            // Defaults, and words that have no effect on the kernels we run on.
+            "defaults" | "async" | "nomand" | "mand" | "loud" | "silent" | "auto" | "noauto" | "nouser"
+            | "iversion" | "noiversion" | "nolazytime" | "acl" | "noacl" => {}
+            "remount" => self.remount = true,
+            "tmpcopyup" => self.copy_up = true,
+            // Flags of the whole file system: they go where its options go.
+            "sync" | "dirsync" | "lazytime" => self.data.push((word.to_owned(), None)),
             "bind" => self.bind = true,
             "rbind" => (self.bind, self.recursive) = (true, true),
             "idmap" | "ridmap" => self.idmap = true,
@@ -249,6 +319,37 @@ impl Options {
 fn change(attr: &mut MountAttr, set: u64, clear: u64) {
     attr.set = attr.set & !clear | set;
     attr.clear = attr.clear & !set | clear;
+}
+
+/// Mount options that mean something here whatever the file system is.
+pub fn known_options() -> Vec<String> {
+    let plain = ["defaults", "bind", "rbind"].map(str::to_owned);
+    let propagations = ["private", "slave", "shared", "unbindable"];
+    let attributes = [
+        "ro",
+        "rw",
+        "nosuid",
+        "suid",
+        "nodev",
+        "dev",
+        "noexec",
+        "exec",
+        "nodiratime",
+        "diratime",
+        "nosymfollow",
+        "symfollow",
+        "relatime",
+        "norelatime",
+        "atime",
+        "noatime",
+        "strictatime",
+        "nostrictatime",
+    ];
+    let both = |word: &&str| [(*word).to_owned(), format!("r{word}")];
+    let words = propagations.iter().chain(&attributes).flat_map(both);
+    let mut all: Vec<String> = plain.into_iter().chain(words).collect();
+    all.sort_unstable();
+    all
 }
 
 /// (set, clear) of one word, mount_setattr(2).
@@ -294,10 +395,20 @@ mod tests {
     }
 
     #[test]
+    fn every_known_option_is_taken_for_what_it_is() {
+        for word in known_options() {
+            assert!(parse(&[&word]).data.is_empty(), "{word}");
+        }
+    }
+
+    #[test]
     fn nothing_goes_into_procfs() {
-        assert!(refuse_destination(Path::new("/proc")).is_ok());
-        assert!(refuse_destination(Path::new("/proc/meminfo")).is_ok());
-        assert!(refuse_destination(Path::new("/process")).is_ok());
-        assert!(refuse_destination(Path::new("/proc/self/attr")).is_err());
+        let refuse = |path, fstype| refuse_destination(Path::new(path), &parse(&[]), fstype);
+        assert!(refuse("/proc", "proc").is_ok());
+        assert!(refuse("/proc", "tmpfs").is_err());
+        assert!(refuse("/proc/meminfo", "bind").is_ok());
+        assert!(refuse("/process", "tmpfs").is_ok());
+        assert!(refuse("/proc/self/attr", "bind").is_err());
+        assert!(refuse("/", "tmpfs").is_err());
     }
 }

@@ -1,5 +1,6 @@
 //! What a process of a container is: arguments, credentials, limits. The same for the first one and for exec.
 
+use super::scheduling::Scheduling;
 use super::{capabilities, clean, invalid, unsupported};
 use crate::Result;
 use crate::host::Host;
@@ -43,6 +44,7 @@ pub struct ProcessPlan {
     pub filtered: bool,
     /// File below /proc/self/attr and what to write, for the next execve.
     pub label: Option<(String, String)>,
+    pub scheduling: Scheduling,
 }
 
 pub(super) fn plan(
@@ -50,8 +52,8 @@ pub(super) fn plan(
     filtered: bool,
     host: &Host,
     home: Option<&str>,
+    scheduling: Scheduling,
 ) -> Result<ProcessPlan> {
-    refuse_unsupported(process)?;
     let args = strings(process.args().as_deref().unwrap_or_default(), "process.args")?;
     let command = args.first().ok_or_else(|| invalid("process.args", "no command"))?;
     if command.is_empty() {
@@ -79,22 +81,15 @@ pub(super) fn plan(
         oom_score_adj: score(process)?,
         filtered,
         label: label(process, host)?,
+        scheduling: scheduling.with_process(
+            process.scheduler().as_ref(),
+            process.io_priority().as_ref(),
+            process.exec_cpu_affinity().as_ref(),
+        )?,
     })
 }
 
-fn refuse_unsupported(process: &Process) -> Result<()> {
-    let refused = [
-        ("process.scheduler", process.scheduler().is_some()),
-        ("process.ioPriority", process.io_priority().is_some()),
-        ("process.execCPUAffinity", process.exec_cpu_affinity().is_some()),
-    ];
-    match refused.into_iter().find(|(_, asked)| *asked) {
-        Some((field, _)) => Err(unsupported(field, "this runtime does not do it yet")),
-        None => Ok(()),
-    }
-}
-
-fn strings(list: &[String], field: &str) -> Result<Vec<CString>> {
+pub(super) fn strings(list: &[String], field: &str) -> Result<Vec<CString>> {
     let convert = |text: &String| CString::new(text.as_str());
     list.iter().map(convert).collect::<Result<_, _>>().map_err(|_| invalid(field, "contains a NUL byte"))
 }

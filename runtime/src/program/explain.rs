@@ -2,10 +2,11 @@
 
 use super::{PidNamespace, Prepare, Program};
 use crate::namespace::NamespaceKind;
-use crate::plan::BindPlan;
+use crate::plan::{BindPlan, FreshPlan};
 use crate::rootfs::Rootfs;
 use crate::sys::raw::MountAttr;
-use crate::sys::step::{FreshMount, Handle, Node, Step, Target};
+use crate::sys::step::{FreshMount, Handle, Node, Schedule, Step, Target};
+use serde::Serialize;
 use std::ffi::CStr;
 
 /// How the sentences of the two last steps begin; after a start only the sentences are left to tell what failed.
@@ -14,11 +15,25 @@ pub const EXECUTE: &str = "execute";
 /// The sentence of [`Step::Park`].
 pub const PARK: &str = "wait for the start byte";
 
+/// A program in words: what the parent prepares, the clone, and the child's steps by number.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Explanation {
+    pub prepare: Vec<String>,
+    pub clone: String,
+    pub steps: Vec<String>,
+}
+
 impl Program {
     /// One line per thing the parent prepares (`prepare`), the clone, and one per step of the child.
     pub fn explain(&self) -> Vec<String> {
-        let prepare = self.prepare.iter().map(|p| format!("prepare {}", describe(p)));
-        prepare.chain([self.explain_clone()]).chain(self.sentences()).collect()
+        let Explanation { prepare, clone, steps } = self.explanation();
+        let prepare = prepare.into_iter().map(|thing| format!("prepare {thing}"));
+        prepare.chain([clone]).chain(steps).collect()
+    }
+
+    pub fn explanation(&self) -> Explanation {
+        let prepare = self.prepare.iter().map(describe).collect();
+        Explanation { prepare, clone: self.explain_clone(), steps: self.sentences() }
     }
 
     /// Sentences of the child's steps, by index: what a report's number means.
@@ -34,6 +49,10 @@ impl Program {
             .collect();
         let new =
             if names.is_empty() { "nothing new".to_owned() } else { format!("new {}", names.join(", ")) };
+        let new = match &self.birth_cpus {
+            Some(cpus) => format!("{new}, on cpus {}", bit_list(cpus)),
+            None => new,
+        };
         match self.pid_namespace {
             PidNamespace::Inherited => format!("clone3: {new}"),
             PidNamespace::Joined(from) => format!("clone3: {new}, in {}", self.name(from)),
@@ -63,6 +82,11 @@ impl Program {
             Step::ResourceLimit { resource, soft, hard } => {
                 format!("limit {} to {soft}:{hard}", limit_name(*resource))
             }
+            Step::Schedule(_)
+            | Step::IoPriority(_)
+            | Step::Affinity(_)
+            | Step::MemoryPolicy(_)
+            | Step::Personality(_) => scheduling_sentence(step),
             Step::CloseAll => "close all descriptors but the streams".to_owned(),
             _ => self.tree_sentence(step),
         }
@@ -72,6 +96,8 @@ impl Program {
         match step {
             Step::DetachPropagation => "make all inherited mounts private".to_owned(),
             Step::EnterRoot(_) => "pivot into the root filesystem".to_owned(),
+            Step::HangRoot { at, .. } => format!("hang the root filesystem at {}", lossy(at)),
+            Step::Pivot => "pivot into it".to_owned(),
             Step::MountFresh { mount, target, propagation, .. } => {
                 fresh(mount, target, propagation.is_some())
             }
@@ -90,6 +116,54 @@ impl Program {
     }
 }
 
+fn scheduling_sentence(step: &Step) -> String {
+    match step {
+        Step::Schedule(schedule) => {
+            let name = match schedule.policy as i32 {
+                libc::SCHED_OTHER => "SCHED_OTHER",
+                libc::SCHED_FIFO => "SCHED_FIFO",
+                libc::SCHED_RR => "SCHED_RR",
+                libc::SCHED_BATCH => "SCHED_BATCH",
+                libc::SCHED_IDLE => "SCHED_IDLE",
+                _ => "SCHED_DEADLINE",
+            };
+            let Schedule { flags, nice, priority, runtime, deadline, period, .. } = schedule;
+            let mut text = format!("schedule by {name}, nice {nice}, priority {priority}, flags {flags:#x}");
+            if *deadline != 0 {
+                text = format!("{text}, {runtime} of {deadline} ns each {period} ns");
+            }
+            text
+        }
+        Step::IoPriority(word) => format!("I/O priority class {}, level {}", word >> 13, word & 0x1fff),
+        Step::Affinity(cpus) => format!("run on cpus {}", bit_list(cpus)),
+        Step::MemoryPolicy(policy) => {
+            format!("memory policy {:#x} on nodes {}", policy.mode, bit_list(&policy.nodes))
+        }
+        Step::Personality(word) => format!("execution domain {word:#x}"),
+        other => format!("{other:?}"),
+    }
+}
+
+/// A bit mask as the kernel writes lists: `0-3,7`.
+fn bit_list(mask: &[u64]) -> String {
+    let set = |bit: usize| mask.get(bit / 64).is_some_and(|word| word >> (bit % 64) & 1 == 1);
+    let mut parts = Vec::new();
+    let mut bit = 0;
+    while bit < mask.len() * 64 {
+        if !set(bit) {
+            bit += 1;
+            continue;
+        }
+        let first = bit;
+        while set(bit + 1) {
+            bit += 1;
+        }
+        parts.push(if first == bit { first.to_string() } else { format!("{first}-{bit}") });
+        bit += 1;
+    }
+    if parts.is_empty() { "none".to_owned() } else { parts.join(",") }
+}
+
 fn end_sentence(step: &Step) -> String {
     match step {
         Step::FileModeMask(mask) => format!("umask {mask:03o}"),
@@ -106,6 +180,7 @@ fn end_sentence(step: &Step) -> String {
         Step::NoNewPrivileges => "no new privileges".to_owned(),
         Step::ChangeDirectory(path) => format!("change directory to {}", lossy(path)),
         Step::VerifyDirectory(path) => format!("verify directory {}", lossy(path)),
+        Step::Meet => "let the parent act on the namespaces, wait for its byte".to_owned(),
         Step::Park => PARK.to_owned(),
         Step::FindCommand { candidates } => {
             let list: Vec<_> = candidates.iter().map(|c| lossy(c)).collect();
@@ -135,6 +210,10 @@ fn describe(prepare: &Prepare) -> String {
         Prepare::Group { path, readonly } => {
             format!("control group {}{}", path.display(), if *readonly { " read-only" } else { "" })
         }
+        Prepare::FileSystem(plan) => describe_file_system(plan),
+        Prepare::CopyUp { plan, below } => {
+            format!("{} with a copy of {}", describe_file_system(plan), below.display())
+        }
         Prepare::Null => "/dev/null".to_owned(),
         Prepare::Namespace { kind, path } => format!("{kind} namespace {}", path.display()),
         Prepare::Given { kind, .. } => format!("the pod's {kind} namespace"),
@@ -155,6 +234,15 @@ fn describe_bind(bind: &BindPlan) -> String {
         text = format!("{text} {part}");
     }
     text
+}
+
+fn describe_file_system(plan: &FreshPlan) -> String {
+    let mut options = attribute_names(plan.attributes, "");
+    for (key, value) in &plan.options {
+        options.push(value.as_ref().map_or_else(|| key.clone(), |value| format!("{key}={value}")));
+    }
+    let options = if options.is_empty() { String::new() } else { format!(" ({})", options.join(",")) };
+    format!("{} {}{options}", plan.fstype, plan.source)
 }
 
 fn fresh(mount: &FreshMount, target: &Target, propagated: bool) -> String {

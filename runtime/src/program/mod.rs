@@ -3,13 +3,17 @@
 //! Owns the order of things. Each rule of order stands where the step is appended, with its reason.
 
 mod explain;
+mod hook;
 
-pub use explain::{EXECUTE, FIND_COMMAND, PARK};
+pub use explain::{EXECUTE, Explanation, FIND_COMMAND, PARK};
+pub use hook::HookPlace;
 
 use crate::error::Kind;
 use crate::host::CgroupLayout;
 use crate::namespace::NamespaceKind;
-use crate::plan::{BindPlan, Delivery, DevicePlan, FreshPlan, MountPlan, NamespaceSource, Plan, ProcessPlan};
+use crate::plan::{
+    BindPlan, Delivery, DevicePlan, FreshPlan, MountPlan, NamespaceSource, Plan, ProcessPlan, Scheduling,
+};
 use crate::rootfs::Rootfs;
 use crate::sys::raw::MountAttr;
 use crate::sys::step::{CapabilityMasks, FreshMount, Handle, Node, Step, StringTable, Target, TargetKind};
@@ -28,6 +32,13 @@ pub enum Prepare {
     Group {
         path: PathBuf,
         readonly: bool,
+    },
+    /// A file system of the host's own making.
+    FileSystem(FreshPlan),
+    /// A tmpfs that begins as a copy of a directory of the root filesystem.
+    CopyUp {
+        plan: FreshPlan,
+        below: PathBuf,
     },
     /// The host's /dev/null, for masks.
     Null,
@@ -60,6 +71,17 @@ pub enum PidNamespace {
     OfProcess(Handle),
 }
 
+/// Where a program stops until it is started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parking {
+    /// Nowhere.
+    Not,
+    /// The command is looked up after the byte: it may appear until then.
+    CommandOpen,
+    /// The command is looked up before: a container whose command is missing is never created.
+    CommandFound,
+}
+
 /// All a launch does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Program {
@@ -67,22 +89,30 @@ pub struct Program {
     /// CLONE_NEW* for clone3.
     pub new_namespaces: u32,
     pub pid_namespace: PidNamespace,
+    /// CPUs that the process is born on, before it is in its control group.
+    pub birth_cpus: Option<Vec<u64>>,
     pub steps: Vec<Step>,
 }
 
 impl Program {
     /// The program that creates a container.
-    pub fn create(plan: &Plan) -> Result<Self> {
+    pub fn create(plan: &Plan, parking: Parking) -> Result<Self> {
         let mut builder = Builder::default();
         let pid_namespace = builder.birth(plan);
         builder.tree(plan)?;
         let late_namespace = plan.new_cgroup_namespace() && plan.cgroup_layout == CgroupLayout::V1;
-        builder.process_end(&plan.process, true, late_namespace)?;
+        builder.process_end(&plan.process, parking, late_namespace)?;
         let new = plan.namespaces.iter().filter(|n| n.source == NamespaceSource::New);
         // The cgroup namespace is made after the group was joined.
         let new_namespaces =
             new.filter(|n| n.kind != NamespaceKind::Cgroup).fold(0, |flags, n| flags | n.kind.clone_flag());
-        Ok(Self { prepare: builder.prepare, new_namespaces, pid_namespace, steps: builder.steps })
+        Ok(Self {
+            prepare: builder.prepare,
+            new_namespaces,
+            pid_namespace,
+            birth_cpus: None,
+            steps: builder.steps,
+        })
     }
 
     /// The program that becomes the first process of a shared PID namespace: nothing to see, nothing to do, no rights.
@@ -106,7 +136,13 @@ impl Program {
         ];
         let new_namespaces = (libc::CLONE_NEWPID | libc::CLONE_NEWNS) as u32;
         let pid_namespace = PidNamespace::Inherited;
-        Self { prepare: builder.prepare, new_namespaces, pid_namespace, steps: steps.into() }
+        Self {
+            prepare: builder.prepare,
+            new_namespaces,
+            pid_namespace,
+            birth_cpus: None,
+            steps: steps.into(),
+        }
     }
 
     /// The program that starts a process inside a container whose first process is behind [`Prepare::Target`].
@@ -114,15 +150,18 @@ impl Program {
         let mut builder = Builder::default();
         builder.begin(process);
         let target = builder.handle(Prepare::Target);
-        let inside = libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWNET;
-        let kinds = (inside | libc::CLONE_NEWCGROUP) as u32;
-        builder.push(Step::JoinProcess { pidfd: target, kinds });
+        builder.join_process(target);
         if process.terminal {
             builder.push(Step::OpenTerminal);
         }
-        builder.process_end(process, false, false)?;
-        let pid_namespace = PidNamespace::OfProcess(target);
-        Ok(Self { prepare: builder.prepare, new_namespaces: 0, pid_namespace, steps: builder.steps })
+        builder.process_end(process, Parking::Not, false)?;
+        Ok(Self {
+            prepare: builder.prepare,
+            new_namespaces: 0,
+            pid_namespace: PidNamespace::OfProcess(target),
+            birth_cpus: process.scheduling.first_cpus.clone(),
+            steps: builder.steps,
+        })
     }
 }
 
@@ -140,6 +179,13 @@ impl Builder {
     fn handle(&mut self, prepare: Prepare) -> Handle {
         self.prepare.push(prepare);
         Handle(self.prepare.len() - 1)
+    }
+
+    /// All namespaces of the process behind `target` but that of pids, which the clone is born into.
+    fn join_process(&mut self, target: Handle) {
+        let inside = libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWNET;
+        let kinds = (inside | libc::CLONE_NEWCGROUP) as u32;
+        self.push(Step::JoinProcess { pidfd: target, kinds });
     }
 
     /// What comes first in every child, on the host's own tree: nothing an image could have put in our way.
@@ -201,12 +247,19 @@ impl Builder {
     fn tree(&mut self, plan: &Plan) -> Result<()> {
         let root = self.handle(Prepare::Root(plan.rootfs.clone()));
         self.push(Step::DetachPropagation);
-        self.push(Step::EnterRoot(root));
+        match &plan.root_place {
+            None => self.push(Step::EnterRoot(root)),
+            Some(place) => self.push(Step::HangRoot { root, at: path_text(place)? }),
+        }
         for mount in &plan.mounts {
             self.mount(mount)?;
         }
         if let Some(devices) = &plan.devices {
             self.device_tree(devices)?;
+        }
+        if plan.root_place.is_some() {
+            self.push(Step::Meet);
+            self.push(Step::Pivot);
         }
         if plan.process.terminal {
             self.push(Step::OpenTerminal);
@@ -244,6 +297,19 @@ impl Builder {
                 self.push(Step::Place { from, target });
             }
             Delivery::Fresh(fresh) => self.fresh(fresh, &mount.destination)?,
+            Delivery::Foreign(plan) => {
+                let from = self.handle(Prepare::FileSystem(plan.clone()));
+                self.push(Step::Place { from, target: target(&mount.destination, TargetKind::Directory)? });
+            }
+            Delivery::CopyUp(plan) => {
+                let from =
+                    self.handle(Prepare::CopyUp { plan: plan.clone(), below: mount.destination.clone() });
+                self.push(Step::Place { from, target: target(&mount.destination, TargetKind::Directory)? });
+            }
+            Delivery::Change(attr) => {
+                let path = relative(&mount.destination)?;
+                self.push(Step::SetAttributes { path, recursive: false, attr: *attr });
+            }
             Delivery::Groups { hierarchies, readonly } => {
                 self.groups(&mount.destination, hierarchies, *readonly)?
             }
@@ -258,6 +324,7 @@ impl Builder {
             source: text(&plan.source),
             options: plan.options.iter().map(option).collect(),
             attributes: plan.attributes,
+            inherit_mode: plan.fstype == "tmpfs" && !plan.options.iter().any(|(key, _)| key == "mode"),
         };
         let (propagation, recursive) = plan.propagation.unwrap_or((0, false));
         let propagation = (propagation != 0).then(|| MountAttr { propagation, ..MountAttr::default() });
@@ -317,11 +384,23 @@ impl Builder {
         Ok(())
     }
 
+    /// In the control group, whose CPUs, memory nodes and real-time share decide what is allowed; and still with the
+    /// rights of this process.
+    fn scheduling(&mut self, process: &ProcessPlan, entering: bool) {
+        let Scheduling { policy, io_priority, last_cpus, memory, domain, .. } = process.scheduling.clone();
+        // A deadline task may not choose its CPUs any more.
+        self.steps.extend(last_cpus.filter(|_| entering).map(Step::Affinity));
+        self.steps.extend(policy.map(Step::Schedule));
+        self.steps.extend(io_priority.map(Step::IoPriority));
+        self.steps.extend(memory.map(Step::MemoryPolicy));
+        self.steps.extend(domain.map(Step::Personality));
+    }
+
     /// From the finished tree to execve.
     fn process_end(
         &mut self,
         process: &ProcessPlan,
-        parked: bool,
+        parking: Parking,
         late_cgroup_namespace: bool,
     ) -> Result<()> {
         let uid = process.uid;
@@ -338,6 +417,7 @@ impl Builder {
         if late_cgroup_namespace {
             self.push(Step::NewCgroupNamespace);
         }
+        self.scheduling(process, parking == Parking::Not);
         // Before the working directory: no descriptor of the host may be left to name one.
         self.push(Step::CloseAll);
         let cwd = CString::new(process.cwd.as_os_str().as_bytes()).unwrap_or_default();
@@ -350,10 +430,12 @@ impl Builder {
         }
         self.push(Step::VerifyDirectory(cwd));
         self.push(Step::FileModeMask(process.umask));
-        if parked {
-            self.push(Step::Park);
+        let find = Step::FindCommand { candidates: process.candidates.clone() };
+        match parking {
+            Parking::Not => self.push(find),
+            Parking::CommandOpen => self.steps.extend([Step::Park, find]),
+            Parking::CommandFound => self.steps.extend([find, Step::Park]),
         }
-        self.push(Step::FindCommand { candidates: process.candidates.clone() });
         self.push(Step::UnblockSignals);
         // The very last step, so that the filter sees execve only: either no_new_privs is set, or CAP_SYS_ADMIN is still
         // effective, which execve takes away (capabilities(7): what a process may is computed anew from the bounding,
@@ -383,6 +465,12 @@ fn relative(path: &Path) -> Result<CString> {
     let below: &[u8] = if below.is_empty() { b"." } else { below };
     let error = || Error::new(Kind::Invalid, "program", format!("{}: contains a NUL byte", path.display()));
     CString::new(below).map_err(|_| error())
+}
+
+/// A path of the host's tree.
+fn path_text(path: &Path) -> Result<CString> {
+    let error = || Error::new(Kind::Invalid, "program", format!("{}: contains a NUL byte", path.display()));
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| error())
 }
 
 /// Plans hold no NUL bytes; should one slip through, the text ends there.

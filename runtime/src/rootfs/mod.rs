@@ -1,8 +1,11 @@
 //! Root filesystems and mounts as values: everything is made detached, as descriptors, and only placed by the child.
 
+mod copy;
 mod legacy;
+mod options;
 mod overlay;
 
+pub use copy::copy_tree;
 pub use overlay::mount_overlay;
 
 use crate::error::Kind;
@@ -61,6 +64,52 @@ fn clone_directory(path: &Path, readonly: bool) -> Result<OwnedFd> {
     let attr = MountAttr { set, propagation: libc::MS_PRIVATE, ..MountAttr::default() };
     mount::set_attributes(&tree, true, &attr).map_err(error)?;
     Ok(tree)
+}
+
+/// Places a detached mount at the directory `path` of the host.
+pub fn attach(mount: &impl std::os::fd::AsFd, path: &Path) -> Result<()> {
+    rustix::mount::move_mount(
+        mount,
+        c"",
+        rustix::fs::CWD,
+        path,
+        rustix::mount::MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )
+    .map_err(|e| Error::sys("place mount", path.display().to_string(), e))
+}
+
+/// The directory `path` below `root`, as if `root` were `/`, by its name on the host.
+///
+/// # Errors
+/// `NotFound`; `Invalid` for what is no directory.
+pub fn directory_in_root(root: &Path, path: &Path) -> Result<PathBuf> {
+    let error = |e: rustix::io::Errno| {
+        let error = Error::sys("find directory", format!("{} in {}", path.display(), root.display()), e);
+        if e == rustix::io::Errno::NOTDIR { error.with_kind(Kind::Invalid) } else { error }
+    };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let opened = rustix::fs::open(root, flags, Mode::empty()).map_err(error)?;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let inside = openat2(&opened, path, flags, Mode::empty(), resolve).map_err(error)?;
+    let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&inside));
+    std::fs::read_link(&link).map_err(|e| Error::sys("find directory", path.display().to_string(), e))
+}
+
+/// Opens the directory `path` below `root` as if `root` were `/`; none if nothing is there.
+pub fn open_directory_in_root(root: &impl std::os::fd::AsFd, path: &Path) -> Result<Option<OwnedFd>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    loop {
+        match openat2(root, path, flags, Mode::empty(), resolve) {
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::NOENT) => return Ok(None),
+            Err(errno) => {
+                let what = path.display().to_string();
+                return Err(Error::sys("open in the root filesystem", what, errno));
+            }
+            Ok(directory) => return Ok(Some(directory)),
+        }
+    }
 }
 
 /// Opens the regular file `path` for reading below `root` as if `root` were `/` (openat2 RESOLVE_IN_ROOT): no symlink

@@ -23,6 +23,19 @@ pub(super) enum Abi {
     Loongarch64,
 }
 
+/// What [`Abi::from_oci`] takes, in OCI's words.
+pub(super) const OCI_NAMES: [&str; 9] = [
+    "SCMP_ARCH_AARCH64",
+    "SCMP_ARCH_ARM",
+    "SCMP_ARCH_LOONGARCH64",
+    "SCMP_ARCH_PPC64LE",
+    "SCMP_ARCH_RISCV64",
+    "SCMP_ARCH_S390X",
+    "SCMP_ARCH_X32",
+    "SCMP_ARCH_X86",
+    "SCMP_ARCH_X86_64",
+];
+
 impl Abi {
     /// The architecture this program was built for.
     pub(super) fn native() -> Option<Self> {

@@ -79,6 +79,23 @@ pub fn default_profile(capabilities: &HashSet<Capability>) -> LinuxSeccomp {
     default::profile(abi::Abi::native(), capabilities)
 }
 
+/// Filter flags of OCI that this kernel knows, each with whether it does (linux/seccomp.h). TSYNC means nothing to a
+/// process of one thread and is known everywhere.
+pub fn kernel_flags() -> [(&'static str, bool); 4] {
+    let known = |flag| crate::sys::seccomp::knows_flag(flag);
+    [
+        ("SECCOMP_FILTER_FLAG_TSYNC", true),
+        ("SECCOMP_FILTER_FLAG_SPEC_ALLOW", known(FLAG_SPEC_ALLOW)),
+        ("SECCOMP_FILTER_FLAG_LOG", known(FLAG_LOG)),
+        ("SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV", known(FLAG_WAIT_KILLABLE_RECV | FLAG_NEW_LISTENER)),
+    ]
+}
+
+/// Architectures that a profile may name, in OCI's words.
+pub fn known_architectures() -> Vec<&'static str> {
+    abi::OCI_NAMES.into()
+}
+
 fn native() -> Result<abi::Abi> {
     abi::Abi::native().ok_or_else(|| {
         Error::new(Kind::Unsupported, "compile seccomp profile", std::env::consts::ARCH)

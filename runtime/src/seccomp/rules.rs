@@ -80,9 +80,6 @@ impl Rules {
         for call in calls {
             check(call)?;
         }
-        if profile.default_action() == LinuxSeccompAction::ScmpActNotify {
-            return Err(invalid("default action", "SCMP_ACT_NOTIFY would stop the container's own start"));
-        }
         let sections = listed(native, profile).into_iter().map(|(audit, abis)| {
             let ranges = ranges(&abis, calls, default, lets_through(profile.default_action()));
             Section { audit, ranges }
@@ -91,7 +88,8 @@ impl Rules {
             sections: sections.collect(),
             default,
             big_endian: native.big_endian(),
-            notify: calls.iter().any(|call| call.action() == LinuxSeccompAction::ScmpActNotify),
+            notify: profile.default_action() == LinuxSeccompAction::ScmpActNotify
+                || calls.iter().any(|call| call.action() == LinuxSeccompAction::ScmpActNotify),
         })
     }
 }
@@ -255,13 +253,6 @@ fn check(call: &LinuxSyscall) -> Result<()> {
         return Err(invalid(format!("rule for [{names}]"), "names no call"));
     }
     action(call.action(), call.errno_ret()).map_err(|why| invalid(format!("rule for [{names}]"), why))?;
-    // The child reports its last step by write(2); runc refuses this for the same reason.
-    if call.action() == LinuxSeccompAction::ScmpActNotify && call.names().iter().any(|name| name == "write") {
-        return Err(invalid(
-            "rule for [write]",
-            "SCMP_ACT_NOTIFY on write would stop the container's own start",
-        ));
-    }
     match call.args().iter().flatten().find(|arg| arg.index() >= ARGUMENTS) {
         Some(arg) => {
             Err(invalid(format!("rule for [{names}]"), format!("argument index {} is above 5", arg.index())))

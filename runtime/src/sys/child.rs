@@ -12,6 +12,16 @@ pub const PARKED: u32 = u32::MAX;
 /// `Report::step` of the message that carries the terminal's master.
 pub const TERMINAL: u32 = u32::MAX - 1;
 
+/// `Report::step` of a child that waits at [`Step::Meet`].
+pub const MET: u32 = u32::MAX - 2;
+
+/// `Report::step` of a child about to load a filter with a listener; a page to share and its own pidfd come beside it.
+pub const LISTENER: u32 = u32::MAX - 3;
+/// The byte that starts a parked child.
+pub const START: u8 = 1;
+/// The byte that makes a child parked on a listening socket leave.
+pub const LEAVE: u8 = 0;
+
 /// A descriptor of the script for something that is not there and need not be: its placement is skipped.
 pub const ABSENT: i32 = -1;
 
@@ -39,12 +49,16 @@ pub struct Script<'a> {
     pub descriptors: &'a [i32],
     /// Child's end of the report socket; above 2.
     pub socket: i32,
+    /// A listening SOCK_SEQPACKET socket on which the start byte arrives, or [`ABSENT`]: then it comes by `socket`.
+    pub listener: i32,
     /// What becomes 0, 1, 2; above 2.
     pub stdio: [i32; 3],
     /// Version 1 `tasks` files.
     pub tasks: &'a [i32],
-    /// Every descriptor above, sorted ascending.
+    /// Every descriptor above and those that the process keeps through execve, sorted ascending.
     pub keep: &'a [i32],
+    /// What is still needed once the tree is made: the sockets, and what is kept through execve; sorted.
+    pub stay: &'a [i32],
     pub filter: &'a [libc::sock_filter],
     pub filter_flags: u32,
     /// Device and inode of our own program, which no container may run (CVE-2019-5736).
@@ -106,6 +120,8 @@ impl Child<'_> {
             Step::MountFresh { .. }
             | Step::Place { .. }
             | Step::EnterRoot(_)
+            | Step::HangRoot { .. }
+            | Step::Pivot
             | Step::DetachPropagation
             | Step::MakeDirectory(_)
             | Step::Symlink { .. }
@@ -116,6 +132,7 @@ impl Child<'_> {
             | Step::OpenTerminal
             | Step::BindConsole => self.file_system_step(step),
             Step::Park => self.park(),
+            Step::Meet => self.meet(),
             _ => self.process_step(step),
         }
     }
@@ -129,56 +146,107 @@ impl Child<'_> {
         let _ = self.send(report, None);
     }
 
-    /// One message on the socket, with a descriptor beside it if there is one. MSG_NOSIGNAL: a parent that is gone must
-    /// not kill us by SIGPIPE before we can leave.
     pub(super) fn send(&self, report: Report, descriptor: Option<i32>) -> Raw<()> {
+        match descriptor {
+            Some(descriptor) => self.send_with(report, [descriptor]),
+            None => self.send_with(report, []),
+        }
+    }
+
+    /// One message on the socket, with descriptors beside it. MSG_NOSIGNAL: a parent that is gone must not kill us by
+    /// SIGPIPE before we can leave.
+    pub(super) fn send_with<const N: usize>(&self, report: Report, descriptors: [i32; N]) -> Raw<()> {
         let mut vector =
             libc::iovec { iov_base: (&raw const report).cast_mut().cast(), iov_len: size_of::<Report>() };
-        let mut control = Rights::new(descriptor.unwrap_or(-1));
+        let mut control = Rights::new(descriptors);
         // SAFETY: all-zero is a valid msghdr.
         let mut message: libc::msghdr = unsafe { core::mem::zeroed() };
         message.msg_iov = &raw mut vector;
         message.msg_iovlen = 1;
-        if descriptor.is_some() {
+        if N > 0 {
             message.msg_control = (&raw mut control).cast();
-            message.msg_controllen = size_of::<Rights>() as _;
+            message.msg_controllen = size_of::<Rights<N>>() as _;
         }
         let flags = libc::MSG_NOSIGNAL as usize;
         let socket = word(self.script.socket);
         call(libc::SYS_sendmsg, [socket, &raw const message as usize, flags, 0, 0, 0]).map(drop)
     }
 
+    /// Says that the namespaces are there and waits for the parent, whose end is ours.
+    fn meet(&self) -> Raw<()> {
+        self.send(Report { step: MET, errno: 0 }, None)?;
+        match receive_byte(self.script.socket) {
+            Some(_) => Ok(()),
+            None => exit(),
+        }
+    }
+
     /// Says "parked" and waits for one byte. No byte but an end: whoever could start us is gone, so we go too.
     fn park(&self) -> Raw<()> {
         self.send(Report { step: PARKED, errno: 0 }, None)?;
-        let mut byte = 0u8;
+        if self.script.listener != ABSENT {
+            return self.park_listening();
+        }
+        match receive_byte(self.script.socket) {
+            Some(_) => Ok(()),
+            None => exit(),
+        }
+    }
+
+    /// Whoever can reach the listening socket may start us, now or after our maker's death. A visitor that leaves without
+    /// a word only looked whether we wait.
+    fn park_listening(&self) -> Raw<()> {
+        let listener = self.script.listener;
         loop {
-            let args = [word(self.script.socket), &raw mut byte as usize, 1, 0, 0, 0];
-            match call(libc::SYS_recvfrom, args) {
-                Ok(1) => return Ok(()),
-                Err(libc::EINTR) => {}
-                _ => exit(),
+            let accepted = match call(libc::SYS_accept4, [word(listener), 0, 0, CLOEXEC, 0, 0]) {
+                Ok(accepted) => Fd(accepted as i32),
+                Err(libc::EINTR | libc::ECONNABORTED) => continue,
+                Err(errno) => return Err(errno),
+            };
+            match receive_byte(accepted.0) {
+                Some(START) => {
+                    // From here on reports go to whoever started us, and nobody else can.
+                    let onto = [word(accepted.0), word(self.script.socket), CLOEXEC, 0, 0, 0];
+                    call(libc::SYS_dup3, onto)?;
+                    raw::close(listener);
+                    return Ok(());
+                }
+                Some(_) => exit(),
+                None => {}
             }
         }
     }
 }
 
-/// A control message with one descriptor, laid out as CMSG_SPACE(4) asks.
-#[repr(C, align(8))]
-struct Rights {
-    header: libc::cmsghdr,
-    descriptor: i32,
-    padding: i32,
+const CLOEXEC: usize = libc::O_CLOEXEC as usize;
+
+/// The byte of the next message; none at the end, or when reading fails.
+fn receive_byte(socket: i32) -> Option<u8> {
+    let mut byte = 0u8;
+    loop {
+        match call(libc::SYS_recvfrom, [word(socket), &raw mut byte as usize, 1, 0, 0, 0]) {
+            Ok(1) => return Some(byte),
+            Err(libc::EINTR) => {}
+            _ => return None,
+        }
+    }
 }
 
-impl Rights {
-    fn new(descriptor: i32) -> Self {
+/// A control message with descriptors, laid out as CMSG_SPACE asks (the alignment pads the end).
+#[repr(C, align(8))]
+struct Rights<const N: usize> {
+    header: libc::cmsghdr,
+    descriptors: [i32; N],
+}
+
+impl<const N: usize> Rights<N> {
+    fn new(descriptors: [i32; N]) -> Self {
         // SAFETY: all-zero is a valid cmsghdr.
         let mut header: libc::cmsghdr = unsafe { core::mem::zeroed() };
-        header.cmsg_len = (size_of::<libc::cmsghdr>() + size_of::<i32>()) as _;
+        header.cmsg_len = (size_of::<libc::cmsghdr>() + N * size_of::<i32>()) as _;
         header.cmsg_level = libc::SOL_SOCKET;
         header.cmsg_type = libc::SCM_RIGHTS;
-        Self { header, descriptor, padding: 0 }
+        Self { header, descriptors }
     }
 }
 

@@ -3,7 +3,7 @@
 //! After [`Step::EnterRoot`] the working directory is the container's root, and every path is resolved below it by
 //! openat2 RESOLVE_IN_ROOT without magic links; what is then acted on is the descriptor, never the path again.
 
-use super::child::{ABSENT, Child, Fd, Report, TERMINAL, forgive};
+use super::child::{ABSENT, Child, Fd, Report, TERMINAL, forgive, open_host};
 use super::raw::{self, MountAttr, OpenHow, Raw, call, ptr, word};
 use super::step::{FreshMount, Node, Step, Target, TargetKind};
 use std::ffi::CStr;
@@ -24,6 +24,8 @@ impl Child<'_> {
                 raw::mount_setattr(HERE, c"/", true, &private).map(drop)
             }
             Step::EnterRoot(root) => enter_root(self.descriptor(*root)?),
+            Step::HangRoot { root, at } => hang_root(self.descriptor(*root)?, at),
+            Step::Pivot => pivot(),
             Step::MountFresh { mount, target, propagation, recursive } => {
                 self.mount_fresh(mount, target, propagation.as_ref().map(|p| (p, *recursive)))
             }
@@ -60,7 +62,8 @@ impl Child<'_> {
         target: &Target,
         propagation: Option<(&MountAttr, bool)>,
     ) -> Raw<()> {
-        let made = make_mount(mount)?;
+        let mode = if mount.inherit_mode { existing_mode(target)? } else { None };
+        let made = make_mount(mount, mode)?;
         if let Some((attr, recursive)) = propagation {
             raw::mount_setattr(made.0, c"", recursive, attr)?;
         }
@@ -128,18 +131,43 @@ impl Child<'_> {
 fn enter_root(root: i32) -> Raw<()> {
     raw::move_mount(root, HERE, c"/")?;
     call(libc::SYS_fchdir, [word(root), 0, 0, 0, 0, 0])?;
+    pivot()
+}
+
+fn hang_root(root: i32, at: &CStr) -> Raw<()> {
+    let onto = Fd(open_host(at, libc::O_PATH | libc::O_DIRECTORY)?);
+    raw::move_mount(root, onto.0, c"")?;
+    call(libc::SYS_fchdir, [word(root), 0, 0, 0, 0, 0]).map(drop)
+}
+
+/// Makes the working directory, which is a mount, the root.
+fn pivot() -> Raw<()> {
     call(libc::SYS_pivot_root, [ptr(c"."), ptr(c"."), 0, 0, 0, 0])?;
     call(libc::SYS_umount2, [ptr(c"."), libc::MNT_DETACH as usize, 0, 0, 0, 0])?;
     call(libc::SYS_chdir, [ptr(c"/"), 0, 0, 0, 0, 0]).map(drop)
 }
 
-fn make_mount(mount: &FreshMount) -> Raw<Fd> {
+/// Permission bits of a directory, if it is there.
+fn existing_mode(target: &Target) -> Raw<Option<u32>> {
+    match open_existing(&target.path, 0) {
+        Ok(at) => Ok(Some(mode_of(at.0)? & 0o7777)),
+        Err(libc::ENOENT) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+fn make_mount(mount: &FreshMount, mode: Option<u32>) -> Raw<Fd> {
     const CLOEXEC: usize = 1;
     let context = Fd(call(libc::SYS_fsopen, [ptr(&mount.fstype), CLOEXEC, 0, 0, 0, 0])? as i32);
     let configure = |command: usize, key: usize, value: usize| {
         call(libc::SYS_fsconfig, [word(context.0), command, key, value, 0, 0]).map(drop)
     };
     configure(FSCONFIG_SET_STRING, ptr(c"source"), ptr(&mount.source))?;
+    if let Some(mode) = mode {
+        let digit = |shift: u32| b'0' + (mode >> shift & 7) as u8;
+        let octal = [digit(9), digit(6), digit(3), digit(0), 0];
+        configure(FSCONFIG_SET_STRING, ptr(c"mode"), octal.as_ptr() as usize)?;
+    }
     for (key, value) in &mount.options {
         match value {
             Some(value) => configure(FSCONFIG_SET_STRING, ptr(key), ptr(value))?,

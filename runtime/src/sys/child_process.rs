@@ -2,19 +2,19 @@
 
 use super::child::{Child, Fd, exit, forgive, open_host, write_all};
 use super::raw::{Raw, call, ptr, word};
-use super::step::{CapabilityMasks, Step, StringTable};
+use super::step::{CapabilityMasks, MemoryPolicy, Schedule, Step, StringTable};
 use std::ffi::{CStr, CString};
 
 const LAST_CAPABILITY: usize = 63;
 const SIGNALS: usize = 64;
+/// SECCOMP_FILTER_FLAG_NEW_LISTENER, linux/seccomp.h.
+const FLAG_NEW_LISTENER: u32 = 1 << 3;
 
 impl Child<'_> {
     pub(super) fn process_step(&mut self, step: &Step) -> Raw<()> {
         match step {
-            Step::CloseForeign => self.close_foreign(),
-            Step::CloseAll => {
-                close_gap(3, self.script.socket).and_then(|()| close_from(self.script.socket + 1))
-            }
+            Step::CloseForeign => close_all_but(self.script.keep),
+            Step::CloseAll => close_all_but(self.script.stay),
             Step::ResetSignals => reset_signals(),
             Step::NewSession => call(libc::SYS_setsid, [0; 6]).map(drop),
             Step::WriteProc { path, value, forgive: errno } => {
@@ -33,6 +33,11 @@ impl Child<'_> {
             }
             Step::ResourceLimit { resource, soft, hard } => set_limit(*resource, *soft, *hard),
             Step::EnterCgroup => self.enter_cgroup(),
+            Step::Schedule(schedule) => set_schedule(schedule),
+            Step::IoPriority(word) => set_io_priority(*word),
+            Step::Affinity(cpus) => set_affinity(cpus),
+            Step::MemoryPolicy(policy) => set_memory_policy(policy),
+            Step::Personality(word) => call(libc::SYS_personality, [*word as usize, 0, 0, 0, 0, 0]).map(drop),
             Step::FileModeMask(mask) => call(libc::SYS_umask, [*mask as usize, 0, 0, 0, 0, 0]).map(drop),
             Step::BoundingSet(mask) => drop_bounding(*mask),
             Step::Credentials { uid, gid, groups } => set_credentials(*uid, *gid, groups),
@@ -50,19 +55,11 @@ impl Child<'_> {
         }
     }
 
-    /// Closes everything between and after the descriptors of the script.
-    fn close_foreign(&self) -> Raw<()> {
-        let mut next = 3;
-        for &fd in self.script.keep {
-            close_gap(next, fd)?;
-            next = fd + 1;
-        }
-        close_from(next)
-    }
-
     fn standard_streams(&self, uid: u32) -> Raw<()> {
         for (target, &given) in self.script.stdio.iter().enumerate() {
             let from = self.terminal.unwrap_or(given);
+            let own = is_null(from).then(open_null).flatten();
+            let from = own.as_ref().map_or(from, |null| null.0);
             give_to(from, uid);
             call(libc::SYS_dup3, [word(from), target, 0, 0, 0, 0])?;
         }
@@ -119,8 +116,12 @@ impl Child<'_> {
             filter: self.script.filter.as_ptr().cast_mut(),
         };
         const SET_MODE_FILTER: usize = 1;
-        let flags = self.script.filter_flags as usize;
-        call(libc::SYS_seccomp, [SET_MODE_FILTER, flags, &raw const program as usize, 0, 0, 0]).map(drop)
+        let flags = self.script.filter_flags;
+        if flags & FLAG_NEW_LISTENER != 0 {
+            return self.install_with_listener(&program, flags);
+        }
+        call(libc::SYS_seccomp, [SET_MODE_FILTER, flags as usize, &raw const program as usize, 0, 0, 0])
+            .map(drop)
     }
 
     fn execute(&self, argv: &StringTable, env: &StringTable) -> Raw<()> {
@@ -134,6 +135,16 @@ fn execute_descriptor(fd: i32, argv: &StringTable) -> Raw<()> {
     let (env, flags) = (&raw const no_environment as usize, libc::AT_EMPTY_PATH as usize);
     call(libc::SYS_execveat, [word(fd), ptr(c""), argv.address(), env, flags, 0])?;
     exit()
+}
+
+/// Closes everything above the streams but what a sorted list names.
+fn close_all_but(keep: &[i32]) -> Raw<()> {
+    let mut next = 3;
+    for &fd in keep {
+        close_gap(next, fd)?;
+        next = fd + 1;
+    }
+    close_from(next)
 }
 
 fn close_gap(first: i32, after: i32) -> Raw<()> {
@@ -178,6 +189,22 @@ fn set_name(number: libc::c_long, name: &CStr) -> Raw<()> {
     call(number, [ptr(name), name.count_bytes(), 0, 0, 0, 0]).map(drop)
 }
 
+fn is_null(fd: i32) -> bool {
+    // SAFETY: all-zero is a valid stat.
+    let mut stat: libc::stat = unsafe { core::mem::zeroed() };
+    let known = call(libc::SYS_fstat, [word(fd), &raw mut stat as usize, 0, 0, 0, 0]).is_ok();
+    known && stat.st_mode & libc::S_IFMT == libc::S_IFCHR && stat.st_rdev == libc::makedev(1, 3)
+}
+
+/// The container's own null device: CRIU cannot name a file of a mount that is not the container's. Whatever else is at
+/// that path is not used, and must not hold us up.
+fn open_null() -> Option<Fd> {
+    let flags = libc::O_RDWR | libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_NOFOLLOW;
+    let null = Fd(open_host(c"/dev/null", flags).ok()?);
+    call(libc::SYS_fcntl, [word(null.0), libc::F_SETFL as usize, libc::O_RDWR as usize, 0, 0, 0]).ok()?;
+    is_null(null.0).then_some(null)
+}
+
 /// Pipes and terminals go to the user, so that `/dev/stdout` can be opened; files of the host keep their owner, and a
 /// refusal does not matter.
 fn give_to(fd: i32, uid: u32) {
@@ -196,6 +223,48 @@ fn give_to(fd: i32, uid: u32) {
 fn set_limit(resource: u32, soft: u64, hard: u64) -> Raw<()> {
     let limit = [soft, hard];
     call(libc::SYS_prlimit64, [0, resource as usize, limit.as_ptr() as usize, 0, 0, 0]).map(drop)
+}
+
+/// `struct sched_attr` (linux/sched/types.h), its first published size.
+#[repr(C)]
+struct SchedAttr {
+    size: u32,
+    policy: u32,
+    flags: u64,
+    nice: i32,
+    priority: u32,
+    runtime: u64,
+    deadline: u64,
+    period: u64,
+    util_min: u32,
+    util_max: u32,
+}
+
+fn set_schedule(asked: &Schedule) -> Raw<()> {
+    let Schedule { policy, flags, nice, priority, runtime, deadline, period } = *asked;
+    let size = size_of::<SchedAttr>() as u32;
+    let (util_min, util_max) = (0, 0);
+    let attr =
+        SchedAttr { size, policy, flags, nice, priority, runtime, deadline, period, util_min, util_max };
+    call(libc::SYS_sched_setattr, [0, &raw const attr as usize, 0, 0, 0, 0]).map(drop)
+}
+
+fn set_io_priority(word: u32) -> Raw<()> {
+    const WHO_PROCESS: usize = 1;
+    call(libc::SYS_ioprio_set, [WHO_PROCESS, 0, word as usize, 0, 0, 0]).map(drop)
+}
+
+fn set_affinity(cpus: &[u64]) -> Raw<()> {
+    call(libc::SYS_sched_setaffinity, [0, size_of_val(cpus), cpus.as_ptr() as usize, 0, 0, 0]).map(drop)
+}
+
+/// The kernel looks at one bit less than it is told of.
+fn set_memory_policy(policy: &MemoryPolicy) -> Raw<()> {
+    let (nodes, bits) = match policy.nodes.len() {
+        0 => (0, 0),
+        length => (policy.nodes.as_ptr() as usize, length * 64 + 1),
+    };
+    call(libc::SYS_set_mempolicy, [policy.mode as usize, nodes, bits, 0, 0, 0]).map(drop)
 }
 
 fn prctl(option: i32, a: usize, b: usize) -> Raw {

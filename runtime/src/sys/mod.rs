@@ -6,6 +6,7 @@
 //! | `raw` | the system call instruction, no libc, no errno, usable after clone3 |
 //! | `step` | the vocabulary of the child: pure data, no calls |
 //! | `child`, `child_mount`, `child_process` | the interpreter that runs in the child between clone3 and execve |
+//! | `child_listener`, `listener` | handing a seccomp listener over, the child's and the parent's side |
 //! | `clone` | clone3 itself: signals, stack, pidfd |
 //! | `exe` | our own program, out of reach for containers |
 //! | `mount` | detached mounts made by the parent |
@@ -19,10 +20,12 @@
 
 pub(crate) mod bpf;
 pub mod child;
+mod child_listener;
 mod child_mount;
 mod child_process;
 pub mod clone;
 pub mod exe;
+pub mod listener;
 pub mod mount;
 pub mod namespace;
 pub mod network;

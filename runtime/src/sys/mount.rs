@@ -20,6 +20,11 @@ pub fn clone_fd(fd: impl AsFd, recursive: bool) -> io::Result<OwnedFd> {
     owned(raw::clone_tree(fd.as_fd().as_raw_fd(), c"", recursive))
 }
 
+/// Whether a descriptor is of procfs.
+pub fn is_procfs(fd: impl AsFd) -> io::Result<bool> {
+    Ok(rustix::fs::fstatfs(fd)?.f_type == libc::PROC_SUPER_MAGIC)
+}
+
 /// mount_setattr(2) on a detached tree.
 pub fn set_attributes(mount: impl AsFd, recursive: bool, attr: &MountAttr) -> io::Result<()> {
     let fd = mount.as_fd().as_raw_fd();

@@ -1,8 +1,14 @@
 //! Small calls on processes and terminals.
 
+use super::raw::call;
 use rustix::process::{PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+/// SIGKILL; a process that has ended already is no error.
+pub fn kill(pidfd: impl AsFd) {
+    let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+}
 
 /// Kills and reaps a child that failed before anybody else knew of it.
 pub fn end(pidfd: impl AsFd) {
@@ -47,6 +53,17 @@ pub fn raised(fd: OwnedFd) -> io::Result<OwnedFd> {
     if fd.as_raw_fd() > 2 { Ok(fd) } else { above_streams(fd) }
 }
 
+/// Descriptors above the standard streams that will outlive execve. Ask first thing in a program: what its caller passed.
+pub fn inherited() -> Vec<i32> {
+    let entries = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    // SAFETY: F_GETFD reads one flag of a number; of one that is not open (the listing's own) it fails with EBADF.
+    let kept = |fd: &i32| *fd > 2 && unsafe { libc::fcntl(*fd, libc::F_GETFD) } == 0;
+    let mut kept: Vec<i32> = numbers.filter(kept).collect();
+    kept.sort_unstable();
+    kept
+}
+
 /// Nobody inside a container may look into this process or its children before execve: memory, descriptors, `exe`.
 pub fn forbid_inspection() -> io::Result<()> {
     Ok(rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?)
@@ -65,6 +82,21 @@ pub fn sealed_program(name: &str, content: &[u8]) -> io::Result<OwnedFd> {
     let mut file = std::fs::File::from(memory);
     file.write_all(content)?;
     fcntl_add_seals(&file, SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE)?;
+    Ok(file.into())
+}
+
+/// sched_setaffinity(2) for this thread and its children to come: CPU n at bit n, low word first.
+pub fn run_on(cpus: &[u64]) -> io::Result<()> {
+    let args = [0, size_of_val(cpus), cpus.as_ptr() as usize, 0, 0, 0];
+    call(libc::SYS_sched_setaffinity, args).map(drop).map_err(io::Error::from_raw_os_error)
+}
+
+/// A file in memory with this content, ready to be read from its beginning.
+pub fn memory_file(name: &str, content: &[u8]) -> io::Result<OwnedFd> {
+    use std::io::{Seek, Write};
+    let mut file = std::fs::File::from(rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC)?);
+    file.write_all(content)?;
+    file.rewind()?;
     Ok(file.into())
 }
 

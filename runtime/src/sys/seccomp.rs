@@ -8,6 +8,15 @@ const SET_MODE_FILTER: libc::c_ulong = 1;
 const FLAG_TSYNC: u32 = 1;
 const FLAG_NEW_LISTENER: u32 = 1 << 3;
 
+/// Whether the kernel knows these flags: with a program at no address it answers EFAULT, for unknown flags EINVAL.
+pub fn knows_flag(flags: u32) -> bool {
+    // SAFETY: a null program is refused by the kernel with EFAULT; nothing is installed.
+    let answer = unsafe {
+        libc::syscall(libc::SYS_seccomp, SET_MODE_FILTER, libc::c_ulong::from(flags), std::ptr::null::<u8>())
+    };
+    answer == -1 && io::Error::last_os_error().raw_os_error() == Some(libc::EFAULT)
+}
+
 /// Installs a filter on the calling thread for good: it outlives execve and is inherited by children.
 ///
 /// Answers the listener if `flags` asks for one. Allocates nothing, so that a child may call it after clone.

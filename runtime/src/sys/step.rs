@@ -66,6 +66,8 @@ pub struct FreshMount {
     pub options: Vec<(CString, Option<CString>)>,
     /// MOUNT_ATTR_* for fsmount(2).
     pub attributes: u64,
+    /// Its root gets the mode of the directory that it covers, if that was there before.
+    pub inherit_mode: bool,
 }
 
 /// A device node.
@@ -79,6 +81,30 @@ pub struct Node {
     pub minor: u32,
     pub uid: u32,
     pub gid: u32,
+}
+
+/// `struct sched_attr` of sched_setattr(2), without its size and utilisation clamps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Schedule {
+    /// SCHED_*.
+    pub policy: u32,
+    /// SCHED_FLAG_*.
+    pub flags: u64,
+    pub nice: i32,
+    pub priority: u32,
+    /// Nanoseconds.
+    pub runtime: u64,
+    pub deadline: u64,
+    pub period: u64,
+}
+
+/// What set_mempolicy(2) takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemoryPolicy {
+    /// MPOL_* with MPOL_F_*.
+    pub mode: u32,
+    /// Node n at bit n, low word first.
+    pub nodes: Vec<u64>,
 }
 
 /// Capability sets as bit masks, number n at bit n.
@@ -117,6 +143,13 @@ pub enum Step {
     DetachPropagation,
     /// move_mount(2) the new root onto `/`, pivot_root(2) into it, drop the old tree.
     EnterRoot(Handle),
+    /// The first half of [`Step::EnterRoot`]: move_mount(2) of the new root onto a directory of the host's tree, as this
+    /// namespace sees it, and chdir(2) into it. Paths of later steps begin there as they do after the second half.
+    HangRoot { root: Handle, at: CString },
+    /// The second half: pivot_root(2) into the working directory, drop the old tree.
+    Pivot,
+    /// Tell the parent that everything is there but the change of root, and wait for its byte.
+    Meet,
     /// fsopen, fsconfig, fsmount, move_mount.
     MountFresh { mount: FreshMount, target: Target, propagation: Option<MountAttr>, recursive: bool },
     /// move_mount(2) of a tree the parent prepared.
@@ -145,6 +178,16 @@ pub enum Step {
     ResourceLimit { resource: u32, soft: u64, hard: u64 },
     /// Write `0` to the version 1 `tasks` files (nothing to do when clone3 already put the child into its group).
     EnterCgroup,
+    /// sched_setattr(2).
+    Schedule(Schedule),
+    /// ioprio_set(2) for this process.
+    IoPriority(u32),
+    /// sched_setaffinity(2): CPU n at bit n.
+    Affinity(Vec<u64>),
+    /// set_mempolicy(2).
+    MemoryPolicy(MemoryPolicy),
+    /// personality(2).
+    Personality(u32),
     /// umask(2).
     FileModeMask(u32),
     /// prctl(2) PR_CAPBSET_DROP of all capabilities not in the mask.
@@ -155,13 +198,13 @@ pub enum Step {
     Capabilities { masks: CapabilityMasks, extra: u64 },
     /// prctl(2) PR_SET_NO_NEW_PRIVS.
     NoNewPrivileges,
-    /// Nothing above 2 but the report socket stays open (CVE-2024-21626).
+    /// Nothing above 2 but the sockets to the launcher and preserved descriptors stays open (CVE-2024-21626).
     CloseAll,
     /// chdir(2), as root; a refusal is tried again after the credentials.
     ChangeDirectory(CString),
     /// chdir(2) if the first try was refused; then getcwd(2) must lie below the root (CVE-2024-21626).
     VerifyDirectory(CString),
-    /// Tell the parent all is done and wait for the byte.
+    /// Tell the parent all is done and wait for the byte, on the launcher's socket or a listening one.
     Park,
     /// Choose the first candidate that may be executed by the final user.
     FindCommand { candidates: Vec<CString> },

@@ -3,10 +3,11 @@
 #![allow(dead_code, unreachable_pub, missing_debug_implementations, reason = "each test uses its part")]
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
+use oci_spec::runtime::Spec;
 use serde_json::{Value, json};
 use slipway_runtime::Result;
 use slipway_runtime::cgroup::Cgroup;
-use slipway_runtime::container::{self, CreateRequest, Created, Stdio};
+use slipway_runtime::container::{self, CreateRequest, Created, Options, Stdio, Subject};
 use slipway_runtime::rootfs::{Overlay, Rootfs};
 use slipway_runtime::sandbox::NamespaceKind;
 use slipway_runtime::sys::{process, signal};
@@ -87,7 +88,15 @@ impl Rig {
         }
         let spec = serde_json::from_value(spec).unwrap();
         let bundle = self.dir.path().to_owned();
-        CreateRequest { id: "test".into(), bundle, spec, rootfs: self.overlay(), join, stdio }
+        CreateRequest {
+            id: "test".into(),
+            bundle,
+            spec,
+            rootfs: self.overlay(),
+            join,
+            stdio,
+            options: Options::default(),
+        }
     }
 
     /// Runs `sh -c script` in a container to its end.
@@ -111,6 +120,11 @@ impl Rig {
         started?;
         Ok(Outcome { out, status })
     }
+}
+
+/// A container by its spec, for calls that want to know it.
+pub fn subject(spec: &Spec) -> Subject<'_> {
+    Subject { id: "test", bundle: Path::new("/"), spec }
 }
 
 /// Standard output and error into one pipe.

@@ -5,6 +5,7 @@
 use crate::cgroups::{Cgroups, Driver};
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 /// Flags of `slipway serve`; `--root`, `--state`, `--address` and `--config` mean what they mean to containerd.
@@ -40,6 +41,8 @@ struct Low {
     network: LowNetwork,
     images: LowImages,
     logs: LowLogs,
+    cdi: LowCdi,
+    metrics: LowMetrics,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -80,6 +83,21 @@ struct LowLogs {
     max_line: Option<usize>,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct LowCdi {
+    /// Directories of device files; of the same device the later one's counts.
+    spec_dirs: Option<Vec<PathBuf>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct LowMetrics {
+    /// Where Prometheus finds /metrics; default: nowhere. There is no authentication: a loopback address, or one that only
+    /// the scraper reaches.
+    address: Option<SocketAddr>,
+}
+
 /// Everything decided.
 #[derive(Debug, Clone)]
 pub(crate) struct Config {
@@ -89,6 +107,8 @@ pub(crate) struct Config {
     pub(crate) cgroups: Cgroups,
     pub(crate) keeper: PathBuf,
     pub(crate) max_log_line: usize,
+    pub(crate) cdi_dirs: Vec<PathBuf>,
+    pub(crate) metrics: Option<SocketAddr>,
     pub(crate) images: slipway_images::Options,
     pub(crate) network: slipway_network::Options,
 }
@@ -111,6 +131,8 @@ impl Config {
                 slipway_runtime::cgroup::prefers_systemd(),
             )?,
             keeper: keeper_binary(low.keeper.path)?,
+            cdi_dirs: low.cdi.spec_dirs.unwrap_or_else(|| vec!["/etc/cdi".into(), "/var/run/cdi".into()]),
+            metrics: low.metrics.address,
             max_log_line: low.logs.max_line.unwrap_or(16384),
             images: slipway_images::Options {
                 root: root.join("images"),

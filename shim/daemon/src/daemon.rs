@@ -10,9 +10,11 @@ use crate::names::Names;
 use crate::object::{Object, Table};
 use crate::pods::PodRecord;
 use crate::records::Records;
+use crate::telemetry::Telemetry;
+use crate::user::Accounts;
 use slipway_images::Store;
 use slipway_network::Network;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 pub(crate) type Pod = Object<PodRecord>;
 pub(crate) type Container = Object<ContainerRecord>;
@@ -31,6 +33,10 @@ pub(crate) struct Daemon {
     pub(crate) container_names: Names,
     pub(crate) events: Events,
     pub(crate) rates: Rates,
+    pub(crate) accounts: Accounts,
+    /// Held while a pod's view of an image is looked for and mounted.
+    pub(crate) views: Mutex<()>,
+    pub(crate) telemetry: Arc<Telemetry>,
 }
 
 impl Daemon {
@@ -47,6 +53,9 @@ impl Daemon {
             container_names: Names::default(),
             events: Events::default(),
             rates: Rates::default(),
+            accounts: Accounts::default(),
+            views: Mutex::default(),
+            telemetry: Arc::default(),
             config,
         }))
     }

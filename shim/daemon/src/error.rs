@@ -112,7 +112,15 @@ impl From<slipway_images::Error> for Error {
 
 impl From<slipway_network::Error> for Error {
     fn from(error: slipway_network::Error) -> Self {
-        Self::internal(error.to_string())
+        use slipway_network::Kind;
+        let code = match error.kind {
+            Kind::Invalid => Code::InvalidArgument,
+            // The kubelet takes AlreadyExists for a pod of the same name (CRI-RUN-07); this is another pod's port.
+            Kind::Taken | Kind::NotReady => Code::FailedPrecondition,
+            Kind::Exhausted => Code::ResourceExhausted,
+            Kind::Other => Code::Internal,
+        };
+        Self::new(code, error.to_string())
     }
 }
 

@@ -1,6 +1,7 @@
 //! GetContainerEvents: every listener sees every event in order, with the status it announces (CRI-EVT-01 to 07).
 //!
 //! A slow listener is cut off rather than waited for; events without any listener are kept for the next one for a while.
+//! An observer (the daemon's own restarter) hears everything and counts as nobody: what it hears is kept all the same.
 
 use cri_proto::v1::ContainerEventResponse;
 use std::collections::VecDeque;
@@ -14,9 +15,21 @@ const BEHIND: usize = 4096;
 const KEPT: usize = 1024;
 const KEPT_FOR: Duration = Duration::from_secs(300);
 
+/// Who listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ear {
+    /// A client, such as the kubelet: what it hears is delivered.
+    Client,
+    /// Part of the daemon: hears from now on, and takes nothing away from clients.
+    Observer,
+}
+
+/// Request metadata by which a part of the daemon says that it only observes.
+pub(crate) const OBSERVER: &str = "slipway-observer";
+
 #[derive(Debug, Default)]
 struct Inner {
-    listeners: Vec<mpsc::Sender<ContainerEventResponse>>,
+    listeners: Vec<(Ear, mpsc::Sender<ContainerEventResponse>)>,
     kept: VecDeque<(Instant, ContainerEventResponse)>,
     last: i64,
 }
@@ -33,26 +46,30 @@ impl Events {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.last = inner.last.max(crate::clock::now());
         event.created_at = inner.last;
-        inner.listeners.retain(|listener| listener.try_send(event.clone()).is_ok());
-        if inner.listeners.is_empty() {
+        inner.listeners.retain(|(_, listener)| listener.try_send(event.clone()).is_ok());
+        if !inner.listeners.iter().any(|(ear, _)| *ear == Ear::Client) {
             inner.kept.push_back((Instant::now(), event));
-            if inner.kept.len() > KEPT {
+            let full = inner.kept.len() > KEPT;
+            let old = inner.kept.front().is_some_and(|(at, _)| at.elapsed() >= KEPT_FOR);
+            if full || old {
                 inner.kept.pop_front();
             }
         }
     }
 
-    /// A new listener; gets what was kept first.
-    pub(crate) fn listen(&self) -> mpsc::Receiver<ContainerEventResponse> {
+    /// A new listener; a client gets what was kept first.
+    pub(crate) fn listen(&self, ear: Ear) -> mpsc::Receiver<ContainerEventResponse> {
         let (sender, receiver) = mpsc::channel(BEHIND);
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        for (at, event) in inner.kept.drain(..) {
-            if at.elapsed() < KEPT_FOR {
-                // KEPT is below BEHIND: there is always room.
-                let _ = sender.try_send(event);
+        if ear == Ear::Client {
+            for (at, event) in inner.kept.drain(..) {
+                if at.elapsed() < KEPT_FOR {
+                    // KEPT is below BEHIND: there is always room.
+                    let _ = sender.try_send(event);
+                }
             }
         }
-        inner.listeners.push(sender);
+        inner.listeners.push((ear, sender));
         receiver
     }
 }
@@ -70,8 +87,8 @@ mod tests {
     async fn kept_events_come_first_and_slow_listeners_are_cut_off() {
         let events = Events::default();
         events.publish(event("early"));
-        let mut fast = events.listen();
-        let mut slow = events.listen();
+        let mut fast = events.listen(Ear::Client);
+        let mut slow = events.listen(Ear::Client);
         for n in 0..=BEHIND {
             events.publish(event(&n.to_string()));
             if n == 0 {
@@ -85,5 +102,23 @@ mod tests {
         }
         assert_eq!(times.len(), BEHIND, "cut off, with what fitted");
         assert!(times.is_sorted());
+    }
+
+    /// CRI-EVT-07: the daemon's own ear must not make events look delivered.
+    #[tokio::test]
+    async fn an_observer_takes_nothing_away() {
+        let events = Events::default();
+        events.publish(event("before"));
+        let mut observer = events.listen(Ear::Observer);
+        events.publish(event("during"));
+        assert_eq!(observer.recv().await.map(|e| e.container_id).as_deref(), Some("during"));
+        let mut kubelet = events.listen(Ear::Client);
+        for expected in ["before", "during"] {
+            assert_eq!(kubelet.recv().await.map(|e| e.container_id).as_deref(), Some(expected));
+        }
+        drop(kubelet);
+        events.publish(event("after it left"));
+        let mut next = events.listen(Ear::Client);
+        assert_eq!(next.recv().await.map(|e| e.container_id).as_deref(), Some("after it left"));
     }
 }

@@ -211,6 +211,20 @@ impl Keeper {
         Ok(self.list().await?.sandboxes.iter().any(|s| s.id == id))
     }
 
+    /// Blocks until the sandbox has ended: stopped, or its reaper has died.
+    ///
+    /// # Errors
+    /// NotFound when the keeper does not know it (any more).
+    pub(crate) async fn wait_sandbox(&self, id: &str) -> Result<()> {
+        let mut request = sandbox::WaitSandboxRequest::new();
+        request.sandbox_id = id.into();
+        let ended = self.call(Retry::Safe, |c| {
+            let request = request.clone();
+            async move { c.sandbox.wait_sandbox(with_duration(ENDLESS), &request).await }
+        });
+        ended.await.map(drop)
+    }
+
     /// Unknown is success.
     pub(crate) async fn remove_sandbox(&self, id: &str) -> Result<()> {
         let mut stop = sandbox::StopSandboxRequest::new();
@@ -269,24 +283,42 @@ impl Keeper {
         let mut request = api::StartRequest::new();
         request.id = id.into();
         request.exec_id = exec_id.into();
-        let started = self.call(Retry::Never, |c| {
-            let request = request.clone();
-            async move { c.task.start(quick(), &request).await }
-        });
-        match started.await {
-            Ok(answer) => Ok(answer.pid),
-            // The byte may have been sent before the keeper died.
-            Err(error) if error.code() == Code::Unavailable && exec_id.is_empty() => {
-                match self.task(id).await? {
-                    Some(task) if task.state.enum_value() != Ok(ext::TaskState::CREATED) => {
-                        Ok(task.pid.unsigned_abs())
-                    }
-                    Some(_) => Box::pin(self.start(id, exec_id)).await,
-                    None => Err(error),
-                }
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let started = self.call(Retry::Never, |c| {
+                let request = request.clone();
+                async move { c.task.start(quick(), &request).await }
+            });
+            let error = match started.await {
+                Ok(answer) => return Ok(answer.pid),
+                Err(error) => error,
+            };
+            // The byte may have been sent before the keeper died; its successor knows, or finds out while it is asked.
+            let lost = error.code() == Code::Unavailable;
+            if !(lost || tries > 1 && error.code() == Code::FailedPrecondition) {
+                return Err(error);
             }
-            Err(error) => Err(error),
+            match self.started(id, exec_id).await? {
+                Some(pid) => return Ok(pid),
+                None if lost && tries < CREATIONS => {}
+                None => return Err(error),
+            }
         }
+    }
+
+    /// The pid, if the process was started.
+    async fn started(&self, id: &str, exec_id: &str) -> Result<Option<u32>> {
+        let mut request = api::StateRequest::new();
+        request.id = id.into();
+        request.exec_id = exec_id.into();
+        let state = self.call(Retry::Safe, |c| {
+            let request = request.clone();
+            async move { c.task.state(quick(), &request).await }
+        });
+        let state = state.await?;
+        let is_created = state.status.enum_value() == Ok(api::Status::CREATED);
+        Ok((!is_created && state.pid != 0).then_some(state.pid))
     }
 
     /// Blocks until the task has ended and its log is complete; survives the keeper's restart.
@@ -300,12 +332,13 @@ impl Keeper {
         .await
     }
 
-    /// One signal to one process.
+    /// One signal to one process. Sent again when the keeper died in the middle: a stop that is not heard of costs the whole
+    /// grace period, a second signal at such a moment nearly nothing.
     pub(crate) async fn kill(&self, id: &str, signal: u32) -> Result<()> {
         let mut request = api::KillRequest::new();
         request.id = id.into();
         request.signal = signal;
-        let killed = self.call(Retry::Never, |c| {
+        let killed = self.call(Retry::Safe, |c| {
             let request = request.clone();
             async move { c.task.kill(quick(), &request).await }
         });
@@ -336,13 +369,13 @@ impl Keeper {
         unless_unknown(deleted.await)
     }
 
-    /// Prepares a process in a running container; its streams are fifos that the caller made and holds open.
+    /// Prepares a process in a running container; its streams are pipes that the caller holds open (keeper.proto).
     pub(crate) async fn exec(
         &self,
         id: &str,
         exec_id: &str,
         process: Vec<u8>,
-        fifos: [&Path; 2],
+        streams: &[String; 2],
     ) -> Result<()> {
         let mut spec = Any::new();
         spec.type_url = "types.containerd.io/opencontainers/runtime-spec/1/Process".into();
@@ -351,13 +384,22 @@ impl Keeper {
         request.id = id.into();
         request.exec_id = exec_id.into();
         request.spec = Some(spec).into();
-        request.stdout = fifos[0].display().to_string();
-        request.stderr = fifos[1].display().to_string();
-        let made = self.call(Retry::Never, |c| {
-            let request = request.clone();
-            async move { c.task.exec(quick(), &request).await }
-        });
-        made.await.map(drop)
+        request.stdout.clone_from(&streams[0]);
+        request.stderr.clone_from(&streams[1]);
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let made = self.call(Retry::Never, |c| {
+                let request = request.clone();
+                async move { c.task.exec(quick(), &request).await }
+            });
+            match made.await {
+                // A keeper that died meanwhile may have known the session already: nothing of it has run.
+                Err(error) if error.code() == Code::AlreadyExists && tries > 1 => return Ok(()),
+                Err(error) if error.code() == Code::Unavailable && tries < CREATIONS => {}
+                other => return other.map(drop),
+            }
+        }
     }
 
     /// Exit code of an exec session.
@@ -438,7 +480,7 @@ fn unless_unknown<T>(result: Result<T>) -> Result<()> {
 }
 
 fn overlay_mount(overlay: &Overlay) -> api::Mount {
-    let lower: Vec<_> = overlay.lower.iter().map(|p| p.display().to_string()).collect();
+    let lower: Vec<_> = overlay.lower.iter().map(|p| escaped(p)).collect();
     let mut mount = api::Mount::new();
     mount.type_ = "overlay".into();
     mount.source = "overlay".into();
@@ -451,4 +493,26 @@ fn overlay_mount(overlay: &Overlay) -> api::Mount {
         mount.options.push("volatile".into());
     }
     mount
+}
+
+/// A layer's path between `:` of its like (Documentation/filesystems/overlayfs.rst).
+fn escaped(layer: &Path) -> String {
+    layer.display().to_string().replace('\\', "\\\\").replace(':', "\\:")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_of_layers_may_hold_what_separates_them() {
+        let overlay = Overlay {
+            lower: vec!["/var/a:b".into(), r"/var/c\d".into()],
+            upper: Some("/up:per".into()),
+            work: Some("/work".into()),
+            volatile: true,
+        };
+        let expected = [r"lowerdir=/var/a\:b:/var/c\\d", "upperdir=/up:per", "workdir=/work", "volatile"];
+        assert_eq!(overlay_mount(&overlay).options, expected);
+    }
 }

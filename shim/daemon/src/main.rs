@@ -2,7 +2,9 @@
 
 #![forbid(unsafe_code)]
 
+mod cdi;
 mod cgroups;
+mod check;
 mod cli;
 mod clock;
 mod config;
@@ -13,6 +15,7 @@ mod error;
 mod events;
 mod handlers;
 mod ids;
+mod incoming;
 mod keeper;
 mod names;
 mod object;
@@ -24,6 +27,8 @@ mod rollback;
 mod serve;
 mod signals;
 mod spec;
+mod telemetry;
+mod usage;
 mod user;
 
 use clap::{Parser, Subcommand};
@@ -48,6 +53,8 @@ struct Args {
 enum Command {
     /// Run the daemon
     Serve(config::ServeArgs),
+    /// Is this host fit for the daemon, and what to do about it
+    Check(config::ServeArgs),
     /// Configuration, ours and others'
     #[command(subcommand)]
     Config(cli::snippet::ConfigCommand),
@@ -59,6 +66,7 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let outcome = match args.command {
         Command::Serve(serve) => run_daemon(&serve, &args.address),
+        Command::Check(serve) => check::run(&serve, &args.address, args.output),
         Command::Config(command) => {
             command.run();
             Ok(ExitCode::SUCCESS)

@@ -2,7 +2,7 @@
 //!
 //! The socket is bound after this, so nobody ever sees an empty list (CRI-GEN-11).
 
-use crate::containers::{ContainerRecord, Phase, life};
+use crate::containers::{ContainerRecord, Phase, life, pod_of_view};
 use crate::daemon::{Container, Daemon, Pod};
 use crate::pods::{PodPhase, PodRecord};
 use cri_proto::keeper::{ListResponse, TaskInfo, TaskState};
@@ -49,6 +49,7 @@ async fn recover_pod(daemon: &Arc<Daemon>, mut record: PodRecord, kept: &ListRes
         tracing::error!(pod = label, "{error}");
     }
     daemon.pods.insert(Arc::clone(&pod));
+    daemon.watch_pod(&pod);
     if unfinished {
         tracing::warn!(pod = label, id, "half-made pod of the time before the restart: removed");
         if let Err(error) = daemon.remove_pod(&id).await {
@@ -114,7 +115,8 @@ async fn drop_strangers(daemon: &Arc<Daemon>, kept: &ListResponse) {
     for sandbox in kept.sandboxes.iter().filter(|s| !pods.contains(&s.id)) {
         report("sandbox", &sandbox.id, daemon.keeper.remove_sandbox(&sandbox.id).await);
     }
-    for owner in daemon.images.owners().into_iter().filter(|o| !containers.contains(o)) {
+    let is_owner = |o: &str| pod_of_view(o).map_or(containers.contains(o), |pod| pods.contains(pod));
+    for owner in daemon.images.owners().into_iter().filter(|o| !is_owner(o)) {
         report("writable layer", &owner, daemon.images.release(&owner).map_err(Into::into));
     }
     let live: Vec<_> = pods.iter().cloned().collect();
@@ -131,9 +133,6 @@ async fn drop_strangers(daemon: &Arc<Daemon>, kept: &ListResponse) {
     }
     for id in names(&state.join("containers")).into_iter().filter(|n| !containers.contains(n)) {
         report("bundle", &id, remove(&state.join("containers").join(&id)));
-    }
-    for id in names(&state.join("exec")) {
-        report("exec directory", &id, remove(&state.join("exec").join(&id)));
     }
 }
 

@@ -22,6 +22,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use crate::cli::client::{Client, attempt, container_name, is_ready, pod_uid, said};
 use crate::cli::pod_dir;
 use crate::cli::translate::{GRACE_PERIOD, RESTART_POLICY, log_path};
+use crate::events::OBSERVER;
 
 const FIRST_DELAY: Duration = Duration::from_secs(1);
 const LONGEST_DELAY: Duration = Duration::from_secs(300);
@@ -67,7 +68,10 @@ impl Restarter {
     /// Until the event stream ends.
     async fn watch(&mut self) -> Result<()> {
         // First the stream, then the lists: nothing falls in between.
-        let answer = self.client.runtime.get_container_events(cri::GetEventsRequest {}).await;
+        let mut request = tonic::Request::new(cri::GetEventsRequest {});
+        // Not a client to whom events count as delivered (CRI-EVT-07).
+        request.metadata_mut().insert(OBSERVER, tonic::metadata::MetadataValue::from_static("1"));
+        let answer = self.client.runtime.get_container_events(request).await;
         let mut events = answer.map_err(said("watch container events"))?.into_inner();
         self.look().await?;
         loop {

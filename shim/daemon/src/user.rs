@@ -4,8 +4,10 @@ use crate::error::{Error, Result};
 use cri_proto::v1;
 use slipway_images::{Image, Store};
 use slipway_runtime::rootfs;
+use std::collections::HashMap;
 use std::io::Read;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Resolved ids. `groups` has the primary gid too (CRI-USR-10).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -30,12 +32,54 @@ const MAX_ID: i64 = 2_147_483_647;
 /// A passwd or group file above this is not read: an image must not make the daemon grow.
 const MAX_FILE: u64 = 4 << 20;
 
-/// Looks the user up inside the image. Blocks.
-pub(crate) fn resolve(
-    images: &Store,
-    image: &Image,
-    security: &v1::LinuxContainerSecurityContext,
-) -> Result<Identity> {
+/// How many images' account files are remembered; an image never changes, and mounting one to look costs a millisecond.
+const REMEMBERED: usize = 64;
+/// Larger ones are read each time.
+const REMEMBERED_SIZE: usize = 64 << 10;
+
+/// /etc/passwd and /etc/group of one image.
+#[derive(Debug, Clone)]
+struct Files {
+    passwd: String,
+    group: String,
+}
+
+/// Account files of the images used last, by image id.
+#[derive(Debug, Default)]
+pub(crate) struct Accounts {
+    known: Mutex<HashMap<String, Arc<Files>>>,
+}
+
+impl Accounts {
+    /// Looks the user up inside the image. Blocks.
+    pub(crate) fn resolve(
+        &self,
+        images: &Store,
+        image: &Image,
+        security: &v1::LinuxContainerSecurityContext,
+    ) -> Result<Identity> {
+        let files = self.files(images, image)?;
+        decide(&files.passwd, &files.group, &image.config.user, security)
+    }
+
+    fn files(&self, images: &Store, image: &Image) -> Result<Arc<Files>> {
+        let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(files) = known().get(&image.id) {
+            return Ok(Arc::clone(files));
+        }
+        let files = Arc::new(read_files(images, image)?);
+        if files.passwd.len() + files.group.len() <= REMEMBERED_SIZE {
+            let mut known = known();
+            if known.len() >= REMEMBERED {
+                known.clear();
+            }
+            known.insert(image.id.clone(), Arc::clone(&files));
+        }
+        Ok(files)
+    }
+}
+
+fn read_files(images: &Store, image: &Image) -> Result<Files> {
     let root = rootfs::mount_overlay(&images.view(image)?)?;
     let read = |path: &str| -> Result<String> {
         match rootfs::open_in_root(&root, Path::new(path)) {
@@ -49,7 +93,7 @@ pub(crate) fn resolve(
             Err(error) => Err(error.into()),
         }
     };
-    decide(&read("/etc/passwd")?, &read("/etc/group")?, &image.config.user, security)
+    Ok(Files { passwd: read("/etc/passwd")?, group: read("/etc/group")? })
 }
 
 /// A line of /etc/passwd.

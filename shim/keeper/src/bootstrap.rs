@@ -1,5 +1,6 @@
 //! What a client says when it calls us, in all its historic forms, and the form in which it wants its answer
-//! (SHIM-BOOT-01..09, SHIM-OUT-01..05).
+//! (SHIM-BOOT-01, SHIM-BOOT-02, SHIM-BOOT-03, SHIM-BOOT-04, SHIM-BOOT-05, SHIM-BOOT-06, SHIM-BOOT-07,
+//! SHIM-BOOT-08, SHIM-BOOT-09, SHIM-OUT-01, SHIM-OUT-02, SHIM-OUT-03, SHIM-OUT-04, SHIM-OUT-05).
 //!
 //! | containerd | standard input of `start` | answer |
 //! |---|---|---|
@@ -155,7 +156,8 @@ mod tests {
 
     #[test]
     fn options_are_seen_in_every_form() {
-        // SHIM-TST-07, SHIM-BOOT-01, 02, 03, 04, 06, SHIM-VER-01..05
+        // SHIM-TST-07, SHIM-BOOT-01, SHIM-BOOT-02, SHIM-BOOT-03, SHIM-BOOT-04, SHIM-BOOT-06, SHIM-VER-01,
+        // SHIM-VER-02, SHIM-VER-03, SHIM-VER-04, SHIM-VER-05
         let old = options().write_to_bytes().unwrap();
         let from_1_6 = of(&old, "/run/c.ttrpc", false);
         assert_eq!((from_1_6.form, from_1_6.options), (Form::Text, Some(options())));
@@ -186,7 +188,7 @@ mod tests {
 
     #[test]
     fn answers() {
-        // SHIM-OUT-01, 02, 03
+        // SHIM-OUT-01, SHIM-OUT-02, SHIM-OUT-03
         let answer = |form| {
             Bootstrap { events: String::new(), options: None, debug: false, form }
                 .answer("unix:///s")

@@ -1,5 +1,5 @@
 //! The keeper's log, also for the client: containerd copies what comes out of `<bundle>/log`, a fifo, to its own log
-//! (SHIM-LOG-01..03).
+//! (SHIM-LOG-01, SHIM-LOG-02, SHIM-LOG-03).
 //!
 //! The fifo of any living bundle will do, as we serve them all. Writing never blocks and never fails: without a reader, or
 //! with a slow one, the line is in our own file alone.
@@ -105,7 +105,7 @@ mod tests {
 
     #[test]
     fn goes_to_whichever_bundle_has_a_reader() {
-        // SHIM-LOG-01, 02, 03
+        // SHIM-LOG-01, SHIM-LOG-02, SHIM-LOG-03
         let dir = tempfile::tempdir().unwrap();
         let (one, two) = (dir.path().join("1"), dir.path().join("2"));
         fifo(&one);

@@ -1,18 +1,23 @@
 //! Events for containerd (SHIM-EVT-01..06): one bounded queue, one worker, in order. No address, no events.
 //!
 //! While the client is away the worker waits with what it has; containers never wait for it. What does not fit into the
-//! queue meanwhile is dropped, newest first: the client asks for states when it is back (SHIM-EVT-09).
+//! queue meanwhile is dropped, newest first: the client asks for states when it is back (SHIM-EVT-09). Each event is a
+//! file until the client has it, so that a keeper's death loses none; one that died in between is told twice.
 
+use crate::layout::Layout;
 use crate::process::now;
 use containerd_shim_protos::protobuf::MessageDyn;
 use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::shim::events::ForwardRequest;
 use containerd_shim_protos::shim_async::{Client, EventsClient};
+use protobuf::Message as _;
 use protobuf::well_known_types::any::Any;
 use protobuf::well_known_types::timestamp::Timestamp;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
@@ -29,22 +34,39 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// Where events go. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Publisher {
-    queue: Option<mpsc::Sender<Envelope>>,
+    queue: Option<mpsc::Sender<Waiting>>,
+    next: Arc<AtomicU64>,
+    dir: PathBuf,
     /// Events not taken yet.
     pending: Arc<AtomicUsize>,
     namespace: String,
 }
 
 impl Publisher {
-    /// `address_file` holds the address as containerd gives it in TTRPC_ADDRESS; without it nothing is published.
-    pub(crate) fn start(address_file: &Path, namespace: &str) -> Self {
+    /// Goes on with what a former keeper could not tell any more. No address in `layout`: nothing is published.
+    pub(crate) fn start(layout: &Layout, namespace: &str) -> io::Result<Self> {
+        let (dir, address_file) = (layout.events(), layout.events_address());
         let pending = Arc::new(AtomicUsize::new(0));
-        let queue = address(address_file).map(|_| {
+        let mut publisher = Self {
+            queue: None,
+            next: Arc::default(),
+            dir,
+            pending: Arc::clone(&pending),
+            namespace: namespace.into(),
+        };
+        if address(&address_file).is_some() {
+            let left = left_over(&publisher.dir)?;
             let (sender, receiver) = mpsc::channel(QUEUE);
-            tokio::spawn(forward_all(address_file.to_owned(), receiver, Arc::clone(&pending)));
-            sender
-        });
-        Self { queue, pending, namespace: namespace.into() }
+            for waiting in left {
+                publisher.next.fetch_max(waiting.number + 1, Ordering::Relaxed);
+                publisher.pending.fetch_add(1, Ordering::Relaxed);
+                // At most as many as there were: they fit.
+                let _ = sender.try_send(waiting);
+            }
+            tokio::spawn(forward_all(address_file, publisher.dir.clone(), receiver, pending));
+            publisher.queue = Some(sender);
+        }
+        Ok(publisher)
     }
 
     /// The client is one that wants events, as containerd.
@@ -68,8 +90,13 @@ impl Publisher {
             event: Some(Any { type_url, value, ..Any::default() }).into(),
             ..Envelope::default()
         };
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        if let Err(error) = keep(&self.dir, number, &envelope) {
+            tracing::warn!(topic, "keep event: {error}");
+        }
         self.pending.fetch_add(1, Ordering::Relaxed);
-        if queue.try_send(envelope).is_err() {
+        if queue.try_send(Waiting { number, envelope }).is_err() {
+            forget(&self.dir, number);
             self.pending.fetch_sub(1, Ordering::Relaxed);
             tracing::warn!(topic, "event dropped: the client does not take its events");
         }
@@ -94,9 +121,47 @@ fn address(file: &Path) -> Option<String> {
         .then(|| if address.contains("://") { address.into() } else { format!("unix://{address}") })
 }
 
-async fn forward_all(address_file: PathBuf, mut queue: mpsc::Receiver<Envelope>, pending: Arc<AtomicUsize>) {
+/// An event in the queue, and the name of its file.
+#[derive(Debug)]
+struct Waiting {
+    number: u64,
+    envelope: Envelope,
+}
+
+fn keep(dir: &Path, number: u64, envelope: &Envelope) -> io::Result<()> {
+    fs::write(dir.join(number.to_string()), envelope.write_to_bytes()?)
+}
+
+fn forget(dir: &Path, number: u64) {
+    let _ = fs::remove_file(dir.join(number.to_string()));
+}
+
+/// In the order in which they were published; damaged ones (a write that was cut off) are removed.
+fn left_over(dir: &Path) -> io::Result<Vec<Waiting>> {
+    fs::create_dir_all(dir)?;
+    let mut all = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        let number = path.file_name().and_then(|name| name.to_str()?.parse().ok());
+        match (number, Envelope::parse_from_bytes(&fs::read(&path)?)) {
+            (Some(number), Ok(envelope)) if envelope.event.is_some() => {
+                all.push(Waiting { number, envelope })
+            }
+            _ => fs::remove_file(&path)?,
+        }
+    }
+    all.sort_by_key(|waiting| waiting.number);
+    Ok(all)
+}
+
+async fn forward_all(
+    address_file: PathBuf,
+    dir: PathBuf,
+    mut queue: mpsc::Receiver<Waiting>,
+    pending: Arc<AtomicUsize>,
+) {
     let mut client = None;
-    while let Some(envelope) = queue.recv().await {
+    while let Some(Waiting { number, envelope }) = queue.recv().await {
         let topic = envelope.topic.clone();
         let request = ForwardRequest { envelope: Some(envelope).into(), ..ForwardRequest::default() };
         let (mut refused, mut pause) = (0, FIRST_PAUSE);
@@ -116,6 +181,7 @@ async fn forward_all(address_file: PathBuf, mut queue: mpsc::Receiver<Envelope>,
             tokio::time::sleep(pause).await;
             pause = LONGEST_PAUSE.min(pause * 2);
         }
+        forget(&dir, number);
         pending.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -18,11 +18,14 @@ use crate::terminal;
 use containerd_shim_protos::events::task::{TaskExecAdded, TaskExecStarted, TaskExit};
 use oci_spec::runtime::Process as ProcessSpec;
 use slipway_runtime::cgroup::Cgroup;
-use slipway_runtime::container::ExecRequest;
+use slipway_runtime::container::{ExecRequest, Subject};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
+
+/// How long the processes of a killed session may take to be gone.
+const GONE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How far the session is.
 #[derive(Debug, Clone)]
@@ -84,7 +87,7 @@ impl Exec {
             Lifecycle::Added { process },
             Kept::new(),
         ));
-        exec.save(keeper, &exec.lock())?;
+        exec.save(keeper, &exec.lock());
         let event = TaskExecAdded {
             container_id: exec.task.clone(),
             exec_id: exec.id.clone(),
@@ -120,14 +123,14 @@ impl Exec {
                 return Err(exec.wrong("start", "it is started already"));
             };
             let init = task.running_process()?;
-            exec.go_to(&keeper, Lifecycle::Starting)?;
+            exec.go_to(&keeper, Lifecycle::Starting);
             let (starter, starter_keeper) = (Arc::clone(&exec), Arc::clone(&keeper));
             let started = blocking(move || starter.launch(&starter_keeper, &task, &init, spec)).await;
             let process = match started {
                 Ok(process) => process,
                 Err(error) => {
                     let ended = Ended { status: 255, at: now(), known: true, oom: None };
-                    exec.go_to(&keeper, Lifecycle::Stopped { pid: 0, cgroup: String::new(), ended })?;
+                    exec.go_to(&keeper, Lifecycle::Stopped { pid: 0, cgroup: String::new(), ended });
                     exec.exit.send_replace(Some(ended));
                     return Err(error);
                 }
@@ -167,13 +170,14 @@ impl Exec {
             stdio::open(&self.streams, owner, Logger { id: task.id(), namespace: &keeper.namespace })?;
         let cgroup = Cgroup::open(task.cgroup())?;
         let session = slipway_runtime::container::exec(ExecRequest {
-            exec_id: &self.id,
+            exec_id: Some(&self.id),
             pid: init.pid,
             pidfd: &init.pidfd,
-            spec: &container,
+            subject: Subject { id: task.id(), bundle: task.bundle(), spec: &container },
             process: &process,
             cgroup: &cgroup,
             stdio: opened.child,
+            preserved: Vec::new(),
         })?;
         let started = Process::new(session.pid, session.pidfd);
         let mut kept = opened.kept;
@@ -183,15 +187,15 @@ impl Exec {
         let more = [("pidfd", started.pidfd.as_fd())];
         let running =
             Lifecycle::Running { process: started.clone(), cgroup: session.cgroup.path().to_owned() };
-        let recorded = stdio::keep_all(&keeper.guardian, &self.prefix(), &kept, &more)
-            .map_err(|e| Error::io("keep the descriptors of exec", &self.id, &e))
-            .and_then(|()| self.go_to(keeper, running));
-        if let Err(error) = recorded {
+        let held = stdio::keep_all(&keeper.guardian, &self.prefix(), &kept, &more)
+            .map_err(|e| Error::io("keep the descriptors of exec", &self.id, &e));
+        if let Err(error) = held {
             started.kill_and_reap();
             keeper.guardian.forget_all(&self.prefix());
             let _ = session.cgroup.remove(Duration::ZERO);
             return Err(error);
         }
+        self.go_to(keeper, running);
         *self.kept() = kept;
         Ok(started)
     }
@@ -203,10 +207,7 @@ impl Exec {
             let end = wait_end(&process, adopted).await;
             let changing = exec.changing.lock().await;
             let stopped = Lifecycle::Stopped { pid: process.pid, cgroup, ended: end.ended };
-            if let Err(error) = exec.go_to(&keeper, stopped.clone()) {
-                tracing::error!(id = exec.id, "record the end: {error}");
-                *exec.lock() = stopped;
-            }
+            exec.go_to(&keeper, stopped);
             process.reap();
             if let Some(report) = end.report {
                 keeper.guardian.recorded(report);
@@ -256,22 +257,21 @@ impl Exec {
         blocking(move || {
             let killed = all && signal == SIGKILL;
             if killed {
-                match Cgroup::open(&cgroup).and_then(|cgroup| cgroup.kill_all()) {
-                    Err(error) if error.kind() != slipway_runtime::error::Kind::NotFound => {
-                        return Err(error.into());
-                    }
-                    _ => {}
-                }
+                kill_group(&cgroup)?;
             }
             match process.map_or(Ok(()), |process| process.signal(signal)) {
                 // Dead of the first blow, and reaped since.
-                Err(error) if error.raw_os_error() == Some(3) && killed => Ok(()),
-                Err(error) if error.raw_os_error() == Some(3) => Err(finished),
+                Err(error) if error.raw_os_error() == Some(3) && killed => {}
+                Err(error) if error.raw_os_error() == Some(3) => return Err(finished),
                 Err(error) if error.raw_os_error() == Some(22) => {
-                    Err(Error::invalid(format!("{signal} is not a signal")))
+                    return Err(Error::invalid(format!("{signal} is not a signal")));
                 }
-                result => result.map_err(|e| Error::io("signal exec", id, &e)),
+                result => result.map_err(|e| Error::io("signal exec", id, &e))?,
             }
+            if killed {
+                wait_until_gone(&cgroup);
+            }
+            Ok(())
         })
         .await
     }
@@ -285,9 +285,7 @@ impl Exec {
         let _changing = self.changing.lock().await;
         let (pid, cgroup, ended) = match &*self.lock() {
             Lifecycle::Stopped { pid, cgroup, ended } => (*pid, cgroup.clone(), *ended),
-            Lifecycle::Added { .. } => {
-                (0, String::new(), Ended { status: 0, at: 0, known: true, oom: None })
-            }
+            Lifecycle::Added { .. } => (0, String::new(), Ended { status: 0, at: 0, known: true, oom: None }),
             _ => return Err(self.wrong("delete", "it is running")),
         };
         blocking(move || {
@@ -363,9 +361,7 @@ impl Exec {
             }
         };
         let exec = Arc::new(Self::assemble(record.id, record.task, record.streams, state, kept));
-        if let Err(error) = exec.save(keeper, &exec.lock()) {
-            tracing::error!(id = exec.id, "record: {error}");
-        }
+        exec.save(keeper, &exec.lock());
         if let Err(error) = terminal::connect(&exec.kept()) {
             tracing::error!(id = exec.id, "terminal: {error}");
         }
@@ -373,15 +369,19 @@ impl Exec {
         exec.watch(keeper, adopted);
     }
 
-    fn go_to(&self, keeper: &Keeper, next: Lifecycle) -> Result<()> {
-        self.save(keeper, &next)?;
+    fn go_to(&self, keeper: &Keeper, next: Lifecycle) {
+        self.save(keeper, &next);
         *self.lock() = next;
-        Ok(())
     }
 
-    fn save(&self, keeper: &Keeper, state: &Lifecycle) -> Result<()> {
-        records::save(&keeper.layout.execs(), &self.record(state))
-            .map_err(|e| Error::io("record exec", &self.id, &e))
+    /// On record as far as the disk lets us: a probe must work on a full one. Without a record the session is lost with
+    /// this keeper; an older one would be taken for the truth, so it goes.
+    fn save(&self, keeper: &Keeper, state: &Lifecycle) {
+        let (dir, record) = (keeper.layout.execs(), self.record(state));
+        if let Err(error) = records::save(&dir, &record) {
+            tracing::warn!(id = self.id, task = self.task, "exec goes unrecorded: {error}");
+            let _ = records::remove(&dir, &record);
+        }
     }
 
     fn record(&self, state: &Lifecycle) -> ExecRecord {
@@ -430,6 +430,26 @@ impl Exec {
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// SIGKILL to a session's whole group; one that has gone is success.
+fn kill_group(path: &str) -> Result<()> {
+    match Cgroup::open(path).and_then(|cgroup| cgroup.kill_all()) {
+        Err(error) if error.kind() != slipway_runtime::error::Kind::NotFound => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// A killed session is gone with its whole subtree when its killer hears of it (CRI-XS-04), unless the kernel holds a
+/// process for longer than [`GONE_PATIENCE`]. Blocks.
+fn wait_until_gone(path: &str) {
+    let end = Instant::now() + GONE_PATIENCE;
+    let mut pause = Duration::from_micros(200);
+    let is_there = || Cgroup::open(path).and_then(|group| group.pids()).is_ok_and(|pids| !pids.is_empty());
+    while Instant::now() < end && is_there() {
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(10));
     }
 }
 

@@ -5,7 +5,6 @@ use crate::options::Options;
 use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
 use protobuf::Message as _;
 use protobuf::well_known_types::any::Any;
-use serde_json::{Value, json};
 use std::error::Error;
 
 /// What containerd's typeurl registers the runtime specification's Features under.
@@ -16,9 +15,10 @@ const FEATURES: &str = "types.containerd.io/opencontainers/runtime-spec/1/featur
 pub(crate) fn info() -> Result<Vec<u8>, Box<dyn Error>> {
     let options = bootstrap::info_options()?;
     Options::parse(options.as_ref())?;
+    let features = slipway_runtime::features::features("1.3.0");
     let version = RuntimeVersion { version: env!("CARGO_PKG_VERSION").into(), ..Default::default() };
     let features =
-        Any { type_url: FEATURES.into(), value: features().to_string().into_bytes(), ..Any::default() };
+        Any { type_url: FEATURES.into(), value: features.to_string().into_bytes(), ..Any::default() };
     let info = RuntimeInfo {
         name: "io.containerd.slipway.v1".into(),
         version: Some(version).into(),
@@ -27,26 +27,4 @@ pub(crate) fn info() -> Result<Vec<u8>, Box<dyn Error>> {
         ..Default::default()
     };
     Ok(info.write_to_bytes()?)
-}
-
-/// The runtime specification's features.md, as far as containerd reads it: recursive read-only mounts and user namespaces
-/// are offered to pods only where they are listed here.
-fn features() -> Value {
-    json!({
-        "ociVersionMin": "1.0.0",
-        "ociVersionMax": "1.3.0",
-        "mountOptions": [
-            "bind", "rbind", "ro", "rw", "nosuid", "suid", "nodev", "dev", "noexec", "exec", "sync", "async", "noatime",
-            "atime", "nodiratime", "diratime", "relatime", "norelatime", "strictatime", "nostrictatime", "rro", "rrw",
-            "rnosuid", "rnodev", "rnoexec", "private", "rprivate", "shared", "rshared", "slave", "rslave",
-            "unbindable", "runbindable",
-        ],
-        "linux": {
-            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "uts"],
-            "cgroup": {"v1": true, "v2": true, "systemd": false, "systemdUser": false},
-            "seccomp": {"enabled": true},
-            "apparmor": {"enabled": false},
-            "selinux": {"enabled": false},
-        },
-    })
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  <state>/<group>/          0700; group = hash of client address, namespace and grouping
-//!      sock  lock  log  events-address
+//!      sock  lock  log  events-address  events/  calls/
 //!      tasks/<id>.json  execs/<id>:<exec id>.json  sandboxes/<id>.json  sandboxes/<id>/
 //! ```
 
@@ -88,6 +88,11 @@ impl Layout {
     /// Holds the address that events go to; absent when the client wants none.
     pub(crate) fn events_address(&self) -> PathBuf {
         self.root.join("events-address")
+    }
+
+    /// Events that the client has not taken yet.
+    pub(crate) fn events(&self) -> PathBuf {
+        self.root.join("events")
     }
 
     pub(crate) fn tasks(&self) -> PathBuf {

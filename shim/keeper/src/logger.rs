@@ -1,5 +1,5 @@
 //! Logging programs of the client, `binary://PATH?key=value…`: they read a container's output themselves
-//! (SHIM-IO-05..07; containerd's core/runtime/v2/logging).
+//! (SHIM-IO-05, SHIM-IO-06, SHIM-IO-07; containerd's core/runtime/v2/logging).
 //!
 //! ```text
 //!  keeper ──spawn──▶ ourselves, action "logger" ──exec──▶ PATH key value …
@@ -203,7 +203,7 @@ mod tests {
 
     #[test]
     fn names() {
-        // SHIM-IO-05, 06
+        // SHIM-IO-05, SHIM-IO-06
         let of = |name: &str| {
             let (scheme, rest) = name.split_once(':').unwrap();
             Command::parse(name, rest, scheme == "binary-v2")

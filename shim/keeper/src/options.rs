@@ -1,5 +1,5 @@
 //! The runtime options of containerd's configuration: runc's own message, or a handler's table as TOML
-//! (SHIM-OPT-01..03, SHIM-TSK-02).
+//! (SHIM-OPT-01, SHIM-OPT-02, SHIM-OPT-03, SHIM-TSK-02).
 
 use crate::error::{Error, Result};
 use containerd_shim_protos::shim::oci::Options as RuncOptions;
@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn both_messages_mean_the_same() {
-        // SHIM-OPT-01, 02, 03
+        // SHIM-OPT-01, SHIM-OPT-02, SHIM-OPT-03
         let runc = RuncOptions {
             shim_cgroup: "/s".into(),
             io_uid: 7,

@@ -31,7 +31,7 @@ pub(crate) fn sandbox_of(spec: &Spec) -> String {
     spec.annotations().as_ref().and_then(|all| all.get(SANDBOX_ANNOTATION)).cloned().unwrap_or_default()
 }
 
-/// The root file system from the mounts of a Create request (SHIM-TSK-01, 03; SHIM-MNT-01).
+/// The root file system from the mounts of a Create request (SHIM-TSK-01, SHIM-TSK-03; SHIM-MNT-01).
 pub(crate) fn rootfs(mounts: &[Mount], bundle: &Path, spec: &Spec) -> Result<Rootfs> {
     match mounts {
         [] => {

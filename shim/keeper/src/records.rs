@@ -99,6 +99,9 @@ pub(crate) struct TaskRecord {
     pub(crate) rootfs: Rootfs,
     /// The container sees processes of others: kill its cgroup when its init ends (SHIM-EXIT-03).
     pub(crate) foreign_pids: bool,
+    /// Start and deletion need the spec: for hooks, or a seccomp agent.
+    #[serde(default)]
+    pub(crate) attended: bool,
     /// Owner of the streams, where the client's options name one.
     #[serde(default)]
     pub(crate) io_owner: Option<(u32, u32)>,
@@ -263,6 +266,7 @@ mod tests {
             streams: Streams::default(),
             rootfs: Rootfs::Directory("/b/rootfs".into()),
             foreign_pids: false,
+            attended: false,
             io_owner: None,
             born: 0,
             dropped: 0,

@@ -16,6 +16,8 @@ use rustix::fd::OwnedFd;
 use slipway_runtime::container::StartPipe;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinSet;
 
 /// A container, and its death to come.
 type Living = (Arc<Task>, Option<Awaited>);
@@ -62,15 +64,44 @@ pub(crate) fn rebuild(keeper: &Arc<Keeper>, mut held: HashMap<String, OwnedFd>) 
     Ok(pending)
 }
 
-/// Undoes what was half-made, and goes on with the rest.
+/// How long starts that a former keeper began may keep clients waiting; a client that looks earlier finds the container
+/// not started yet.
+const START_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Undoes what was half-made, and goes on with the rest: all at once, so that one that hangs holds up no other.
 pub(crate) async fn resume(keeper: &Arc<Keeper>, pending: Pending) {
+    let mut undone = JoinSet::new();
     for (record, pidfd) in pending.half_made {
-        undo(keeper, &record, pidfd).await;
+        let keeper = Arc::clone(keeper);
+        undone.spawn(async move { undo(&keeper, &record, pidfd).await });
     }
+    let mut connected = JoinSet::new();
     for (task, adopted) in pending.tasks {
-        task.resume(keeper, adopted).await;
+        let keeper = Arc::clone(keeper);
+        connected.spawn(async move {
+            task.take_over(&keeper).await;
+            (task, adopted)
+        });
+    }
+    let mut resumed = Vec::new();
+    while let Some(task) = connected.join_next().await {
+        match task {
+            Ok((task, adopted)) => {
+                let keeper = Arc::clone(keeper);
+                resumed.push(tokio::spawn(async move { task.resume(&keeper, adopted).await }));
+            }
+            Err(error) => tracing::error!("take over a container: {error}"),
+        }
     }
     keeper.engine.recovered();
+    let all = async {
+        for one in resumed {
+            let _ = one.await;
+        }
+    };
+    let _ = tokio::time::timeout(START_PATIENCE, all).await;
+    // Their ids are free, and their processes gone, before anybody asks.
+    undone.join_all().await;
 }
 
 /// Passes a death on to whoever waits for it.

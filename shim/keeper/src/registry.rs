@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn an_id_is_taken_until_given_back() {
-        // SHIM-TSK-04, 20
+        // SHIM-TSK-04, SHIM-TSK-20
         let registry = Registry::<u8>::new("task");
         let reservation = registry.reserve("a").unwrap();
         assert_eq!(registry.reserve("a").unwrap_err().code(), ttrpc::Code::ALREADY_EXISTS);

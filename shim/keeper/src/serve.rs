@@ -46,7 +46,7 @@ pub(crate) fn serve(root: PathBuf, namespace: String) -> Result<(), Box<dyn Erro
         .build()?;
     runtime.block_on(async {
         let layout = Layout::at(root);
-        let events = Publisher::start(&layout.events_address(), &namespace);
+        let events = Publisher::start(&layout, &namespace)?;
         let keeper = Arc::new(Keeper::new(
             layout,
             namespace,

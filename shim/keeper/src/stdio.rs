@@ -7,7 +7,7 @@ use crate::logger::{self, Logger};
 use crate::logs::{self, Input, Source, Stream};
 use crate::records::Streams;
 use rustix::fd::OwnedFd;
-use rustix::fs::{Gid, Mode, OFlags, Uid};
+use rustix::fs::{Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::pipe::{PipeFlags, pipe_with};
 use slipway_runtime::container::Stdio;
 use std::collections::HashMap;
@@ -25,20 +25,31 @@ pub(crate) enum Target {
     /// /dev/null.
     Null,
     Fifo(PathBuf),
+    /// A pipe that the client holds open: `pipe://<pid>/<fd>`, so that a session needs no file.
+    Pipe(PathBuf),
     /// Appended to, both streams in one file (SHIM-IO-08).
     File(PathBuf),
     /// A program that reads both streams (SHIM-IO-05).
     Program(logger::Command),
     /// A CRI log for both streams; no path discards. `stdin`: the process gets a pipe that stays open.
     Log {
-        path: Option<PathBuf>,
+        path: Option<LogPath>,
         max_line: usize,
         stdin: bool,
     },
 }
 
+/// Where a log file is, and how much of its path may not lead elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LogPath {
+    pub(crate) path: PathBuf,
+    /// Trailing components that must be what they say: a container that can write to the log directory may have planted
+    /// a symbolic link there. At least 1, the file itself.
+    pub(crate) own: usize,
+}
+
 impl Target {
-    /// Reads a stream's name (SHIM-IO-01, 02).
+    /// Reads a stream's name (SHIM-IO-01, SHIM-IO-02).
     ///
     /// # Errors
     /// `Unimplemented` for schemes that are not ours, `InvalidArgument` for relative paths and unknown parameters.
@@ -48,6 +59,7 @@ impl Target {
         }
         match name.split_once(':') {
             Some(("cri-log", rest)) => Self::parse_log(name, rest),
+            Some(("pipe", rest)) => parse_pipe(name, rest).map(Self::Pipe),
             Some(("file", rest)) => absolute(name, rest.strip_prefix("//").unwrap_or(rest)).map(Self::File),
             Some((scheme @ ("binary" | "binary-v2"), rest)) => {
                 logger::Command::parse(name, rest, scheme == "binary-v2").map(Self::Program)
@@ -62,10 +74,11 @@ impl Target {
     }
 
     fn parse_log(name: &str, rest: &str) -> Result<Self> {
-        let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
+        // The last one: a file may have a question mark in its name.
+        let (path, query) = rest.rsplit_once('?').unwrap_or((rest, ""));
         let path = path.strip_prefix("//").unwrap_or(path);
         let path = if path.is_empty() { None } else { Some(absolute(name, path)?) };
-        let (mut max_line, mut stdin) = (MAX_LINE, false);
+        let (mut max_line, mut stdin, mut own) = (MAX_LINE, false, 1);
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             match pair.split_once('=') {
                 Some(("max_line", value)) => {
@@ -74,10 +87,25 @@ impl Target {
                     })?;
                 }
                 Some(("stdin", value)) => stdin = value == "1",
+                Some(("own", value)) => {
+                    own = value.parse().ok().filter(|own| *own > 0).ok_or_else(|| {
+                        Error::invalid(format!("standard stream {name}: own={value}: a number from 1 on"))
+                    })?;
+                }
                 _ => return Err(Error::invalid(format!("standard stream {name}: unknown parameter {pair}"))),
             }
         }
-        Ok(Self::Log { path, max_line, stdin })
+        Ok(Self::Log { path: path.map(|path| LogPath { path, own }), max_line, stdin })
+    }
+}
+
+/// `//<pid>/<fd>` to the file by which the kernel opens that descriptor's pipe once more.
+fn parse_pipe(name: &str, rest: &str) -> Result<PathBuf> {
+    let number = |text: &str| text.parse::<u32>().ok();
+    let pair = rest.strip_prefix("//").and_then(|rest| rest.split_once('/'));
+    match pair.and_then(|(pid, fd)| Some((number(pid)?, number(fd)?))) {
+        Some((pid, fd)) => Ok(format!("/proc/{pid}/fd/{fd}").into()),
+        None => Err(Error::invalid(format!("standard stream {name}: want pipe://<pid>/<fd>"))),
     }
 }
 
@@ -187,16 +215,18 @@ fn open_plain(streams: &Streams, owner: (u32, u32), logger: Logger<'_>, opened: 
             kept.insert(key::LOGGER, logger.start(command, out, err)?);
             (opened.child.stdout, opened.child.stderr) = (Some(out_write), Some(err_write));
         }
-        Target::Fifo(path) => opened.child.stdout = Some(output_fifo(path, key::OUT_READER, kept, owner)?),
+        Target::Fifo(path) | Target::Pipe(path) => {
+            opened.child.stdout = Some(output_fifo(path, key::OUT_READER, kept, owner)?);
+        }
         Target::Null => {}
     }
-    if matches!(output, Target::Fifo(_) | Target::Null)
-        && let Target::Fifo(path) = Target::parse(&streams.stderr)?
+    if matches!(output, Target::Fifo(_) | Target::Pipe(_) | Target::Null)
+        && let Target::Fifo(path) | Target::Pipe(path) = Target::parse(&streams.stderr)?
     {
         opened.child.stderr = Some(output_fifo(&path, key::ERR_READER, kept, owner)?);
     }
     if opened.child.stdin.is_none()
-        && let Target::Fifo(path) = Target::parse(&streams.stdin)?
+        && let Target::Fifo(path) | Target::Pipe(path) = Target::parse(&streams.stdin)?
     {
         let (read, write) = input_fifo(&path, owner)?;
         set_blocking(&read, &path)?;
@@ -219,7 +249,7 @@ fn open_terminal(streams: &Streams, logger: Logger<'_>, opened: &mut Opened) -> 
             kept.insert(key::OUT_WRITE, write);
             kept.insert(key::OUT_HOLD, logs::hold().map_err(|e| Error::io("make", "log buffer", &e))?);
         }
-        Target::Fifo(path) => {
+        Target::Fifo(path) | Target::Pipe(path) => {
             let writer = output_fifo(&path, key::OUT_READER, kept, (0, 0))?;
             set_flags(&writer, OFlags::NONBLOCK, path.display())?;
             kept.insert(key::TTY_OUT, writer);
@@ -232,7 +262,7 @@ fn open_terminal(streams: &Streams, logger: Logger<'_>, opened: &mut Opened) -> 
         }
         Target::Null => {}
     }
-    if let Target::Fifo(path) = Target::parse(&streams.stdin)? {
+    if let Target::Fifo(path) | Target::Pipe(path) = Target::parse(&streams.stdin)? {
         let (read, write) = input_fifo(&path, (0, 0))?;
         kept.insert(key::TTY_IN, read);
         kept.insert(key::IN, write);
@@ -240,15 +270,35 @@ fn open_terminal(streams: &Streams, logger: Logger<'_>, opened: &mut Opened) -> 
     Ok(())
 }
 
-/// Opens a CRI log file (CRI-LOG-11); its directory is the client's.
-pub(crate) fn open_log(path: &Path) -> Result<File> {
+/// Opens a CRI log file (CRI-LOG-11); its directory is the client's. What is in the path's own part is never followed.
+pub(crate) fn open_log(log: &LogPath) -> Result<File> {
+    let shown = log.path.display();
+    let fail = |error: rustix::io::Errno| {
+        let text = format!("open log {shown}: {error}");
+        match error {
+            rustix::io::Errno::NOENT => Error::not_found(format!("{text}; its directory must exist")),
+            rustix::io::Errno::LOOP | rustix::io::Errno::XDEV => Error::invalid(format!(
+                "{text}; a symbolic link in the last {} parts of the path is not followed: a container may have planted it",
+                log.own
+            )),
+            _ => Error::internal(text),
+        }
+    };
+    let names: Vec<_> = log.path.iter().collect();
+    let (base, own) = names.split_at(names.len().saturating_sub(log.own).max(1));
+    let path_only = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let base = rustix::fs::open(base.iter().collect::<PathBuf>(), path_only, Mode::empty()).map_err(fail)?;
     let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP;
-    let fail = |error: rustix::io::Errno| {
-        let text = format!("open log {}: {error}; its directory must exist", path.display());
-        if error == rustix::io::Errno::NOENT { Error::not_found(text) } else { Error::internal(text) }
-    };
-    Ok(File::from(rustix::fs::open(path, flags, mode).map_err(fail)?))
+    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::BENEATH;
+    let own: PathBuf = own.iter().collect();
+    let file = rustix::fs::openat2(&base, own, flags, mode, resolve).map_err(fail)?;
+    let kind = rustix::fs::fstat(&file).map(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode));
+    // Somebody's terminal or /dev/null is no log, and a client could not rotate it.
+    if kind != Ok(rustix::fs::FileType::RegularFile) {
+        return Err(Error::invalid(format!("open log {shown}: it exists and is no regular file")));
+    }
+    Ok(File::from(file))
 }
 
 fn open_file(path: &Path) -> Result<OwnedFd> {
@@ -326,7 +376,9 @@ fn input_fifo(path: &Path, owner: (u32, u32)) -> Result<(OwnedFd, OwnedFd)> {
 }
 
 fn open_fifo(path: &Path, mode: OFlags) -> Result<OwnedFd> {
-    let flags = mode | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    // A descriptor's own name in /proc is a link by nature.
+    let follow = if path.starts_with("/proc") { OFlags::empty() } else { OFlags::NOFOLLOW };
+    let flags = mode | OFlags::NONBLOCK | OFlags::CLOEXEC | follow;
     let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| {
         let text = format!("open fifo {}: {error}", path.display());
         if error == rustix::io::Errno::NOENT { Error::not_found(text) } else { Error::invalid(text) }
@@ -365,9 +417,9 @@ mod tests {
 
     #[test]
     fn names() {
-        // SHIM-IO-01, 02
-        let log = |path: Option<&str>, max_line, stdin| Target::Log {
-            path: path.map(PathBuf::from),
+        // SHIM-IO-01, SHIM-IO-02
+        let log = |path: Option<(&str, usize)>, max_line, stdin| Target::Log {
+            path: path.map(|(path, own)| LogPath { path: path.into(), own }),
             max_line,
             stdin,
         };
@@ -376,8 +428,10 @@ mod tests {
             ("/run/a b:c", Target::Fifo("/run/a b:c".into())),
             ("file:///var/x", Target::File("/var/x".into())),
             ("cri-log:", log(None, MAX_LINE, false)),
-            ("cri-log:///l/0.log", log(Some("/l/0.log"), MAX_LINE, false)),
-            ("cri-log:///l/0.log?max_line=0&stdin=1", log(Some("/l/0.log"), 0, true)),
+            ("cri-log:///l/0.log", log(Some(("/l/0.log", 1)), MAX_LINE, false)),
+            ("cri-log:///l/0.log?max_line=0&stdin=1", log(Some(("/l/0.log", 1)), 0, true)),
+            ("cri-log:///l/who?.log?own=2", log(Some(("/l/who?.log", 2)), MAX_LINE, false)),
+            ("pipe://12/34", Target::Pipe("/proc/12/fd/34".into())),
         ] {
             assert_eq!(Target::parse(name).unwrap(), target, "{name}");
         }
@@ -388,6 +442,9 @@ mod tests {
             ("cri-log://l", ttrpc::Code::INVALID_ARGUMENT),
             ("cri-log:///l?max_line=x", ttrpc::Code::INVALID_ARGUMENT),
             ("cri-log:///l?colour=red", ttrpc::Code::INVALID_ARGUMENT),
+            ("cri-log:///l?own=0", ttrpc::Code::INVALID_ARGUMENT),
+            ("pipe://1/../2", ttrpc::Code::INVALID_ARGUMENT),
+            ("pipe://self/3", ttrpc::Code::INVALID_ARGUMENT),
         ] {
             assert_eq!(Target::parse(name).unwrap_err().code(), code, "{name}");
         }
@@ -395,7 +452,7 @@ mod tests {
 
     #[test]
     fn fifos_need_no_peer_and_keep_what_was_written() {
-        // SHIM-IO-03, 04b
+        // SHIM-IO-03, SHIM-IO-04b
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("out");
         rustix::fs::mknodat(
@@ -426,5 +483,51 @@ mod tests {
         for name in [path.to_str().unwrap(), "/nonexistent/fifo"] {
             assert!(open(&Streams { stdout: name.into(), ..Streams::default() }, (0, 0), NOBODY).is_err());
         }
+    }
+
+    #[test]
+    fn a_clients_pipe_needs_no_file() {
+        let (read, write) = pipe((0, 0)).unwrap();
+        let name =
+            |fd: &OwnedFd| format!("pipe://{}/{}", std::process::id(), std::os::fd::AsRawFd::as_raw_fd(fd));
+        let streams = Streams { stdout: name(&write), stderr: name(&write), ..Streams::default() };
+        let mut opened = open(&streams, (0, 0), NOBODY).unwrap();
+        drop(write);
+        for end in [opened.child.stdout.take(), opened.child.stderr.take()] {
+            File::from(end.unwrap()).write_all(b"x").unwrap();
+        }
+        let mut text = String::new();
+        File::from(read).read_to_string(&mut text).unwrap();
+        assert_eq!(text, "xx", "both came, and then the end");
+        let null = OwnedFd::from(File::open("/dev/null").unwrap());
+        assert!(open(&Streams { stdout: name(&null), ..Streams::default() }, (0, 0), NOBODY).is_err());
+    }
+
+    /// A log directory that a container can write to leads nowhere else.
+    #[test]
+    fn planted_links_are_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |path: &str| dir.path().join(path);
+        let log = |path: &str, own| LogPath { path: at(path), own };
+        for sub in ["pods/p/c", "elsewhere/c"] {
+            std::fs::create_dir_all(at(sub)).unwrap();
+        }
+        let link = |to: &str, from: &str| std::os::unix::fs::symlink(at(to), at(from)).unwrap();
+        link("victim", "pods/p/c/0.log");
+        link("elsewhere/c", "pods/p/planted");
+        link("pods", "by-admin");
+        for (path, own) in [("pods/p/c/0.log", 1), ("pods/p/c/0.log", 3), ("pods/p/planted/0.log", 3)] {
+            let error = open_log(&log(path, own)).unwrap_err();
+            assert!(error.to_string().contains("planted"), "{path}: {error}");
+        }
+        assert!(!at("victim").exists() && !at("elsewhere/c/0.log").exists());
+        assert!(open_log(&log("pods/p/c", 2)).is_err(), "a directory is no log");
+        assert!(
+            open_log(&log("by-admin/p/c/1.log", 3)).is_ok(),
+            "above its own part the path is the client's"
+        );
+        assert!(at("pods/p/c/1.log").is_file());
+        let error = open_log(&log("pods/p/absent/0.log", 3)).unwrap_err();
+        assert!(error.to_string().contains("must exist"), "{error}");
     }
 }

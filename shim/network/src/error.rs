@@ -2,6 +2,22 @@
 
 use std::fmt::Display;
 
+/// Whose turn it is: decides what a client is told besides the sentence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Kind {
+    /// The request cannot be meant.
+    Invalid,
+    /// Somebody else has what was asked for.
+    Taken,
+    /// All of it is in use.
+    Exhausted,
+    /// The network is not configured, or not yet.
+    NotReady,
+    /// A plugin, the kernel or the disk.
+    #[default]
+    Other,
+}
+
 /// `network setup of pod ns/name: bridge: ADD: …`.
 ///
 /// `cause` ends with a hint (`…; hint: …`) wherever the operator can do something.
@@ -11,13 +27,20 @@ pub struct Error {
     pub step: String,
     pub object: String,
     pub cause: String,
+    pub kind: Kind,
 }
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     pub(crate) fn new(step: impl Into<String>, object: impl Into<String>, cause: impl Display) -> Self {
-        Self { step: step.into(), object: object.into(), cause: cause.to_string() }
+        Self { step: step.into(), object: object.into(), cause: cause.to_string(), kind: Kind::Other }
+    }
+
+    #[must_use]
+    pub(crate) fn kind(mut self, kind: Kind) -> Self {
+        self.kind = kind;
+        self
     }
 
     /// Adds what the operator can do about it.
@@ -30,7 +53,7 @@ impl Error {
     /// Puts the larger operation in front: `step` of `object` failed because of this error.
     #[must_use]
     pub(crate) fn within(self, step: impl Into<String>, object: impl Into<String>) -> Self {
-        Self { step: step.into(), object: object.into(), cause: self.to_string() }
+        Self { step: step.into(), object: object.into(), cause: self.to_string(), kind: self.kind }
     }
 
     /// Adds a second failure met while undoing the first.

@@ -39,8 +39,10 @@ mod error;
 mod locks;
 mod network;
 mod record;
+mod statistics;
 mod types;
 
-pub use error::{Error, Result};
+pub use error::{Error, Kind, Result};
 pub use network::Network;
+pub use statistics::{Interface, PodStatistics, statistics};
 pub use types::{Attachment, Builtin, Options, PodNetwork, PortMapping, Protocol, Readiness};

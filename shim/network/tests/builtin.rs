@@ -473,6 +473,35 @@ fn without_ip_forward_and_rules_no_half_a_bridge_stays() {
     });
 }
 
+/// A kill can meet the daemon between the birth of the bridge and its alias, which the kernel takes only afterwards.
+#[test]
+fn a_bridge_without_its_alias_is_known_by_its_address() {
+    on_own_host(async |host: Host| {
+        let half_made = "ip link add slipway0 address 0a:58:0a:58:00:01 type bridge";
+        sh(half_made);
+        host.network().close().await.unwrap();
+        host.assert_clean();
+
+        sh(half_made);
+        let (network, pod) = (host.network(), host.pod("a"));
+        network.setup(&pod.net).await.unwrap();
+        network.teardown(&pod.net, None).await.unwrap();
+        network.close().await.unwrap();
+        host.assert_clean();
+
+        // In use, or of another address: somebody else's.
+        for foreign in ["ip link set slipway0 up", "ip link set slipway0 address 0a:58:0a:58:00:02"] {
+            sh(&format!("{half_made} && {foreign}"));
+            let network = host.network();
+            let refused = network.setup(&pod.net).await.unwrap_err().to_string();
+            assert!(refused.contains("not ours"), "{refused}");
+            network.close().await.unwrap();
+            assert_eq!(host.links(), ["slipway0"]);
+            sh("ip link del slipway0");
+        }
+    });
+}
+
 /// The daemon is killed at many different moments of setups and teardowns; the next one finds everything.
 #[test]
 fn killed_at_any_moment_nothing_is_lost() {
@@ -501,8 +530,7 @@ fn killed_at_any_moment_nothing_is_lost() {
             daemon.wait().unwrap();
             left_something |= !host.state_files().is_empty();
             std::fs::remove_file(started).unwrap();
-            // An nft that it had just started may still be at work.
-            tokio::time::sleep(Duration::from_millis(60)).await;
+            host.wait_for_orphaned_nft();
             let network = host.network();
             network.collect(&[]).await.unwrap();
             for pod in &pods {

@@ -26,6 +26,8 @@ pub enum Handler {
     Slipway,
     /// Ours in containerd's classic sandbox with its pause image.
     SlipwayClassic,
+    /// As `Slipway` on 2.x, with a keeper for each pod.
+    SlipwayPerPod,
 }
 
 /// The handler's name in all of them.
@@ -180,14 +182,21 @@ impl Node {
     }
 }
 
-/// What `slipway config snippet` prints, and for the classic sandbox without its two lines.
+/// What `slipway config snippet` prints; for the classic sandbox without its two lines, for a keeper per pod with the
+/// options that it shows.
 fn handler_config(release: Release, handler: Handler) -> Result<String> {
     let args = ["config", "snippet", "containerd", "--version", release.major()];
     let output = std::process::Command::new(binary("slipway")).args(args).output().context("run slipway")?;
     ensure!(output.status.success(), "slipway {args:?}: {output:?}");
     let text = String::from_utf8(output.stdout)?;
-    if handler != Handler::SlipwayClassic {
-        return Ok(text);
+    match handler {
+        Handler::SlipwayClassic => {}
+        Handler::SlipwayPerPod => {
+            return Ok(text
+                .replace("# [plugins", "[plugins")
+                .replace("#   Grouping = \"node\"", "Grouping = \"pod\""));
+        }
+        Handler::Runc | Handler::Slipway => return Ok(text),
     }
     let pause = |line: &&str| line.contains("sandboxer") || line.contains("disable_pause_image_pull");
     Ok(text.lines().filter(|line| !pause(line)).fold(String::new(), |text, line| text + line + "\n"))

@@ -67,10 +67,21 @@ pub fn processes_with_environment(name: &str, dir: &Path) -> Vec<(i32, String)> 
 
 /// Direct children of `pid` that run the pause image's command (`sleep infinity`, see hack/images).
 pub fn pause_children(pid: i32) -> Vec<i32> {
-    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     let is_pause =
         |p: &i32| std::fs::read_to_string(format!("/proc/{p}/cmdline")).is_ok_and(|c| c.contains("infinity"));
-    children.split_whitespace().filter_map(|p| p.parse().ok()).filter(is_pause).collect()
+    children(pid).into_iter().filter(is_pause).collect()
+}
+
+/// Direct children of `pid`, whichever of its threads made them; zombies too.
+pub fn children(pid: i32) -> Vec<i32> {
+    let threads = entries(&Path::new("/proc").join(pid.to_string()).join("task"));
+    let of = |thread: &String| {
+        std::fs::read_to_string(format!("/proc/{pid}/task/{thread}/children")).unwrap_or_default()
+    };
+    threads
+        .iter()
+        .flat_map(|t| of(t).split_whitespace().filter_map(|p| p.parse().ok()).collect::<Vec<_>>())
+        .collect()
 }
 
 fn all_processes() -> Vec<(i32, String)> {

@@ -15,8 +15,12 @@ use tonic::transport::Channel;
 pub struct Setup {
     /// CNI configuration list to put into the configuration directory; none: the built-in bridge.
     pub cni: Option<&'static str>,
+    /// The state directory is a file system of its own with little room.
+    pub small_state: bool,
     /// containerd instead of our daemon.
     pub containerd: Option<(Release, Handler)>,
+    /// More tables for the daemon's configuration file.
+    pub config: &'static str,
 }
 
 /// Which daemon a node runs.
@@ -45,7 +49,18 @@ impl Node {
         if let Some(conflist) = setup.cni {
             std::fs::write(node.path("cni/10-test.conflist"), conflist)?;
         }
-        std::fs::write(node.path("config.toml"), node.config())?;
+        std::fs::write(node.path("config.toml"), node.config() + setup.config)?;
+        if setup.small_state {
+            let state = node.path("state");
+            nix::mount::mount(
+                Some("state"),
+                &state,
+                Some("tmpfs"),
+                nix::mount::MsFlags::empty(),
+                Some("size=2m"),
+            )
+            .context("mount a small state directory")?;
+        }
         node.start_daemon().await?;
         Ok(node)
     }
@@ -266,7 +281,20 @@ impl Node {
         if self.program != Program::Slipway {
             self.remove_cgroup_parents();
         }
+        self.unmount_small_state().await;
         removed
+    }
+
+    /// Takes the file system of [`Setup::small_state`] away once the keeper, which ends by itself, is gone from it.
+    async fn unmount_small_state(&self) {
+        let state = self.path("state");
+        for _ in 0..500 {
+            // Anything but busy: it is done, or there was none.
+            if nix::mount::umount2(&state, nix::mount::MntFlags::empty()) != Err(nix::Error::EBUSY) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     async fn remove_everything(&mut self) -> Result<()> {

@@ -187,8 +187,8 @@ async fn pods_without_pause(node: &mut Node) -> Result<()> {
     ensure!(listed.trim().is_empty(), "a pod without containers has no task: {listed}");
     let keepers = node.keepers();
     ensure!(keepers.len() == 1, "one keeper: {keepers:?}");
-    let below = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", keepers[0]))?;
-    ensure!(below.trim().is_empty(), "a pod has no process of its own: {below}");
+    let below = e2e::leaks::children(keepers[0]);
+    ensure!(below.is_empty(), "a pod has no process of its own: {below:?}");
     node.stop_pod(&sandbox).await?;
     node.remove_pod(&sandbox).await
 }
@@ -264,6 +264,63 @@ async fn beside_runc(node: &mut Node) -> Result<()> {
         node.remove_pod(id).await?;
     }
     Ok(())
+}
+
+/// SHIM-GRP-01, SHIM-OPT-03, SHIM-SBX-11: a crash domain per pod by one option; a keeper ends with its pod.
+#[test]
+fn each_pod_has_a_keeper_of_its_own_by_an_option() {
+    on_a_node(setup(Release::Two, Handler::SlipwayPerPod), |node| Box::pin(keeper_per_pod(node)));
+}
+
+async fn keeper_per_pod(node: &mut Node) -> Result<()> {
+    let image = node.import_for_cri("busybox").await?;
+    let mut pods = Vec::new();
+    for name in ["one", "two"] {
+        let config = pod(node, name);
+        let sandbox = node.run_pod(&config).await?;
+        let main = node.run(&sandbox, &config, shell("main", &image, "sleep 1000")).await?;
+        node.run(&sandbox, &config, shell("side", &image, "sleep 1000")).await?;
+        pods.push((sandbox, main));
+    }
+    ensure!(node.keepers().len() == 2, "{:?}", node.keepers());
+    let (sandbox, _) = &pods[0];
+    node.stop_pod(sandbox).await?;
+    node.remove_pod(sandbox).await?;
+    until("the first pod's keeper is gone", async || Ok(node.keepers().len() == 1)).await?;
+    ensure!(node.sh(&pods[1].1, "echo in").await?.trim() == "in", "the other is not affected");
+    Ok(())
+}
+
+/// hack/containerd sets a node up and back: afterwards its configuration is as it was, to the byte.
+#[test]
+fn the_script_turns_the_handler_on_and_off() {
+    let dir = tempfile::tempdir().expect("directory");
+    let root = dir.path().to_str().expect("utf-8").to_owned();
+    let bin = e2e::node::binary("slipway");
+    let script = |action: &str| {
+        let output = std::process::Command::new(e2e::node::repository().join("hack/containerd"))
+            .args([action, "--root", &root])
+            .env("SLIPWAY_BIN_DIR", bin.parent().expect("directory"))
+            .output()
+            .expect("hack/containerd");
+        assert!(output.status.success(), "{action}: {output:?}");
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    };
+    let config = dir.path().join("etc/containerd/config.toml");
+    let read = || std::fs::read_to_string(&config).expect("configuration");
+    script("on");
+    assert_eq!(script("status"), "on");
+    assert!(read().contains("io.containerd.slipway.v1"), "{}", read());
+    script("off");
+    assert!(!config.exists(), "there was none before");
+    let text = "version = 2\n\n[plugins.\"io.containerd.grpc.v1.cri\"]\n  sandbox_image = \"x\" # mine\n";
+    std::fs::write(&config, text).expect("write");
+    script("on");
+    script("on");
+    assert!(read().starts_with(text) && read().contains("runtimes.slipway]"), "{}", read());
+    script("off");
+    assert_eq!((read(), script("status")), (text.to_owned(), "off".to_owned()));
+    assert_eq!(std::fs::read_dir(dir.path().join("usr/local/bin")).expect("bin").count(), 0);
 }
 
 // ---------------------------------------------------------------- deaths

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 /// Each folder and the workspace crates that it may name. Nothing else.
 const CRATES: &[(&str, &[&str])] = &[
     ("runtime/src", &[]),
+    ("runtime/oci/src", &["slipway_runtime"]),
     ("cri-proto/src", &[]),
     ("shim/images/src", &["slipway_runtime"]),
     ("shim/network/src", &["slipway_runtime"]),
@@ -25,11 +26,13 @@ const RUNTIME: &[(&str, &[&str])] = &[
     ("program", &["plan", "host", "rootfs", "sys"]),
     ("launch", &["program", "plan", "cgroup", "rootfs", "seccomp", "host", "sys"]),
     ("sandbox", &["launch", "program", "plan", "host", "sys"]),
-    ("container", &["launch", "program", "plan", "cgroup", "rootfs", "seccomp", "host", "sys"]),
+    ("hooks", &["launch", "program", "plan", "cgroup", "seccomp", "sys"]),
+    ("container", &["hooks", "launch", "program", "plan", "cgroup", "rootfs", "seccomp", "host", "sys"]),
 ];
 
 const OURS: &[&str] = &[
     "slipway_runtime",
+    "slipway_oci",
     "slipway_images",
     "slipway_network",
     "slipway_keeper",

@@ -1,7 +1,7 @@
 //! The process that keeps a new scope alive until its container is in it: a clone of ours that closes everything, parks,
 //! and leaves when told, or when we are gone.
 
-use crate::sys::child::Script;
+use crate::sys::child::{ABSENT, Script};
 use crate::sys::step::Step;
 use crate::sys::{clone, process, socket};
 use crate::{Error, Result};
@@ -30,9 +30,11 @@ impl Holder {
             steps: &[Step::CloseAll, Step::Park],
             descriptors: &[],
             socket: number,
+            listener: ABSENT,
             stdio: [number; 3],
             tasks: &[],
             keep: &keep,
+            stay: &keep,
             filter: &[],
             filter_flags: 0,
             own_binary: (0, 0),

@@ -25,7 +25,7 @@ use bus::Bus;
 use properties::Property;
 
 /// True if systemd is the init of this host (sd_booted(3)).
-pub fn is_running() -> bool {
+pub(in crate::cgroup) fn is_running() -> bool {
     std::fs::symlink_metadata("/run/systemd/system").is_ok_and(|m| m.is_dir())
 }
 
@@ -106,7 +106,7 @@ pub(super) fn update(unit: &str, change: &Change) -> Result<Option<Former>> {
 
 /// Ends a unit that holds nobody any more; systemd then removes its group. Missing is success.
 pub(super) fn stop(unit: &str) -> Result<()> {
-    let mut bus = Bus::connect()?;
+    let bus = Bus::connect()?;
     let stopped = bus.stop(unit);
     let reset = bus.reset_failed(unit);
     stopped.and(reset)

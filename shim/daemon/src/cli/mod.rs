@@ -17,7 +17,7 @@ mod interrupt;
 mod logfile;
 mod logs;
 mod manifest;
-mod output;
+pub(crate) mod output;
 pub(crate) mod pod_dir;
 mod pull;
 mod quantity;

@@ -6,13 +6,13 @@ use crate::error::{Error, Result};
 use crate::keeper::NewTask;
 use crate::pods::PodPhase;
 use crate::rollback::Rollback;
-use crate::{signals, spec, user};
+use crate::{cdi, signals, spec};
 use cri_proto::v1::{self, ContainerEventType};
 use slipway_images::Image;
 use slipway_runtime::rootfs::Overlay;
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::path::{Component, Path};
 use std::sync::Arc;
 use tonic::Code;
 
@@ -82,23 +82,31 @@ impl Daemon {
         let (view, security) =
             (Arc::clone(&image), record.config.linux.clone().unwrap_or_default().security_context);
         let identity =
-            blocking(move || user::resolve(&daemon.images, &view, &security.unwrap_or_default())).await?;
+            blocking(move || daemon.accounts.resolve(&daemon.images, &view, &security.unwrap_or_default()))
+                .await?;
         record.user = identity.to_cri();
         let target = self.target_pid(&record, pod)?;
+        let (asked, dirs) = (record.config.clone(), self.config.cdi_dirs.clone());
+        let cdi = blocking(move || cdi::edits(&asked, &dirs)).await?;
+
+        let owner = id.clone();
+        let daemon = Arc::clone(self);
+        rollback.push("record", blocking(move || daemon.records.delete::<ContainerRecord>(&owner)));
+        self.records.save(&record)?;
+        let sources = self.mount_sources(&mut record).await?;
+        let overlay = self.writable_layer(&image, &id, rollback).await?;
+        let volumes = self.volumes(&image, &record).await?;
         let built = spec::build(&spec::Inputs {
             pod: &sandbox,
             container: &record,
             image: &image.config,
             identity: &identity,
             pod_dir: &self.config.state.join("pods").join(&sandbox.id),
+            sources: &sources,
+            volumes: &volumes,
+            cdi: &cdi,
             target_pid: target,
         })?;
-
-        let owner = id.clone();
-        let daemon = Arc::clone(self);
-        rollback.push("record", blocking(move || daemon.records.delete::<ContainerRecord>(&owner)));
-        self.records.save(&record)?;
-        let overlay = self.writable_layer(&image, &id, rollback).await?;
         let dir = record.bundle.clone();
         rollback.push("bundle", blocking(move || remove_tree(&dir)));
         let (dir, text) = (record.bundle.clone(), serde_json::to_vec(&built));
@@ -177,7 +185,13 @@ impl Daemon {
             return "cri-log:".into();
         }
         let stdin = if record.config.stdin { "&stdin=1" } else { "" };
-        format!("cri-log://{}?max_line={}{stdin}", record.log_path, self.config.max_log_line)
+        // The pod's own directory and what is below it: a container may be able to write there, and to plant links.
+        let own = Path::new(&record.config.log_path)
+            .components()
+            .filter(|c| matches!(c, Component::Normal(_)))
+            .count()
+            + 1;
+        format!("cri-log://{}?max_line={}&own={own}{stdin}", record.log_path, self.config.max_log_line)
     }
 
     /// Kills and forgets a task in any state; unknown is success.

@@ -3,8 +3,8 @@
 use super::{ContainerRecord, Phase};
 use crate::daemon::{Container, Daemon, blocking};
 use crate::error::{Error, Result};
-use nix::sys::stat::Mode;
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
@@ -16,8 +16,10 @@ const KEEP: usize = 16 << 20;
 /// How long a child that holds the streams may keep the answer waiting after the process itself ended (CRI-XS-06).
 const DRAIN: Duration = Duration::from_secs(1);
 
-/// How long a killed session may take to be gone.
+/// How long a killed session may take to be gone before the keeper is asked to forget it all the same.
 const KILL_PATIENCE: Duration = Duration::from_secs(30);
+/// The same while a client waits for the answer.
+const END_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What an ended session left.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -27,42 +29,29 @@ pub(crate) struct Output {
     pub(crate) stderr: Vec<u8>,
 }
 
-/// The two fifos of a session; removed with it.
-#[derive(Debug)]
-struct Fifos {
-    dir: PathBuf,
+/// The two pipes of a session. The keeper opens the write ends by their names in /proc, so that a session needs no file:
+/// probes work on a full disk.
+struct Pipes {
+    read: [pipe::Receiver; 2],
+    /// Closed once the process has its own: else the output would never end.
+    write: [OwnedFd; 2],
 }
 
-impl Drop for Fifos {
-    fn drop(&mut self) {
-        // The directory lies below the state directory, which recovery clears of left-overs.
-        let _ = std::fs::remove_dir_all(&self.dir);
-    }
-}
-
-impl Fifos {
-    fn make(dir: PathBuf) -> Result<Self> {
-        std::fs::create_dir_all(&dir).map_err(|e| Error::io("make exec directory", &dir, &e))?;
-        let fifos = Self { dir };
-        for path in fifos.paths() {
-            nix::unistd::mkfifo(&path, Mode::from_bits_truncate(0o600))
-                .map_err(|e| Error::io("make fifo", &path, &e.into()))?;
-        }
-        Ok(fifos)
-    }
-
-    fn paths(&self) -> [PathBuf; 2] {
-        [self.dir.join("out"), self.dir.join("err")]
-    }
-
-    /// Both read ends, before anybody can write.
-    fn open(&self) -> Result<[pipe::Receiver; 2]> {
-        let open = |path: &Path| {
-            pipe::OpenOptions::new().open_receiver(path).map_err(|e| Error::io("open fifo", path, &e))
+impl Pipes {
+    fn make() -> Result<Self> {
+        let one = || {
+            let (write, read) = pipe::pipe()?;
+            Ok((read, write.into_blocking_fd()?))
         };
-        let [out, err] = self.paths();
-        Ok([open(&out)?, open(&err)?])
+        let fail = |e: std::io::Error| Error::io("make pipe", Path::new("for a command's output"), &e);
+        let ((out, out_write), (err, err_write)) = (one().map_err(fail)?, one().map_err(fail)?);
+        Ok(Self { read: [out, err], write: [out_write, err_write] })
     }
+}
+
+/// As keeper.proto names pipes of a client.
+fn names(ends: &[OwnedFd; 2]) -> [String; 2] {
+    ends.each_ref().map(|end| format!("pipe://{}/{}", std::process::id(), end.as_raw_fd()))
 }
 
 impl Daemon {
@@ -89,34 +78,43 @@ impl Daemon {
         }
         let exec_id = crate::ids::new()?[..16].to_owned();
         let session = Session { daemon: Arc::clone(self), id: record.id.clone(), exec_id };
-        let outcome = session.run(&record, command, timeout).await;
-        // Also when our caller goes away in the middle, by Drop.
-        drop(session);
+        // Dropped also when our caller goes away in the middle.
+        let mut guard = Guard { session, ended: false };
+        let outcome = guard.session.run(&record, command, timeout).await;
+        // What a command that ended by itself left in the background is the container's business, as with other runtimes.
+        guard.ended = outcome.is_ok();
+        if outcome.as_ref().is_err_and(|e| e.code() == Code::DeadlineExceeded) {
+            // Dead with its whole subtree before the answer (CRI-XS-04); bounded, as a probe must not hang on what does not die.
+            if tokio::time::timeout(END_PATIENCE, guard.session.kill()).await.is_err() {
+                tracing::warn!(container = record.label(), "a timed-out command does not die");
+            }
+        }
         outcome.map_err(|e| e.of(format_args!("exec in container {}", record.label())))
     }
 }
 
-/// A session known to the keeper; dropping it kills what is left of it and forgets it.
+/// A session known to the keeper.
+#[derive(Debug, Clone)]
 struct Session {
     daemon: Arc<Daemon>,
     id: String,
     exec_id: String,
 }
 
-impl Drop for Session {
+/// Makes the keeper forget a session when dropped; one that has not ended is killed first.
+struct Guard {
+    session: Session,
+    ended: bool,
+}
+
+impl Drop for Guard {
     fn drop(&mut self) {
-        let (daemon, id, exec_id) = (Arc::clone(&self.daemon), self.id.clone(), self.exec_id.clone());
+        let (session, ended) = (self.session.clone(), self.ended);
         tokio::spawn(async move {
-            // One that never started cannot be killed, and needs no wait.
-            if daemon.keeper.kill_all(&id, &exec_id).await.is_ok() {
-                // The keeper refuses to forget a session whose end it has not seen yet.
-                let _ = tokio::time::timeout(KILL_PATIENCE, daemon.keeper.wait_exec(&id, &exec_id)).await;
+            if !ended {
+                session.kill().await;
             }
-            if let Err(error) = daemon.keeper.delete(&id, &exec_id).await {
-                tracing::warn!(
-                    "exec session {exec_id} stays with the keeper until its container goes: {error}"
-                );
-            }
+            session.forget().await;
         });
     }
 }
@@ -128,16 +126,14 @@ impl Session {
         command: Vec<String>,
         limit: Option<Duration>,
     ) -> Result<Output> {
-        let dir = self.daemon.config.state.join("exec").join(&self.exec_id);
-        let fifos = Fifos::make(dir)?;
-        let mut ends = fifos.open()?;
+        let Pipes { mut read, write } = Pipes::make()?;
         let bundle = record.bundle.clone();
         let process = blocking(move || process(&bundle, &command)).await?;
-        let [out, err] = fifos.paths();
-        self.daemon.keeper.exec(&self.id, &self.exec_id, process, [&out, &err]).await?;
+        self.daemon.keeper.exec(&self.id, &self.exec_id, process, &names(&write)).await?;
         self.daemon.keeper.start(&self.id, &self.exec_id).await?;
+        drop(write);
         let mut output = Output::default();
-        let collected = self.collect(&mut ends, &mut output);
+        let collected = self.collect(&mut read, &mut output);
         match limit {
             None => collected.await?,
             Some(limit) => tokio::time::timeout(limit, collected).await.unwrap_or_else(|_| {
@@ -170,6 +166,23 @@ impl Session {
         };
         *exit_code = i32::try_from(status).unwrap_or(255);
         Ok(())
+    }
+
+    /// SIGKILL to the whole session; returns when it is gone, or after [`KILL_PATIENCE`].
+    async fn kill(&self) {
+        let Self { daemon, id, exec_id } = self;
+        // One that never started cannot be killed, and needs no wait.
+        if daemon.keeper.kill_all(id, exec_id).await.is_ok() {
+            // The keeper refuses to forget a session whose end it has not seen yet.
+            let _ = tokio::time::timeout(KILL_PATIENCE, daemon.keeper.wait_exec(id, exec_id)).await;
+        }
+    }
+
+    async fn forget(&self) {
+        let Self { daemon, id, exec_id } = self;
+        if let Err(error) = daemon.keeper.delete(id, exec_id).await {
+            tracing::warn!("exec session {exec_id} stays with the keeper until its container goes: {error}");
+        }
     }
 }
 

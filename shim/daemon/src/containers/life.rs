@@ -213,8 +213,11 @@ pub(crate) fn exited(started_at: i64, info: Option<&TaskInfo>) -> Phase {
 fn out_of_memory(level: &str) -> String {
     match level {
         "container" => "the container's memory limit ran out".into(),
-        "pod" => "the pod's memory limit ran out: its containers together, and the files they keep in memory".into(),
-        "pods" => "the memory limit above the pod ran out: that of all pods, or of this class of service".into(),
+        "pod" => "the pod's memory limit ran out: its containers together, and the files they keep in memory"
+            .into(),
+        "pods" => {
+            "the memory limit above the pod ran out: that of all pods, or of this class of service".into()
+        }
         "node" => "the node ran out of memory; no limit of the container or its pod was hit".into(),
         _ => String::new(),
     }
@@ -243,7 +246,9 @@ mod tests {
         assert_eq!(reason(Some(info(3, false, false))), (255, "Unknown".into()));
         let mut out = info(137, true, true);
         out.oom_level = "pod".into();
-        assert!(matches!(exited(5, Some(&out)), Phase::Exited { message, .. } if message.contains("pod's memory")));
+        assert!(
+            matches!(exited(5, Some(&out)), Phase::Exited { message, .. } if message.contains("pod's memory"))
+        );
         assert_eq!(reason(None), (255, "Unknown".into()));
     }
 }

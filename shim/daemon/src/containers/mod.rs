@@ -7,12 +7,14 @@
 
 mod create;
 mod exec;
+mod image_mounts;
 pub(crate) mod life;
 mod parse;
 pub(crate) mod stats;
 mod update;
 
 pub(crate) use exec::Output;
+pub(crate) use image_mounts::pod_of_view;
 pub(crate) use life::Stop;
 
 use crate::object::Record;

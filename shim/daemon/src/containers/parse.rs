@@ -1,5 +1,6 @@
 //! What a ContainerConfig must satisfy before anything is made.
 
+use super::image_mounts;
 use crate::error::{Error, Result};
 use crate::pods::PodRecord;
 use cri_proto::v1;
@@ -54,8 +55,15 @@ fn check_mount(mount: &v1::Mount) -> Result<()> {
     if !path.starts_with('/') {
         return Err(Error::invalid(format!("mount: container_path {path:?} is not absolute")));
     }
-    if mount.image.as_ref().is_some_and(|i| !i.image.is_empty()) {
-        return Err(Error::state(format!("mount {path}: image volumes are not supported yet")));
+    // CRI-MNT-14.
+    let unknown = mount.mount_options.iter().find(|o| !matches!(o.as_str(), "noexec" | "nodev" | "nosuid"));
+    if let Some(option) = unknown {
+        return Err(Error::invalid(format!(
+            "mount {path}: mount option {option:?} is not noexec, nodev or nosuid"
+        )));
+    }
+    if image_mounts::is_image(mount) {
+        return image_mounts::check(mount);
     }
     if !mount.host_path.starts_with('/') {
         return Err(Error::invalid(format!("mount {path}: host_path {:?} is not absolute", mount.host_path)));
@@ -71,13 +79,6 @@ fn check_mount(mount: &v1::Mount) -> Result<()> {
     if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
         return Err(Error::state(format!(
             "mount {path}: id mappings need a pod user namespace, not supported yet"
-        )));
-    }
-    // CRI-MNT-14.
-    let unknown = mount.mount_options.iter().find(|o| !matches!(o.as_str(), "noexec" | "nodev" | "nosuid"));
-    if let Some(option) = unknown {
-        return Err(Error::invalid(format!(
-            "mount {path}: mount option {option:?} is not noexec, nodev or nosuid"
         )));
     }
     // CRI-MNT-03: the contract says error; a directory made silently would hide a typing error.

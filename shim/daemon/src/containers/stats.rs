@@ -6,8 +6,9 @@
 use super::ContainerRecord;
 use crate::daemon::{Container, Daemon, blocking};
 use crate::error::Result;
+use crate::usage;
 use cri_proto::v1;
-use slipway_runtime::cgroup::{Cgroup, Stats};
+use slipway_runtime::cgroup::Cgroup;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -43,7 +44,7 @@ impl Rates {
     }
 
     /// Nanocores since the sample before; none at the first.
-    fn rate(&self, id: &str, at: i64, usage: u64) -> Option<u64> {
+    pub(crate) fn rate(&self, id: &str, at: i64, usage: u64) -> Option<u64> {
         let mut known = self.lock();
         let slot = &mut known.entry(id.to_owned()).or_default().cpu;
         let Some(before) = *slot else {
@@ -75,7 +76,7 @@ impl Daemon {
         blocking(move || Ok::<_, crate::error::Error>(daemon.read_stats(&record))).await
     }
 
-    fn read_stats(&self, record: &ContainerRecord) -> v1::ContainerStats {
+    pub(crate) fn read_stats(&self, record: &ContainerRecord) -> v1::ContainerStats {
         let mut stats = v1::ContainerStats {
             attributes: Some(v1::ContainerAttributes {
                 id: record.id.clone(),
@@ -89,24 +90,15 @@ impl Daemon {
         let group = Cgroup::open(&record.cgroup).and_then(|group| group.stats());
         if let (true, Ok(group)) = (record.is_running(), group) {
             let at = crate::clock::now();
-            stats.cpu = Some(self.cpu(&record.id, at, &group));
-            stats.memory = Some(memory(at, &group));
-            stats.swap = Some(swap(at, &group));
+            let rate = self.rates.rate(&record.id, at, group.cpu_usage_ns.unwrap_or(0));
+            stats.cpu = Some(usage::cpu(at, &group, rate));
+            stats.memory = Some(usage::memory(at, &group));
+            stats.swap = Some(usage::swap(at, &group));
         }
         stats
     }
 
-    fn cpu(&self, id: &str, at: i64, group: &Stats) -> v1::CpuUsage {
-        let usage = group.cpu_usage_ns.unwrap_or(0);
-        v1::CpuUsage {
-            timestamp: at,
-            usage_core_nano_seconds: value(usage),
-            usage_nano_cores: self.rates.rate(id, at, usage).map(|value| v1::UInt64Value { value }),
-            ..Default::default()
-        }
-    }
-
-    fn writable_layer_usage(&self, id: &str) -> Option<v1::FilesystemUsage> {
+    pub(crate) fn writable_layer_usage(&self, id: &str) -> Option<v1::FilesystemUsage> {
         let cached =
             self.rates.lock().get(id).and_then(|k| k.layer).filter(|(at, ..)| at.elapsed() < WALK_EVERY);
         let (_, at, bytes, inodes) = match cached {
@@ -121,40 +113,10 @@ impl Daemon {
         Some(v1::FilesystemUsage {
             timestamp: at,
             fs_id: Some(v1::FilesystemIdentifier { mountpoint: self.config.root.display().to_string() }),
-            used_bytes: value(bytes),
-            inodes_used: value(inodes),
+            used_bytes: usage::value(bytes),
+            inodes_used: usage::value(inodes),
         })
     }
-}
-
-fn memory(at: i64, group: &Stats) -> v1::MemoryUsage {
-    let usage = group.memory_usage.unwrap_or(0);
-    let working_set = usage.saturating_sub(group.memory_inactive_file);
-    v1::MemoryUsage {
-        timestamp: at,
-        working_set_bytes: value(working_set),
-        available_bytes: group.memory_limit.and_then(|limit| value(limit.saturating_sub(working_set))),
-        usage_bytes: value(usage),
-        rss_bytes: value(group.memory_rss),
-        page_faults: value(group.page_faults),
-        major_page_faults: value(group.major_page_faults),
-        ..Default::default()
-    }
-}
-
-fn swap(at: i64, group: &Stats) -> v1::SwapUsage {
-    let available = group.swap_limit.map(|limit| limit.saturating_sub(group.swap_usage.unwrap_or(0)));
-    v1::SwapUsage {
-        timestamp: at,
-        swap_usage_bytes: group.swap_usage.and_then(value),
-        swap_available_bytes: available.and_then(value),
-    }
-}
-
-// CRI wraps numbers so that absent and 0 differ.
-#[allow(clippy::unnecessary_wraps)]
-fn value(value: u64) -> Option<v1::UInt64Value> {
-    Some(v1::UInt64Value { value })
 }
 
 #[cfg(test)]
@@ -170,19 +132,5 @@ mod tests {
         assert_eq!(rates.rate("a", 2_000_000_000, 500_000_000), Some(500_000_000));
         rates.forget("a");
         assert_eq!(rates.rate("a", 3_000_000_000, 0), None);
-    }
-
-    /// CRI-SS-07, CRI-SS-09.
-    #[test]
-    fn working_set_and_available() {
-        let group = Stats {
-            memory_usage: Some(100),
-            memory_inactive_file: 120,
-            memory_limit: Some(1000),
-            ..Default::default()
-        };
-        let memory = memory(1, &group);
-        assert_eq!(memory.working_set_bytes.map(|v| v.value), Some(0));
-        assert_eq!(memory.available_bytes.map(|v| v.value), Some(1000));
     }
 }

@@ -29,6 +29,10 @@ pub(super) fn container(filter: Option<&v1::ContainerFilter>, container: &Contai
     })
 }
 
+pub(super) fn pod_stats(filter: Option<&v1::PodSandboxStatsFilter>, pod: &PodRecord) -> bool {
+    filter.is_none_or(|f| pod.id.starts_with(&f.id) && labels_match(&f.label_selector, &pod.config.labels))
+}
+
 pub(super) fn stats(filter: Option<&v1::ContainerStatsFilter>, container: &ContainerRecord) -> bool {
     filter.is_none_or(|f| {
         container.id.starts_with(&f.id)

@@ -5,6 +5,7 @@ use super::{Streamed, answer, filters, not_yet, status, stream};
 use crate::containers::{ContainerRecord, Stop};
 use crate::daemon::{Container, Daemon};
 use crate::error::{Error, Result};
+use crate::events::{Ear, OBSERVER};
 use crate::pods::PodRecord;
 use cri_proto::v1;
 use serde_json::json;
@@ -37,6 +38,14 @@ impl RuntimeApi {
             all.extend(self.0.container_stats(&container).await.ok());
         }
         all
+    }
+
+    async fn pod_stats(
+        &self,
+        filter: Option<&v1::PodSandboxStatsFilter>,
+    ) -> Result<Vec<v1::PodSandboxStats>> {
+        let records = self.0.pods.list().into_iter().map(|p| p.record());
+        self.0.stats_of_pods(records.filter(|r| filters::pod_stats(filter, r)).collect()).await
     }
 
     fn running(&self, id: &str) -> Result<Arc<Container>> {
@@ -318,25 +327,32 @@ impl v1::runtime_service_server::RuntimeService for RuntimeApi {
 
     async fn pod_sandbox_stats(
         &self,
-        _: Request<v1::PodSandboxStatsRequest>,
+        request: Request<v1::PodSandboxStatsRequest>,
     ) -> Result<Response<v1::PodSandboxStatsResponse>, Status> {
-        not_yet("PodSandboxStats")
+        let outcome = match self.0.pods.get(&request.get_ref().pod_sandbox_id) {
+            Ok(pod) => self.0.pod_stats(&pod).await,
+            Err(error) => Err(error),
+        };
+        answer("PodSandboxStats", outcome.map(|stats| v1::PodSandboxStatsResponse { stats: Some(stats) }))
     }
 
     async fn list_pod_sandbox_stats(
         &self,
-        _: Request<v1::ListPodSandboxStatsRequest>,
+        request: Request<v1::ListPodSandboxStatsRequest>,
     ) -> Result<Response<v1::ListPodSandboxStatsResponse>, Status> {
-        not_yet("ListPodSandboxStats")
+        let stats = self.pod_stats(request.get_ref().filter.as_ref()).await;
+        answer("ListPodSandboxStats", stats.map(|stats| v1::ListPodSandboxStatsResponse { stats }))
     }
 
     type StreamPodSandboxStatsStream = Streamed<v1::StreamPodSandboxStatsResponse>;
 
     async fn stream_pod_sandbox_stats(
         &self,
-        _: Request<v1::StreamPodSandboxStatsRequest>,
+        request: Request<v1::StreamPodSandboxStatsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxStatsStream>, Status> {
-        not_yet("StreamPodSandboxStats")
+        let stats = self.pod_stats(request.get_ref().filter.as_ref()).await;
+        let wrap = |pod_sandbox_stats| v1::StreamPodSandboxStatsResponse { pod_sandbox_stats };
+        answer("StreamPodSandboxStats", stats.map(|stats| stream(stats, wrap)))
     }
 
     async fn checkpoint_container(
@@ -364,9 +380,10 @@ impl v1::runtime_service_server::RuntimeService for RuntimeApi {
 
     async fn get_container_events(
         &self,
-        _: Request<v1::GetEventsRequest>,
+        request: Request<v1::GetEventsRequest>,
     ) -> Result<Response<Self::GetContainerEventsStream>, Status> {
-        let events = Receiving(self.0.events.listen());
+        let observes = request.metadata().contains_key(OBSERVER);
+        let events = Receiving(self.0.events.listen(if observes { Ear::Observer } else { Ear::Client }));
         let events = tonic::codegen::tokio_stream::StreamExt::map(events, Ok);
         Ok(Response::new(Box::pin(events)))
     }

@@ -1,9 +1,12 @@
-//! Where a pod's files are, and what they say: hostname, hosts, resolv.conf, and the shared /dev/shm.
+//! Where a pod's files are, and what they say: hostname, hosts, resolv.conf, the shared /dev/shm, and views of images.
 
 use super::PodRecord;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use nix::mount::{MntFlags, umount2};
 use slipway_runtime::sandbox::files::{self, Dns, PodFiles};
 use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 /// `<state>/pods/<id>`.
@@ -31,14 +34,48 @@ impl PodDir {
         Ok(files.make(&self.0)?)
     }
 
-    /// Unmounts shm; missing is success.
+    /// The mounted view `name` of an image; `make` gives a detached mount where there is none yet.
+    pub(crate) fn image_view(&self, name: &str, make: impl FnOnce() -> Result<OwnedFd>) -> Result<PathBuf> {
+        let path = self.images().join(name);
+        // Left without its mount, the directory is empty: nobody may take that for the image.
+        if fs::read_dir(&path).is_ok_and(|_| is_mount_point(&path)) {
+            return Ok(path);
+        }
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
+        made.map_err(|e| Error::io("make mount point", &path, &e))?;
+        slipway_runtime::rootfs::attach(&make()?, &path)?;
+        Ok(path)
+    }
+
+    fn images(&self) -> PathBuf {
+        self.0.join("images")
+    }
+
+    /// Unmounts shm and the views of images; missing is success.
     pub(crate) fn release(&self) -> Result<()> {
+        for view in fs::read_dir(self.images()).into_iter().flatten().flatten() {
+            match umount2(&view.path(), MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+                // Not there, or not a mount point.
+                Ok(()) | Err(nix::Error::ENOENT | nix::Error::EINVAL) => {}
+                Err(e) => return Err(Error::io("unmount", &view.path(), &e.into())),
+            }
+        }
         Ok(PodFiles::release(&self.0)?)
     }
 
     /// Unmounts and deletes everything; missing is success.
     pub(crate) fn remove(&self) -> Result<()> {
+        self.release()?;
         Ok(PodFiles::remove(&self.0)?)
+    }
+}
+
+/// Whether something is mounted exactly here: a directory and its parent are then on different file systems.
+fn is_mount_point(path: &Path) -> bool {
+    let device = |path: &Path| fs::symlink_metadata(path).map(|m| m.dev());
+    match (device(path), path.parent().map(device)) {
+        (Ok(own), Some(Ok(parent))) => own != parent,
+        _ => false,
     }
 }
 

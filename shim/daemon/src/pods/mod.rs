@@ -3,7 +3,9 @@
 pub(crate) mod files;
 mod parse;
 mod run;
+pub(crate) mod stats;
 pub(crate) mod stop;
+mod watch;
 
 use crate::object::Record;
 use cri_proto::v1;

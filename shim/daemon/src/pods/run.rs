@@ -40,6 +40,7 @@ impl Daemon {
                 rollback.commit();
                 let (id, pod) = (ready.id.clone(), Arc::new(Pod::new(ready)));
                 self.pods.insert(Arc::clone(&pod));
+                self.watch_pod(&pod);
                 self.announce(&id, &pod, ContainerEventType::ContainerCreatedEvent);
                 self.announce(&id, &pod, ContainerEventType::ContainerStartedEvent);
                 tracing::info!(pod = pod.record().label(), id, "pod is ready");
@@ -88,7 +89,7 @@ impl Daemon {
             rollback.push("network", async move {
                 Ok(daemon.network.teardown(&request, Some(&request.netns)).await?)
             });
-            record.attachment = Some(self.network.setup(&network).await?);
+            record.attachment = Some(self.telemetry.network("setup", self.network.setup(&network)).await?);
         }
         self.push_undo(rollback, "pod files", id.clone(), |d, id| PodDir::new(&d.config.state, &id).remove());
         let (dir, pod) = (PodDir::new(&self.config.state, &id), record.clone());

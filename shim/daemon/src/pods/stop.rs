@@ -4,10 +4,15 @@ use super::files::PodDir;
 use super::{PodPhase, PodRecord};
 use crate::containers::Stop;
 use crate::daemon::{Daemon, Pod, blocking};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use cri_proto::v1::ContainerEventType;
 use slipway_runtime::cgroup::Cgroup;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinSet;
+
+/// How long the last processes may take to leave a pod's control group.
+const GROUP_PATIENCE: Duration = Duration::from_secs(2);
 
 impl Daemon {
     /// Kills what runs, gives the network and the namespaces back; unknown ids are fine (CRI-PSTOP-01 to 06).
@@ -46,21 +51,32 @@ impl Daemon {
         released.map_err(|e| e.of(format_args!("stop pod {label}")))
     }
 
+    /// All at once: a pod with many containers stops as fast as its slowest. All are tried, the first error is answered.
     async fn stop_containers(self: &Arc<Self>, pod: &Arc<Pod>) -> Result<()> {
+        let mut stops = JoinSet::new();
         for container in self.containers_of(&pod.id) {
-            drop(container.gate.lock().await);
-            self.stop_container(&container, Stop::Now).await?;
+            let daemon = Arc::clone(self);
+            stops.spawn(async move {
+                // A start under way is waited for: what it starts must be stopped.
+                drop(container.gate.lock().await);
+                daemon.stop_container(&container, Stop::Now).await
+            });
         }
-        Ok(())
+        let mut outcome = Ok(());
+        while let Some(stopped) = stops.join_next().await {
+            outcome = outcome.and(stopped.unwrap_or_else(|e| Err(Error::internal(e.to_string()))));
+        }
+        outcome
     }
 
     /// Network, namespaces, mounts: all are tried, the first error is answered.
-    async fn release(&self, record: &PodRecord) -> Result<()> {
+    async fn release(self: &Arc<Self>, record: &PodRecord) -> Result<()> {
         let mut outcome = Ok(());
         if let Some(netns) = record.netns.clone() {
             let there = netns.exists();
             let network = record.network(netns.clone());
-            let torn = self.network.teardown(&network, there.then_some(netns.as_path())).await;
+            let teardown = self.network.teardown(&network, there.then_some(netns.as_path()));
+            let torn = self.telemetry.network("teardown", teardown).await;
             outcome = outcome.and(torn.map_err(Into::into));
         }
         outcome = outcome.and(self.keeper.remove_sandbox(&record.id).await);
@@ -68,7 +84,9 @@ impl Daemon {
             outcome = outcome.and(blocking(move || slipway_runtime::sandbox::unpin_netns(&netns)).await);
         }
         let dir = PodDir::new(&self.config.state, &record.id);
-        outcome.and(blocking(move || dir.release()).await)
+        let (daemon, id) = (Arc::clone(self), record.id.clone());
+        let unmounted = blocking(move || dir.release().and_then(|()| daemon.release_views(&id)));
+        outcome.and(unmounted.await)
     }
 
     /// Stops, removes the containers, then the pod; unknown ids are fine (CRI-PREM-01 to 05).
@@ -91,6 +109,7 @@ impl Daemon {
         }
         self.erase_pod(&record).await.map_err(|e| e.of(format_args!("remove pod {}", record.label())))?;
         self.pods.remove(&pod.id);
+        self.rates.forget(&pod.id);
         self.announce(&pod.id, pod, ContainerEventType::ContainerDeletedEvent);
         // Last, so that a new pod of this name never meets left-overs (CRI-PREM-04).
         self.pod_names.free(&record.name(), &pod.id);
@@ -106,18 +125,30 @@ impl Daemon {
         blocking(move || {
             dir.remove()?;
             if let Some(parent) = own {
+                remove_group(&parent)?;
+                // A slice is a unit of systemd's, too.
                 Cgroup::remove_if_empty(&parent)?;
                 root.map_or(Ok(()), |root| Cgroup::remove_if_empty(&root))?;
             }
-            Ok::<_, crate::error::Error>(())
+            Ok::<_, Error>(())
         })
         .await?;
         self.records.delete::<PodRecord>(&record.id)
     }
 }
 
+/// A pod's own control group with whatever its containers have made below it; missing is success. Blocks.
+fn remove_group(path: &str) -> Result<()> {
+    let group = match Cgroup::open(path) {
+        Ok(group) => group,
+        Err(error) if error.kind() == slipway_runtime::error::Kind::NotFound => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    group.kill_all()?;
+    Ok(group.remove(GROUP_PATIENCE)?)
+}
+
 /// The outcome of work that goes on when its caller leaves.
 pub(crate) async fn finish(work: tokio::task::JoinHandle<Result<()>>) -> Result<()> {
-    work.await
-        .unwrap_or_else(|e| Err(crate::error::Error::internal(format!("the request failed inside: {e}"))))
+    work.await.unwrap_or_else(|e| Err(Error::internal(format!("the request failed inside: {e}"))))
 }

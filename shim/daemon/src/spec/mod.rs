@@ -8,6 +8,10 @@ mod process;
 pub(crate) mod resources;
 mod security;
 
+pub(crate) use mounts::clean;
+pub(crate) use security::check_selinux;
+
+use crate::cdi::{self, Edits};
 use crate::containers::ContainerRecord;
 use crate::error::{Error, Result};
 use crate::pods::PodRecord;
@@ -16,7 +20,7 @@ use cri_proto::v1;
 use oci_spec::runtime::Spec;
 use serde_json::{Value, json};
 use slipway_images::ImageConfig;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// All that decides a spec.
 #[derive(Debug)]
@@ -27,6 +31,12 @@ pub(crate) struct Inputs<'a> {
     pub(crate) identity: &'a Identity,
     /// Where hostname, hosts, resolv.conf and shm of the pod are.
     pub(crate) pod_dir: &'a Path,
+    /// Where the content of each mount of the request is on the host, in their order.
+    pub(crate) sources: &'a [PathBuf],
+    /// Source and target of each `VOLUME`.
+    pub(crate) volumes: &'a [(PathBuf, PathBuf)],
+    /// What the container's CDI devices change.
+    pub(crate) cdi: &'a [Edits],
     /// Init of the container whose PID namespace is joined (pid=TARGET).
     pub(crate) target_pid: Option<u32>,
 }
@@ -63,7 +73,7 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Spec> {
     if let Some(propagation) = mounts::rootfs_propagation(&inputs.container.config.mounts) {
         linux["rootfsPropagation"] = propagation.into();
     }
-    let spec = json!({
+    let mut spec = json!({
         "ociVersion": "1.3.0",
         "process": process::build(inputs)?,
         "root": {"path": "rootfs", "readonly": security.readonly_rootfs},
@@ -71,6 +81,10 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Spec> {
         "linux": linux,
         "annotations": annotations(inputs),
     });
+    // After everything else of ours (CRI-DEV-04).
+    if !inputs.cdi.is_empty() {
+        cdi::apply(&mut spec, inputs.cdi)?;
+    }
     serde_json::from_value(spec)
         .map_err(|e| Error::invalid(format!("the request makes no valid OCI spec: {e}")))
 }
@@ -189,6 +203,9 @@ pub(crate) mod tests {
             image: &image,
             identity: &identity,
             pod_dir: Path::new("/state/pods/p"),
+            sources: &container.config.mounts.iter().map(|m| m.host_path.clone().into()).collect::<Vec<_>>(),
+            volumes: &[("/vol/0".into(), "/data".into()), ("/vol/1".into(), "/dev/shm".into())],
+            cdi: &[],
             target_pid: Some(77),
         })?;
         serde_json::to_value(built).map_err(|e| Error::internal(e.to_string()))

@@ -8,7 +8,13 @@ use std::path::{Component, Path, PathBuf};
 
 pub(super) fn build(inputs: &Inputs<'_>) -> Result<Vec<Value>> {
     let mut mounts = defaults(inputs);
-    let asked = inputs.container.config.mounts.iter().map(requested).collect::<Result<Vec<_>>>()?;
+    let requests = inputs.container.config.mounts.iter().zip(inputs.sources);
+    let asked = requests.map(|(mount, source)| requested(mount, source)).collect::<Result<Vec<_>>>()?;
+    // A default mount wins over a `VOLUME`: those are the image's, not the request's.
+    let has =
+        |target: &Path| mounts.iter().any(|m| clean(m["destination"].as_str().unwrap_or_default()) == target);
+    let volumes: Vec<_> = inputs.volumes.iter().filter(|(_, target)| !has(target)).map(volume).collect();
+    mounts.extend(volumes);
     let targets: Vec<_> =
         asked.iter().map(|m| clean(m["destination"].as_str().unwrap_or_default())).collect();
     // A mount of the request replaces a default one on the same path, and one on /dev all below it (CRI-MNT-02).
@@ -51,10 +57,14 @@ fn defaults(inputs: &Inputs<'_>) -> Vec<Value> {
     mounts
 }
 
-fn requested(mount: &v1::Mount) -> Result<Value> {
+fn volume((source, target): &(PathBuf, PathBuf)) -> Value {
+    json!({"destination": target, "type": "bind", "source": source, "options": ["rbind", "rprivate", "rw"]})
+}
+
+fn requested(mount: &v1::Mount, source: &Path) -> Result<Value> {
     // Symlinks of the source are the host's and resolved before the bind (CRI-MNT-04).
-    let source = std::fs::canonicalize(&mount.host_path).map_err(|e| {
-        Error::invalid(format!("mount {}: source {}: {e}", mount.container_path, mount.host_path))
+    let source = std::fs::canonicalize(source).map_err(|e| {
+        Error::invalid(format!("mount {}: source {}: {e}", mount.container_path, source.display()))
     })?;
     let propagation = match mount.propagation() {
         v1::MountPropagation::PropagationPrivate => "rprivate",
@@ -84,7 +94,7 @@ pub(super) fn rootfs_propagation(mounts: &[v1::Mount]) -> Option<&'static str> {
 }
 
 /// Absolute, without `.`, `..` and doubled slashes, as text: the runtime resolves it inside the root.
-fn clean(path: &str) -> PathBuf {
+pub(crate) fn clean(path: &str) -> PathBuf {
     let mut out = PathBuf::from("/");
     for component in Path::new(path).components() {
         match component {
@@ -141,5 +151,17 @@ mod tests {
         assert_eq!(find(&spec, "/x")[0]["options"], json!(["rbind", "rprivate", "rro"]));
         assert_eq!(find(&spec, "/y")[0]["options"], json!(["rbind", "rshared", "rw"]));
         assert_eq!(spec["linux"]["rootfsPropagation"], "rshared");
+    }
+
+    /// The image's `VOLUME`s are mounted, but for one on a path that every container has.
+    #[test]
+    fn volumes_of_the_image() {
+        let spec = spec_of(|_, _| {}).expect("spec");
+        assert_eq!(find(&spec, "/data")[0]["source"], "/vol/0");
+        assert_eq!(find(&spec, "/dev/shm").len(), 1);
+        assert_ne!(find(&spec, "/dev/shm")[0]["source"], "/vol/1");
+        let covered = spec_of(|c, _| c.mounts = vec![mount("/tmp", "/data/")]).expect("spec");
+        assert_eq!(find(&covered, "/data").len(), 1);
+        assert_eq!(find(&covered, "/data")[0]["source"], "/tmp");
     }
 }

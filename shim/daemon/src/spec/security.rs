@@ -48,14 +48,26 @@ fn seccomp(security: &v1::LinuxContainerSecurityContext) -> Result<Option<LinuxS
     }
 }
 
-/// AppArmor comes later: a profile must not be ignored silently, so it is refused (CRI-SEC-09). SELinux options are not
-/// looked at yet.
+/// AppArmor comes later: a profile must not be ignored silently, so it is refused (CRI-SEC-09).
 fn refuse_missing_lsm(security: &v1::LinuxContainerSecurityContext) -> Result<()> {
     if let Some(profile) = &security.apparmor
         && profile.profile_type() != ProfileType::Unconfined
     {
         return Err(Error::state("an AppArmor profile was asked for: AppArmor is not supported yet"));
     }
+    check_selinux(security.selinux_options.as_ref())
+}
+
+/// SELinux options on a node without SELinux mean nothing, and pods with them run on such nodes everywhere: they are told
+/// in the log. On a node with it a label that is not set would leave the container unconfined: refused (CRI-SEC-10).
+pub(crate) fn check_selinux(options: Option<&v1::SeLinuxOption>) -> Result<()> {
+    let Some(options) = options.filter(|o| **o != v1::SeLinuxOption::default()) else { return Ok(()) };
+    if std::path::Path::new("/sys/fs/selinux/enforce").exists() {
+        return Err(Error::state(format!(
+            "SELinux options {options:?} were asked for: labels are not supported yet; leave seLinuxOptions out"
+        )));
+    }
+    tracing::warn!(?options, "SELinux options without effect: this node has no SELinux");
     Ok(())
 }
 
@@ -84,5 +96,14 @@ mod tests {
         assert!(absent.is_err_and(|e| e.to_string().contains("/no/such/profile.json")));
         let masked = spec_of(|_, s| s.masked_paths = vec!["/proc/kcore".into()]).expect("spec");
         assert_eq!(masked["linux"]["maskedPaths"], serde_json::json!(["/proc/kcore"]));
+    }
+
+    /// CRI-SEC-10, CRI-TST-03.
+    #[test]
+    fn selinux_options_mean_nothing_without_selinux() {
+        let level = v1::SeLinuxOption { level: "s0:c1,c2".into(), ..Default::default() };
+        let outcome = super::check_selinux(Some(&level));
+        assert_eq!(outcome.is_err(), std::path::Path::new("/sys/fs/selinux/enforce").exists(), "{outcome:?}");
+        assert_eq!(super::check_selinux(Some(&v1::SeLinuxOption::default())), Ok(()));
     }
 }

@@ -48,7 +48,29 @@ impl Store {
         })
     }
 
-    /// A read-only view of `image` (to read its /etc/passwd; image volumes later). Holds nothing.
+    /// A read-only view of `image` that stays whole until [`Store::release`] of `owner`, also when the image is removed:
+    /// for image volumes. Holding it twice is fine.
+    ///
+    /// # Errors
+    /// As [`Store::prepare`].
+    pub fn hold_view(&self, image: &Image, owner: &str) -> Result<Overlay> {
+        check_owner(owner)?;
+        let inner = &self.inner;
+        let mut ledger = inner.shared.ledger();
+        if !ledger.holds(owner) {
+            let layers = inner.keys_of(image)?;
+            let record = OwnerRecord { version: VERSION, image: image.id.clone(), layers: layers.clone() };
+            ledger.hold(owner, layers);
+            if let Err(error) = inner.make_owner(owner, &record) {
+                ledger.release(owner);
+                return Err(error);
+            }
+        }
+        drop(ledger);
+        self.view(image)
+    }
+
+    /// A read-only view of `image` (to read its /etc/passwd). Holds nothing.
     pub fn view(&self, image: &Image) -> Result<Overlay> {
         let keys = self.inner.keys_of(image)?;
         let seen = {
@@ -157,18 +179,24 @@ impl Inner {
     }
 
     fn make_container(&self, owner: &str, record: &OwnerRecord, root: RootAttributes) -> Result<()> {
-        let directory = self.layout().container(owner);
-        let make = |path: &Path| {
-            DirBuilder::new().mode(0o700).create(path).map_err(|e| Error::io("prepare rootfs", path, e))
-        };
-        make(&directory)?;
-        // The record is first: who holds what must be known before anything is there to hold.
-        self.layout().write(&directory.join("owner.json"), &to_json(record, owner)?)?;
+        let directory = self.make_owner(owner, record)?;
         make(&directory.join("work"))?;
         let upper = directory.join("upper");
         make(&upper)?;
         set_root(&upper, root)
     }
+
+    /// The owner's directory with its record: who holds what must be known before anything is there to hold.
+    fn make_owner(&self, owner: &str, record: &OwnerRecord) -> Result<PathBuf> {
+        let directory = self.layout().container(owner);
+        make(&directory)?;
+        self.layout().write(&directory.join("owner.json"), &to_json(record, owner)?)?;
+        Ok(directory)
+    }
+}
+
+fn make(path: &Path) -> Result<()> {
+    DirBuilder::new().mode(0o700).create(path).map_err(|e| Error::io("prepare rootfs", path, e))
 }
 
 /// IMG-OVL-13.

@@ -88,6 +88,7 @@ impl Task {
         remove_cgroup(&self.facts.cgroup)?;
         keeper.engine.remove(&self.facts.id);
         keeper.guardian.forget_all(&self.prefix());
+        self.after_delete();
         records::remove(&keeper.layout.tasks(), &self.record())
             .map_err(|e| Error::io("remove record of", &self.facts.id, &e))
     }

@@ -17,7 +17,8 @@ use crate::stdio::{self, Target, key};
 use crate::terminal;
 use containerd_shim_protos::api::Mount;
 use containerd_shim_protos::events::task::{TaskCreate, TaskIO};
-use slipway_runtime::container::{CreateRequest, Created};
+use slipway_runtime::cgroup::Cgroup;
+use slipway_runtime::container::{self, CreateRequest, Created, Parked, StartPipe, StartRequest, Subject};
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -100,6 +101,41 @@ impl Task {
     }
 }
 
+impl Task {
+    /// Lets the parked process go, with the hooks and the seccomp agent that its spec names. Blocks.
+    pub(super) fn release(&self, process: &Process, start: &StartPipe) -> Result<()> {
+        if !self.facts.attended {
+            return Ok(start.start()?);
+        }
+        let spec = prepare::load_spec(&self.facts.bundle)?;
+        let cgroup = Cgroup::open(&self.facts.cgroup)?;
+        container::start(&StartRequest {
+            subject: Subject { id: &self.facts.id, bundle: &self.facts.bundle, spec: &spec },
+            pid: process.pid,
+            pidfd: &process.pidfd,
+            cgroup: &cgroup,
+            parked: Parked::Pipe(start),
+        })?;
+        Ok(())
+    }
+
+    /// The hooks after the deletion; what fails is a warning. Blocks.
+    pub(super) fn after_delete(&self) {
+        if !self.facts.attended {
+            return;
+        }
+        match prepare::load_spec(&self.facts.bundle) {
+            Ok(spec) => {
+                let subject = Subject { id: &self.facts.id, bundle: &self.facts.bundle, spec: &spec };
+                for error in container::after_delete(&subject) {
+                    tracing::warn!(id = self.facts.id, "{error}");
+                }
+            }
+            Err(error) => tracing::warn!(id = self.facts.id, "poststop hooks: {error}"),
+        }
+    }
+}
+
 /// Makes the container; on error nothing is left of it. Blocks.
 fn make(keeper: &Keeper, new: NewTask) -> Result<Arc<Task>> {
     let options = Options::parse(new.options.as_ref())?;
@@ -131,6 +167,7 @@ fn make(keeper: &Keeper, new: NewTask) -> Result<Arc<Task>> {
         cgroup,
         streams: new.streams,
         foreign_pids: namespaces.foreign_pids,
+        attended: slipway_runtime::container::is_attended(&spec),
         io_owner: options.io_owner(),
         born: 0,
     };
@@ -150,6 +187,7 @@ fn make(keeper: &Keeper, new: NewTask) -> Result<Arc<Task>> {
         rootfs: facts.rootfs.clone(),
         join: namespaces.join,
         stdio: opened.child,
+        options: slipway_runtime::container::Options::default(),
     })?;
     let process = Process::new(pid, pidfd);
     facts.cgroup = cgroup.path().to_owned();

@@ -58,6 +58,7 @@ struct Facts {
     streams: Streams,
     rootfs: Rootfs,
     foreign_pids: bool,
+    attended: bool,
     io_owner: Option<(u32, u32)>,
     born: u64,
 }
@@ -122,7 +123,8 @@ impl Task {
             let pid = process.pid;
             // Taken before, as the process may end before we hear that it began.
             let started_at = now();
-            blocking(move || Ok(start.start()?)).await?;
+            let (starter, started) = (Arc::clone(&task), process.clone());
+            blocking(move || starter.release(&started, &start)).await?;
             task.go_to(&keeper, Lifecycle::Running { process, started_at, paused: false })?;
             keeper.guardian.forget(&format!("{}start", task.prefix()));
             task.publish_start(&keeper, pid);
@@ -442,6 +444,7 @@ impl Facts {
             streams: self.streams.clone(),
             rootfs: self.rootfs.clone(),
             foreign_pids: self.foreign_pids,
+            attended: self.attended,
             io_owner: self.io_owner,
             born: self.born,
             dropped,

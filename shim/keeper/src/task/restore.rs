@@ -58,6 +58,7 @@ impl Task {
             streams: record.streams,
             rootfs: record.rootfs,
             foreign_pids: record.foreign_pids,
+            attended: record.attended,
             io_owner: record.io_owner,
             born: record.born,
         };
@@ -65,7 +66,16 @@ impl Task {
         Arc::new(Self::assemble(facts, state, kept, ended, record.dropped))
     }
 
-    /// Goes on where a former keeper stopped: streams first, then a start that was under way.
+    /// Takes the streams over from a former keeper, before anything else can fail.
+    pub(crate) async fn take_over(&self, keeper: &Keeper) {
+        if self.ended().is_none()
+            && let Err(error) = self.connect(keeper).await
+        {
+            tracing::error!(id = self.facts.id, "take over the streams: {error}");
+        }
+    }
+
+    /// Goes on where a former keeper stopped: with a start that was under way, and the wait for the end.
     pub(crate) async fn resume(self: &Arc<Self>, keeper: &Arc<Keeper>, adopted: Option<Awaited>) {
         if self.ended().is_some() {
             // Perhaps only found out now.
@@ -74,15 +84,15 @@ impl Task {
             }
             return self.let_go(keeper);
         }
-        if let Err(error) = self.connect(keeper).await {
-            tracing::error!(id = self.facts.id, "take over the streams: {error}");
-        }
         let starting = match &*self.lock() {
             Lifecycle::Starting { process, start } => Some((process.clone(), Arc::clone(start))),
             _ => None,
         };
         if let Some((process, start)) = starting {
-            match blocking(move || finish_start(&start)).await {
+            // A client that asks for the start meanwhile waits for this one.
+            let _changing = self.changing.lock().await;
+            let (task, starting) = (Arc::clone(self), process.clone());
+            match blocking(move || task.finish_start(&starting, &start)).await {
                 Ok(()) => {
                     let pid = process.pid;
                     let running = Lifecycle::Running { process, started_at: now(), paused: false };
@@ -96,14 +106,14 @@ impl Task {
         }
         self.watch(keeper, adopted);
     }
-}
 
-/// A start whose byte the former keeper may have sent. The process's end of the socket closes with execve; while it is
-/// open, a second byte does no harm, as only one is read.
-fn finish_start(start: &StartPipe) -> Result<()> {
-    use rustix::net::{RecvFlags, recv};
-    match recv(&start.socket, &mut [0u8; 1][..], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
-        Ok((_, 0)) => Ok(()),
-        _ => Ok(start.start()?),
+    /// A start whose byte the former keeper may have sent. The process's end of the socket closes with execve; while it
+    /// is open, a second byte does no harm, as only one is read.
+    fn finish_start(&self, process: &Process, start: &StartPipe) -> Result<()> {
+        use rustix::net::{RecvFlags, recv};
+        match recv(&start.socket, &mut [0u8; 1][..], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+            Ok((_, 0)) => Ok(()),
+            _ => self.release(process, start),
+        }
     }
 }

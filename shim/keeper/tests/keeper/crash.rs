@@ -198,7 +198,7 @@ fn both_killed_containers_are_found_again_and_the_lost_status_is_said_to_be_lost
 
 #[test]
 fn delete_works_with_and_without_a_keeper() {
-    // SHIM-DEL-01, 02, 03; SHIM-TST-10
+    // SHIM-DEL-01, SHIM-DEL-02, SHIM-DEL-03; SHIM-TST-10
     let mut rig = Rig::new();
     for id in ["a", "b"] {
         rig.create(&rig.bundle(id, &["sleep", "1000"])).unwrap();

@@ -12,7 +12,7 @@ use ttrpc::Code;
 
 #[test]
 fn unknown_ids_are_not_found() {
-    // SHIM-TSK-12, 31, 34
+    // SHIM-TSK-12, SHIM-TSK-31, SHIM-TSK-34
     let rig = Rig::new();
     let tasks = rig.tasks();
     assert_eq!(code(rig.state("x", "")), Code::NOT_FOUND);
@@ -194,7 +194,7 @@ fn starts_at_the_same_time_give_one_keeper() {
 
 #[test]
 fn the_command_line_is_containerds() {
-    // SHIM-CMD-01..04, SHIM-OUT-07, SHIM-INFO-04
+    // SHIM-CMD-01, SHIM-CMD-02, SHIM-CMD-03, SHIM-CMD-04, SHIM-OUT-07, SHIM-INFO-04
     let run = |args: &[&str]| {
         std::process::Command::new(crate::rig::BINARY)
             .args(args)

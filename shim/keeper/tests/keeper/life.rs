@@ -7,7 +7,7 @@ use ttrpc::Code;
 
 #[test]
 fn a_container_lives_and_dies() {
-    // SHIM-TSK-01, 07, 11, 16, 18, 20; CRI-LOG-15
+    // SHIM-TSK-01, SHIM-TSK-07, SHIM-TSK-11, SHIM-TSK-16, SHIM-TSK-18, SHIM-TSK-20; CRI-LOG-15
     let rig = Rig::new();
     let mut bundle = rig.bundle("c", &["sh", "-c", "echo hello; echo oops >&2; printf tail; exit 7"]);
     bundle.stdout = format!("cri-log://{}", rig.log_path("c").display());
@@ -30,7 +30,7 @@ fn a_container_lives_and_dies() {
 
 #[test]
 fn exec_writes_into_the_fifo_and_has_its_own_status() {
-    // SHIM-TSK-21, 22; DESIGN: the keeper copies nothing
+    // SHIM-TSK-21, SHIM-TSK-22; DESIGN: the keeper copies nothing
     let rig = Rig::new();
     let bundle = rig.bundle("c", &["sleep", "1000"]);
     rig.create(&bundle).unwrap();
@@ -54,7 +54,7 @@ fn exec_writes_into_the_fifo_and_has_its_own_status() {
 
 #[test]
 fn signals_pause_and_states() {
-    // SHIM-TSK-09, 10, 13, 14, 15, 18, 23
+    // SHIM-TSK-09, SHIM-TSK-10, SHIM-TSK-13, SHIM-TSK-14, SHIM-TSK-15, SHIM-TSK-18, SHIM-TSK-23
     let rig = Rig::new();
     let bundle = rig.bundle("c", &["sh", "-c", "trap 'exit 21' TERM; while :; do sleep 0.01; done"]);
     rig.create(&bundle).unwrap();

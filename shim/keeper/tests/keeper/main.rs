@@ -7,4 +7,5 @@ mod life;
 mod pods;
 mod resources;
 mod rig;
+mod shim;
 mod streams;

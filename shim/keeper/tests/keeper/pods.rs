@@ -2,8 +2,8 @@
 
 use crate::rig::{Bundle, Rig, code, log_lines, soon};
 use containerd_shim_protos::sandbox_api::{
-    CreateSandboxRequest, PingRequest, SandboxStatusRequest, ShutdownSandboxRequest, StartSandboxRequest,
-    StopSandboxRequest, WaitSandboxRequest,
+    CreateSandboxRequest, PingRequest, SandboxMetricsRequest, SandboxStatusRequest, ShutdownSandboxRequest,
+    StartSandboxRequest, StopSandboxRequest, WaitSandboxRequest,
 };
 use cri_proto::v1::{LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceOption, PodSandboxConfig};
 use prost::Message as _;
@@ -159,4 +159,33 @@ fn bad_sandboxes_are_refused_and_leave_nothing() {
     assert_eq!(code(rig.run(rig.sandboxes().create_sandbox(soon(), &request))), Code::INVALID_ARGUMENT);
     create(&rig, "p", CONTAINER, &[]).unwrap();
     shut_down(&rig, "p");
+}
+
+#[test]
+fn a_pod_has_metrics_of_its_control_group() {
+    // SHIM-SBX-12, SHIM-SBX-05, SHIM-SBX-10
+    let rig = Rig::new();
+    let parent = format!("/{}/pod", rig.group);
+    let linux = LinuxPodSandboxConfig { cgroup_parent: parent.clone(), ..Default::default() };
+    let config = PodSandboxConfig { linux: Some(linux), ..Default::default() };
+    let options = Any {
+        type_url: "runtime.v1.PodSandboxConfig".into(),
+        value: config.encode_to_vec(),
+        ..Any::default()
+    };
+    let request =
+        CreateSandboxRequest { sandbox_id: "p".into(), options: Some(options).into(), ..Default::default() };
+    rig.run(rig.sandboxes().create_sandbox(soon(), &request)).unwrap();
+    start(&rig, "p");
+    assert_eq!(state(&rig, "p").unwrap(), "SANDBOX_READY");
+    let group = slipway_runtime::cgroup::Cgroup::create(&parent, None).unwrap();
+    let request = SandboxMetricsRequest { sandbox_id: "p".into(), ..Default::default() };
+    let metrics = rig.run(rig.sandboxes().sandbox_metrics(soon(), &request)).unwrap().metrics;
+    assert_eq!(metrics.id, "p");
+    assert!(metrics.data.type_url.starts_with("io.containerd.cgroups.v"), "{}", metrics.data.type_url);
+    group.remove(std::time::Duration::from_secs(2)).unwrap();
+    shut_down(&rig, "p");
+    // Twice, and of what never was: success (SHIM-SBX-05).
+    shut_down(&rig, "p");
+    shut_down(&rig, "never");
 }

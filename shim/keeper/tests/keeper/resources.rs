@@ -18,7 +18,7 @@ use ttrpc::Code;
 
 #[test]
 fn figures_and_limits() {
-    // SHIM-TSK-27, 28, 29; CRI-EXIT-03
+    // SHIM-TSK-27, SHIM-TSK-28, SHIM-TSK-29; CRI-EXIT-03
     let rig = Rig::new();
     let mut bundle = rig.bundle("c", &["sleep", "1000"]);
     bundle.spec["linux"]["resources"] = json!({"memory": {"limit": 64 << 20}, "pids": {"limit": 20}});
@@ -107,23 +107,54 @@ impl Events for Recorder {
     }
 }
 
-#[test]
-fn events_come_in_order() {
-    // SHIM-EVT-01, 02, 03, 05; SHIM-EXIT-01, 02; SHIM-TSK-08
-    let dir = tempfile::tempdir().unwrap();
-    let socket = dir.path().join("events");
-    let events = Arc::new(Mutex::new(Vec::new()));
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let service = create_events(Arc::new(Recorder(Arc::clone(&events))));
-    let mut server = {
-        let _inside = runtime.enter();
-        ttrpc::r#async::Server::new()
-            .bind(&format!("unix://{}", socket.display()))
-            .unwrap()
-            .register_service(service)
-    };
-    runtime.block_on(server.start()).unwrap();
-    let rig = Rig::with_events(socket.to_str().unwrap());
+/// containerd's end of events, for as long as it lives.
+struct Client {
+    events: Arc<Mutex<Vec<Envelope>>>,
+    _runtime: tokio::runtime::Runtime,
+    _server: ttrpc::r#async::Server,
+}
+
+impl Client {
+    fn listen(socket: &std::path::Path) -> Self {
+        let events = Arc::new(Mutex::new(Vec::new()));
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let service = create_events(Arc::new(Recorder(Arc::clone(&events))));
+        let mut server = {
+            let _inside = runtime.enter();
+            ttrpc::r#async::Server::new()
+                .bind(&format!("unix://{}", socket.display()))
+                .unwrap()
+                .register_service(service)
+        };
+        runtime.block_on(server.start()).unwrap();
+        Self { events, _runtime: runtime, _server: server }
+    }
+
+    /// Waits for the events of [`one_life`] and checks that they came once, in order, init's exit last.
+    fn expect_one_life(&self) {
+        crate::rig::wait_until("all events", || self.events.lock().unwrap().len() >= 7);
+        let events = self.events.lock().unwrap();
+        let topics: Vec<_> = events.iter().map(|event| event.topic.as_str()).collect();
+        let expected = ["create", "start", "exec-added", "exec-started", "exit", "exit", "delete"]
+            .map(|name| format!("/tasks/{name}"));
+        assert_eq!(topics, expected);
+        let exits: Vec<_> = events
+            .iter()
+            .filter(|event| event.topic == "/tasks/exit")
+            .map(|event| {
+                assert_eq!(
+                    (event.event.type_url.as_str(), event.namespace.as_str()),
+                    ("containerd.events.TaskExit", "test")
+                );
+                TaskExit::parse_from_bytes(&event.event.value).unwrap().id
+            })
+            .collect();
+        assert_eq!(exits, ["e", "c"], "init's exit is the last");
+    }
+}
+
+fn one_life(rig: &Rig) {
     rig.create(&rig.bundle("c", &["sleep", "1000"])).unwrap();
     rig.start("c", "").unwrap();
     rig.exec("c", "e", &["sleep", "1000"], "").unwrap();
@@ -131,22 +162,28 @@ fn events_come_in_order() {
     rig.kill("c", "", 9, false).unwrap();
     rig.wait("c", "").unwrap();
     rig.delete("c", "").unwrap();
-    crate::rig::wait_until("all events", || events.lock().unwrap().len() >= 7);
-    let events = events.lock().unwrap();
-    let topics: Vec<_> = events.iter().map(|event| event.topic.as_str()).collect();
-    let expected = ["create", "start", "exec-added", "exec-started", "exit", "exit", "delete"]
-        .map(|name| format!("/tasks/{name}"));
-    assert_eq!(topics, expected);
-    let exits: Vec<_> = events
-        .iter()
-        .filter(|event| event.topic == "/tasks/exit")
-        .map(|event| {
-            assert_eq!(
-                (event.event.type_url.as_str(), event.namespace.as_str()),
-                ("containerd.events.TaskExit", "test")
-            );
-            TaskExit::parse_from_bytes(&event.event.value).unwrap().id
-        })
-        .collect();
-    assert_eq!(exits, ["e", "c"], "init's exit is the last");
+}
+
+#[test]
+fn events_come_in_order() {
+    // SHIM-EVT-01, SHIM-EVT-02, SHIM-EVT-03, SHIM-EVT-05; SHIM-EXIT-01, SHIM-EXIT-02; SHIM-TSK-08
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("events");
+    let client = Client::listen(&socket);
+    let rig = Rig::with_events(socket.to_str().unwrap());
+    one_life(&rig);
+    client.expect_one_life();
+}
+
+#[test]
+fn events_wait_for_a_client_that_is_away() {
+    // SHIM-EVT-04, SHIM-EVT-05, SHIM-EVT-06, SHIM-EXIT-01: also over a keeper's death.
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("events");
+    let rig = Rig::with_events(socket.to_str().unwrap());
+    one_life(&rig);
+    let keeper = rig.info().keeper_pid;
+    crate::rig::kill(keeper, 9);
+    crate::rig::wait_until("the next keeper", || rig.info().keeper_pid != keeper);
+    Client::listen(&socket).expect_one_life();
 }

@@ -1,6 +1,6 @@
 //! The bridge device and the veth pairs on it: made, checked for conflicts, removed. Keeps no state.
 
-use super::link::{Netlink, Route, VethPair};
+use super::link::{Link, Netlink, Route, VethPair};
 use super::pool::Pool;
 use crate::error::{Error, Result};
 use std::fs::{self, File};
@@ -50,16 +50,24 @@ pub(crate) fn make(host: &mut Netlink, name: &str, pool: Pool) -> Result<Device>
     })
 }
 
+/// True if we made this link as a bridge for one of the pools. The kernel takes no alias at a link's birth
+/// (`rtnl_newlink_create`): a bridge that is down, has no alias and has our MAC address was left by a kill in between.
+pub(crate) fn ours(link: &Link, pools: &[Pool]) -> bool {
+    let half_made =
+        || link.alias.is_empty() && !link.up && pools.iter().any(|pool| link.mac == mac(pool.gateway()));
+    link.bridge && (link.alias == ALIAS || half_made())
+}
+
 /// True if there is a bridge of that name and we made it.
-pub(crate) fn exists(name: &str) -> Result<bool> {
+pub(crate) fn exists(name: &str, pools: &[Pool]) -> Result<bool> {
     let found = Netlink::open().and_then(|mut host| host.link(name));
     let found = found.map_err(|e| link_error("look for the bridge", name, &e))?;
-    Ok(found.is_some_and(|l| l.bridge && l.alias == ALIAS))
+    Ok(found.is_some_and(|link| ours(&link, pools)))
 }
 
 /// Missing, or not ours, is success.
-pub(crate) fn remove(name: &str) -> Result<()> {
-    if exists(name)? {
+pub(crate) fn remove(name: &str, pools: &[Pool]) -> Result<()> {
+    if exists(name, pools)? {
         let removed = Netlink::open().and_then(|mut host| host.delete_link(name));
         removed.map_err(|e| link_error("remove the bridge", name, &e))?;
     }

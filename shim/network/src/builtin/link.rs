@@ -29,6 +29,8 @@ pub(crate) struct Link {
     pub(crate) name: String,
     pub(crate) bridge: bool,
     pub(crate) alias: String,
+    /// Empty where the kind of link has none.
+    pub(crate) mac: Vec<u8>,
     pub(crate) mtu: u32,
     pub(crate) up: bool,
     /// Operational state "up": the peer is up too and the carrier is there.
@@ -241,6 +243,7 @@ fn to_link(message: RouteNetlinkMessage) -> Option<Link> {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
             LinkAttribute::IfAlias(alias) => link.alias = alias,
+            LinkAttribute::Address(mac) => link.mac = mac,
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::OperState(state) => link.running = state == State::Up,
             LinkAttribute::Controller(index) => link.controller = Some(index),

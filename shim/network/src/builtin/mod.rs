@@ -62,6 +62,13 @@ struct State {
     device: Option<Device>,
 }
 
+impl State {
+    /// Those that a device of ours may have been made for.
+    fn pools(&self) -> Vec<Pool> {
+        std::iter::once(self.pool).chain(self.wanted).collect()
+    }
+}
+
 /// `bridge.json`: what outlives a restart besides leases.
 #[derive(Debug, serde::Serialize, serde::Deserialize)]
 struct Saved {
@@ -287,7 +294,7 @@ impl Bridge {
             (self.adopt_pool(&mut state)?, state.pool)
         };
         let device = match self.find(&mut host)? {
-            Some(link) if !link.bridge || link.alias != ALIAS => {
+            Some(link) if !device::ours(&link, &self.state().pools()) => {
                 let cause = "a link of this name exists and is not ours";
                 return Err(Error::new("make the bridge", &self.name, cause)
                     .hint("choose another bridge name for the built-in network, or delete that link"));
@@ -301,7 +308,7 @@ impl Bridge {
             state.device = Some(device);
         } else if state.leases.is_empty() {
             // Half a bridge helps nobody; one with pods on it is left for the next attempt.
-            let _ = device::remove(&self.name);
+            let _ = device::remove(&self.name, &state.pools());
         }
         completed.map(|()| device)
     }
@@ -335,7 +342,7 @@ impl Bridge {
         match state.wanted {
             Some(wanted) if wanted == state.pool => Ok(false),
             Some(wanted) if state.leases.is_empty() => {
-                device::remove(&self.name)?;
+                device::remove(&self.name, &state.pools())?;
                 state.device = None;
                 state.pool = wanted;
                 Ok(true)
@@ -405,7 +412,7 @@ impl Bridge {
             self.reap(address)?;
         }
         let mut host = Netlink::open().map_err(|e| link_error("open netlink", &self.name, &e))?;
-        let Some(bridge) = self.find(&mut host)?.filter(|l| l.bridge && l.alias == ALIAS) else {
+        let Some(bridge) = self.find(&mut host)?.filter(|l| device::ours(l, &self.state().pools())) else {
             return Ok(());
         };
         let links = host.links().map_err(|e| link_error("list links", &self.name, &e))?;
@@ -428,12 +435,12 @@ impl Bridge {
             return Ok(false);
         }
         state.device = None;
-        let former = state.wanted.is_none();
+        let (former, pools) = (state.wanted.is_none(), state.pools());
         drop(state);
         // The device goes last: while it is there, a crash in between is found by the next close.
-        if device::exists(&self.name)? || self.table.written() {
+        if device::exists(&self.name, &pools)? || self.table.written() {
             self.table.remove()?;
-            device::remove(&self.name)?;
+            device::remove(&self.name, &pools)?;
         }
         if former {
             match fs::remove_dir_all(&self.dir) {

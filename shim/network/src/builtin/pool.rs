@@ -4,7 +4,7 @@
 //! two pods can get one address, whoever asks. Addresses are given in turn, so the last one freed is the last to be
 //! used again. Never touches links or rules.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{ErrorKind, Write as _};
@@ -130,6 +130,7 @@ impl Leases {
         }
         let all = end - first;
         Err(Error::new("lease an address", format!("pool {pool}"), format!("all {all} addresses are in use"))
+            .kind(Kind::Exhausted)
             .hint("remove finished pods or configure a larger pool"))
     }
 

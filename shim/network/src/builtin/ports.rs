@@ -3,7 +3,7 @@
 //! A claim is checked against all others before any rule is written, so a refusal can name the owner.
 
 use super::rules::Redirect;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::types::PortMapping;
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -30,6 +30,7 @@ impl Claims {
             if let Some((_, holder)) = of_others.chain(of_ours).find(|(taken, _)| collide(taken, &redirect)) {
                 let port = describe(&redirect);
                 return Err(Error::new("claim host port", port, format!("already taken by pod {holder}"))
+                    .kind(Kind::Taken)
                     .hint("use another hostPort or hostIP, or remove that pod"));
             }
             accepted.push(redirect);
@@ -80,6 +81,7 @@ pub(crate) fn redirects(ports: &[PortMapping], pod_ip: Ipv4Addr) -> Result<Vec<R
                 None => {
                     let object = format!("hostPort {} on {ip}", port.host_port);
                     return Err(Error::new("claim host port", object, "the built-in network is IPv4 only")
+                        .kind(Kind::Invalid)
                         .hint("use an IPv4 hostIP, or a CNI configuration with IPv6"));
                 }
             },
@@ -120,8 +122,9 @@ mod tests {
             (port(80, Some("10.1.1.1")), "ns/other-ip"),
             (port(81, Some("::")), "ns/first"),
         ] {
-            let e = claims.claim("3", "ns/third", want(&[port(90, None), bad])).unwrap_err().to_string();
-            assert!(e.contains(holder) && e.contains("tcp/"), "{e}");
+            let error = claims.claim("3", "ns/third", want(&[port(90, None), bad])).unwrap_err();
+            let e = error.to_string();
+            assert!(error.kind == Kind::Taken && e.contains(holder) && e.contains("tcp/"), "{e}");
         }
         claims.claim("4", "ns/fourth", want(&[port(90, None), port(90, None)])).unwrap();
         assert_eq!(claims.release("4").len(), 1);

@@ -4,7 +4,7 @@ use super::{Inner, blocking, is_namespace};
 use crate::builtin::{Bridge, Lease};
 use crate::cni::config::{NetworkList, check_name};
 use crate::cni::{self, CniAttachment, Target};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::record::{Loaded, MadeBy, Record};
 use crate::types::{Attachment, PodNetwork};
 use std::sync::Arc;
@@ -24,9 +24,12 @@ impl Inner {
     }
 
     async fn setup_by_any_path(self: &Arc<Self>, pod: &PodNetwork) -> Result<Attachment> {
-        check_name("pod id", &pod.id).map_err(|why| Error::new("read request", "pod", why))?;
+        check_name("pod id", &pod.id)
+            .map_err(|why| Error::new("read request", "pod", why).kind(Kind::Invalid))?;
         if pod.id.len() > 200 {
-            return Err(Error::new("read request", "pod id", "longer than 200 characters"));
+            return Err(
+                Error::new("read request", "pod id", "longer than 200 characters").kind(Kind::Invalid)
+            );
         }
         // Whatever an earlier try left is taken back first: two ADDs without a DEL between are not allowed.
         if !matches!(self.store.load(&pod.id)?, Loaded::Missing) {
@@ -41,7 +44,7 @@ impl Inner {
                 let dir = self.conf.dir().display().to_string();
                 let why = found.skipped.first().or(found.unreadable.as_ref());
                 let why = why.map_or("there is no file".to_owned(), Clone::clone);
-                Err(Error::new("find a CNI configuration", dir, why).hint(
+                Err(Error::new("find a CNI configuration", dir, why).kind(Kind::NotReady).hint(
                     "put a valid configuration there, or enable the built-in network and leave it empty",
                 ))
             }
@@ -64,7 +67,7 @@ impl Inner {
     }
 
     async fn setup_cni(self: &Arc<Self>, pod: &PodNetwork, list: &NetworkList) -> Result<Attachment> {
-        let bad = |why: String| Error::new("read request", "pod", why);
+        let bad = |why: String| Error::new("read request", "pod", why).kind(Kind::Invalid);
         if !is_namespace(&pod.netns) {
             return Err(bad(format!("there is no network namespace at {}", pod.netns.display())));
         }

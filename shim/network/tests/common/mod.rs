@@ -10,6 +10,7 @@ use slipway_network::{Builtin, Network, Options, PodNetwork};
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -127,6 +128,20 @@ impl Host {
     /// Runs `work` on a thread inside the host's namespace.
     pub(crate) fn on_host<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         on_thread_in(&self.own_netns, work)
+    }
+
+    /// Waits until no `nft` that a killed daemon had started is still at work in the host's namespace.
+    pub(crate) fn wait_for_orphaned_nft(&self) {
+        let deadline = std::time::Instant::now() + Duration::from_secs(30);
+        let here = |process: &Path| {
+            let comm = std::fs::read_to_string(process.join("comm")).unwrap_or_default();
+            let netns = std::fs::metadata(process.join("ns/net")).map(|m| m.ino());
+            comm.trim() == "nft" && netns.ok() == Some(self.own_netns.metadata().unwrap().ino())
+        };
+        while std::fs::read_dir("/proc").unwrap().flatten().any(|entry| here(&entry.path())) {
+            assert!(std::time::Instant::now() < deadline, "an nft runs for half a minute");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Names of the links of the host, without loopback and the way outside.

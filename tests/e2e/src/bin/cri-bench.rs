@@ -1,5 +1,6 @@
-//! Side by side in one run: Slipway (CNI and built-in network) and Debian's containerd+runc, the same client, the same
-//! image, the same CNI configuration, A B C A B C. Prints medians and ratios; judges nothing. hack/bench starts it.
+//! Side by side in one run, the same client, the same image, the same CNI configuration, A B C A B C: Slipway (CNI and
+//! built-in network) and Debian's containerd+runc; or, with `containerd`, containerd 2 with our runtime class (without
+//! and with pause containers) and with runc. Prints medians and ratios; judges nothing. hack/bench starts it.
 
 #![forbid(unsafe_code)]
 
@@ -25,15 +26,22 @@ struct Peer {
 }
 
 fn main() -> Result<()> {
-    let mut args = std::env::args().skip(1);
-    let rounds: usize = args.next().map_or(Ok(30), |n| n.parse()).context("usage: cri-bench [ROUNDS]")?;
+    let mut args = std::env::args().skip(1).peekable();
+    let door = args.next_if(|word| word == "containerd").is_some();
+    let rounds: usize =
+        args.next().map_or(Ok(30), |n| n.parse()).context("usage: cri-bench [containerd] [ROUNDS]")?;
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).context("run as root")?;
     let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status()?;
     ensure!(up.success(), "ip link set lo up");
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(bench(rounds))
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let peers = if door { behind_containerd().await? } else { daemons().await? };
+        bench(peers, rounds).await
+    })
 }
 
-async fn bench(rounds: usize) -> Result<()> {
+/// Our daemon twice, and Debian's containerd.
+async fn daemons() -> Result<Vec<Peer>> {
     let cni = Some(&*conflist("ours", "10.61.0.0/16").leak());
     let ours_cni = Node::start(Setup { cni, ..Setup::default() }).await?;
     let registry = Registry::start(&ours_cni).await?;
@@ -49,6 +57,26 @@ async fn bench(rounds: usize) -> Result<()> {
         node.pull(&image).await.with_context(|| format!("{name}: pull"))?;
         peers.push(Peer { name, node, image: image.clone(), samples: BTreeMap::new() });
     }
+    registry.stop().await?;
+    Ok(peers)
+}
+
+/// containerd 2 three times, the last one with runc.
+async fn behind_containerd() -> Result<Vec<Peer>> {
+    let mut peers = Vec::new();
+    for (name, handler, subnet) in [
+        ("slipway", Handler::Slipway, "10.61.0.0/16"),
+        ("slipway+pause", Handler::SlipwayClassic, "10.62.0.0/16"),
+        ("runc", Handler::Runc, "10.63.0.0/16"),
+    ] {
+        let node = Node::containerd(Release::Two, handler, Some(&conflist(&subnet[3..5], subnet))).await?;
+        let image = node.import_for_cri("busybox").await?;
+        peers.push(Peer { name, node, image, samples: BTreeMap::new() });
+    }
+    Ok(peers)
+}
+
+async fn bench(mut peers: Vec<Peer>, rounds: usize) -> Result<()> {
     println!("# latency, {rounds} rounds in turn; ms p50 (p95)");
     for round in 0..=rounds {
         for peer in &mut peers {
@@ -61,12 +89,11 @@ async fn bench(rounds: usize) -> Result<()> {
     }
     print_table(&peers);
     println!(
-        "\n# memory, PSS in kB of everything that is the runtime's (pause processes too, workloads not)"
+        "\n# memory, PSS in kB of everything that is the runtime's (pause processes too, workloads and the daemon not)"
     );
     for peer in &mut peers {
         peer.memory().await.with_context(|| format!("{}: memory", peer.name))?;
     }
-    registry.stop().await?;
     for peer in &mut peers {
         peer.node.stop().await?;
     }
@@ -117,15 +144,22 @@ impl Peer {
             tokio::time::sleep(Duration::from_millis(500)).await;
             points.push((target, self.pss()));
         }
-        let text: Vec<_> = points.iter().map(|(n, kb)| format!("{n} pods {kb}")).collect();
-        let (first, last) = (points[1], points[3]);
-        let slope = (last.1 as f64 - first.1 as f64) / f64::from(last.0 - first.0);
-        println!("{:<18} {}; slope {slope:.0} kB per pod", self.name, text.join(", "));
+        let text: Vec<_> =
+            points.iter().map(|(n, (kb, daemon))| format!("{n} pods {kb} + {daemon}")).collect();
+        let slope = |of: fn((u64, u64)) -> u64| {
+            let (first, last) = (points[1], points[3]);
+            (of(last.1) as f64 - of(first.1) as f64) / f64::from(last.0 - first.0)
+        };
+        let (own, daemon) = (slope(|(own, _)| own), slope(|(_, daemon)| daemon));
+        println!("{:<18} {}; per pod {own:.0} + {daemon:.0}", self.name, text.join(", "));
         Ok(())
     }
 
-    fn pss(&self) -> u64 {
-        self.node.runtime_pids().into_iter().filter_map(pss_of).sum()
+    /// Of everything but the daemon, and of the daemon.
+    fn pss(&self) -> (u64, u64) {
+        let daemon = self.node.daemon_pid().ok();
+        let rest = self.node.runtime_pids().into_iter().filter(|pid| Some(*pid) != daemon);
+        (rest.filter_map(pss_of).sum(), daemon.and_then(pss_of).unwrap_or_default())
     }
 }
 
@@ -156,7 +190,12 @@ fn print_table(peers: &[Peer]) {
     let operations: Vec<_> = peers[0].samples.keys().copied().collect();
     print!("{:<18}", "");
     peers.iter().for_each(|p| print!("{:>22}", p.name));
-    println!("   containerd / cni, / built-in");
+    let (last, others) = peers.split_last().expect("peers");
+    println!(
+        "   {} /{}",
+        last.name,
+        others.iter().map(|p| format!(" {}", p.name)).collect::<Vec<_>>().join(",")
+    );
     for operation in operations {
         print!("{operation:<18}");
         let mut medians = Vec::new();
@@ -166,6 +205,8 @@ fn print_table(peers: &[Peer]) {
             print!("{:>22}", format!("{p50:.2} ({p95:.2})"));
             medians.push(p50);
         }
-        println!("   {:.1}x, {:.1}x", medians[2] / medians[0], medians[2] / medians[1]);
+        let (last, others) = medians.split_last().expect("peers");
+        let ratios: Vec<_> = others.iter().map(|median| format!("{:.1}x", last / median)).collect();
+        println!("   {}", ratios.join(", "));
     }
 }

@@ -1,0 +1,50 @@
+use super::list::Format;
+use crate::bundle::Bundle;
+use anyhow::Result;
+use clap::Args;
+use slipway_runtime::container::{self, CreateRequest, Options, Stdio};
+use slipway_runtime::program::{Explanation, Parking};
+use std::path::PathBuf;
+
+/// Print every kernel step that a start of this bundle would take, in order, without taking any
+#[derive(Debug, Args)]
+pub(crate) struct Plan {
+    /// Directory with config.json
+    #[arg(value_name = "BUNDLE", default_value = ".")]
+    bundle: PathBuf,
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    format: Format,
+    /// Name that the container would have
+    #[arg(long, value_name = "CONTAINER_ID", default_value = "container")]
+    id: String,
+}
+
+impl Plan {
+    pub(super) fn run(self) -> Result<()> {
+        let bundle = Bundle::load(&self.bundle)?;
+        let rootfs = bundle.root()?;
+        let request = CreateRequest {
+            id: self.id,
+            bundle: bundle.directory,
+            spec: bundle.spec,
+            rootfs,
+            join: Vec::new(),
+            stdio: Stdio::default(),
+            options: Options::default(),
+        };
+        let plan = container::explain(&request, Parking::CommandFound)?;
+        match self.format {
+            Format::Json => println!("{}", serde_json::to_string_pretty(&plan)?),
+            Format::Table => print!("{}", human(&plan)),
+        }
+        Ok(())
+    }
+}
+
+/// The steps of the child are numbered as a failed start numbers them.
+fn human(plan: &Explanation) -> String {
+    let prepare = plan.prepare.iter().map(|line| format!("      prepare {line}\n"));
+    let clone = std::iter::once(format!("      {}\n", plan.clone));
+    let steps = plan.steps.iter().enumerate().map(|(index, line)| format!("{:>4}  {line}\n", index + 1));
+    prepare.chain(clone).chain(steps).collect()
+}

@@ -1,0 +1,51 @@
+//! A pod with a shared PID namespace has one process of its own, the reaper: when that dies, the pod is over.
+
+use super::PodPhase;
+use crate::daemon::{Daemon, Pod};
+use cri_proto::v1::{ContainerEventType, NamespaceMode};
+use std::sync::Arc;
+use std::time::Duration;
+use tonic::Code;
+
+/// Pause before a wait that failed is tried again.
+const AGAIN: Duration = Duration::from_millis(500);
+
+impl Daemon {
+    /// Follows a ready pod whose processes share a namespace to its reaper's end; others have nothing that can die alone.
+    pub(crate) fn watch_pod(self: &Arc<Self>, pod: &Arc<Pod>) {
+        let record = pod.record();
+        if record.phase != PodPhase::Ready || record.namespaces().pid() != NamespaceMode::Pod {
+            return;
+        }
+        let (daemon, pod) = (Arc::clone(self), Arc::clone(pod));
+        tokio::spawn(async move {
+            loop {
+                match daemon.keeper.wait_sandbox(&pod.id).await {
+                    Ok(()) => break,
+                    // Removed meanwhile, or lost with the keeper that knew it: over in any case.
+                    Err(error) if error.code() == Code::NotFound => break,
+                    Err(error) => {
+                        tracing::warn!(
+                            pod = pod.record().label(),
+                            "wait for the pod's end: {error}; trying again"
+                        );
+                        tokio::time::sleep(AGAIN).await;
+                    }
+                }
+            }
+            daemon.pod_died(&pod).await;
+        });
+    }
+
+    /// NOTREADY by itself; the kubelet kills the containers and makes a new sandbox (CRI-PSTOP-09).
+    async fn pod_died(&self, pod: &Pod) {
+        // Behind a stop or removal under way, whose record must not be written again.
+        let _gate = pod.gate.lock().await;
+        if pod.record().phase != PodPhase::Ready || self.pods.get(&pod.id).is_err() {
+            return;
+        }
+        pod.note(&self.records, |record| record.phase = PodPhase::NotReady { released: false });
+        tracing::warn!(pod = pod.record().label(), id = pod.id, "the pod's first process is dead: not ready");
+        self.announce(&pod.id, pod, ContainerEventType::ContainerStoppedEvent);
+    }
+}
