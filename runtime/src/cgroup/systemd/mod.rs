@@ -25,7 +25,7 @@ use bus::Bus;
 use properties::Property;
 
 /// True if systemd is the init of this host (sd_booted(3)).
-pub(super) fn is_running() -> bool {
+pub(in crate::cgroup) fn is_running() -> bool {
     std::fs::symlink_metadata("/run/systemd/system").is_ok_and(|m| m.is_dir())
 }
 

@@ -138,6 +138,8 @@ impl Daemon {
             dir.remove()?;
             if let Some(parent) = own {
                 remove_group(&parent)?;
+                // A slice is a unit of systemd's, too.
+                Cgroup::remove_if_empty(&parent)?;
                 root.map_or(Ok(()), |root| Cgroup::remove_if_empty(&root))?;
             }
             Ok::<_, Error>(())
