@@ -2,7 +2,7 @@
 
 use super::apply::{self, Change};
 use super::layout::{Hierarchy, Layout};
-use super::{Cgroup, checked_path, devices};
+use super::{Cgroup, Name, devices};
 use crate::Result;
 use oci_spec::runtime::LinuxResources;
 
@@ -13,11 +13,15 @@ impl Cgroup {
     /// # Errors
     /// As [`Cgroup::create`], as far as it is known beforehand.
     pub fn explain(path: &str, resources: Option<&LinuxResources>) -> Result<Vec<String>> {
-        let path = checked_path(path)?;
+        let name = Name::parse(path)?;
         let layout = Layout::get()?;
         let change = resources.map(|r| Change::plan(layout, r, None)).transpose()?.unwrap_or_default();
         let unified = resources.is_some_and(|r| apply::needs_unified(layout, r));
         let mut lines = Vec::new();
+        if let Some(scope) = &name.scope {
+            lines.push(format!("ask systemd to start {} in {}", scope.unit, scope.slice));
+        }
+        let path = name.dir;
         for hierarchy in
             layout.all().filter(|h| matches!(layout, Layout::V2(_)) || unified || !is_unified(layout, h))
         {

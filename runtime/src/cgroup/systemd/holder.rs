@@ -35,6 +35,7 @@ impl Holder {
             tasks: &[],
             keep: &keep,
             stay: &keep,
+            cgroup: None,
             filter: &[],
             filter_flags: 0,
             own_binary: (0, 0),
