@@ -22,7 +22,14 @@ fn host(cgroups: CgroupLayout) -> Host {
         }
         CgroupLayout::V2 => Vec::new(),
     };
-    Host { cgroups, hierarchies, capabilities: (1 << 41) - 1, apparmor: true, selinux: true }
+    Host {
+        cgroups,
+        hierarchies,
+        capabilities: (1 << 41) - 1,
+        known_capabilities: (1 << 41) - 1,
+        apparmor: true,
+        selinux: true,
+    }
 }
 
 /// Reads and plans for both kinds of host.

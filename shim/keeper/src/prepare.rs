@@ -8,9 +8,10 @@ use oci_spec::runtime::{
 };
 use rustix::fd::OwnedFd;
 use slipway_runtime::error::Kind;
+use slipway_runtime::idmap::IdMappings;
 use slipway_runtime::rootfs::{Overlay, Rootfs};
 use slipway_runtime::sandbox::NamespaceKind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// The annotation that names a container's sandbox.
 const SANDBOX_ANNOTATION: &str = "io.kubernetes.cri.sandbox-id";
