@@ -47,15 +47,15 @@ fn terminated(code: u8) -> String {
 mod tests {
     use super::*;
 
-    fn said(protocol: &str, outcome: Result<u8, Error>) -> Option<String> {
-        encode(Version::of(protocol), &outcome)
+    fn said(protocol: &str, outcome: &Result<u8, Error>) -> Option<String> {
+        encode(Version::of(protocol), outcome)
     }
 
     /// STR-STM-09, STR-STM-10, STR-STM-11, STR-STM-12.
     #[test]
     fn version_4_is_json() {
         let value = |outcome| -> serde_json::Value {
-            serde_json::from_str(&said("v4.channel.k8s.io", outcome).unwrap()).unwrap()
+            serde_json::from_str(&said("v4.channel.k8s.io", &outcome).unwrap()).unwrap()
         };
         assert_eq!(value(Ok(0)), json!({"metadata": {}, "status": "Success"}));
         let failed = value(Ok(255));
@@ -70,9 +70,9 @@ mod tests {
     #[test]
     fn older_ones_are_text() {
         for old in ["channel.k8s.io", "v2.channel.k8s.io", "v3.channel.k8s.io"] {
-            assert_eq!(said(old, Ok(0)), None);
-            assert!(said(old, Ok(7)).unwrap().contains("exit status 7"));
-            assert_eq!(said(old, Err("broken".into())), Some("broken".into()));
+            assert_eq!(said(old, &Ok(0)), None);
+            assert!(said(old, &Ok(7)).unwrap().contains("exit status 7"));
+            assert_eq!(said(old, &Err("broken".into())), Some("broken".into()));
         }
     }
 }

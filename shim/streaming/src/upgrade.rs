@@ -38,12 +38,13 @@ type Answer = hyper::Response<Full<Bytes>>;
 /// Answers one request; a session goes on after its answer.
 pub(crate) async fn answer(mut request: hyper::Request<Incoming>, shared: &Arc<Shared>) -> Answer {
     match accept(&mut request, shared).await {
-        Ok(answer) | Err(answer) => answer,
+        Ok(answer) => answer,
+        Err(answer) => *answer,
     }
 }
 
 /// The error is an answer too (STR-HTTP-03).
-async fn accept(request: &mut hyper::Request<Incoming>, shared: &Arc<Shared>) -> Result<Answer, Answer> {
+async fn accept(request: &mut hyper::Request<Incoming>, shared: &Arc<Shared>) -> Result<Answer, Box<Answer>> {
     // STR-URL-10.
     if !matches!(*request.method(), Method::GET | Method::POST) {
         return Err(text(StatusCode::METHOD_NOT_ALLOWED, "streaming URLs are for GET and POST"));
@@ -84,7 +85,7 @@ enum Plan {
     WebSocket { protocol: &'static str, accept: String },
 }
 
-fn plan(headers: &HeaderMap, session: &Request) -> Result<Plan, Answer> {
+fn plan(headers: &HeaderMap, session: &Request) -> Result<Plan, Box<Answer>> {
     if is_upgrade(headers, "websocket") {
         return plan_websocket(headers, session);
     }
@@ -108,7 +109,7 @@ fn plan(headers: &HeaderMap, session: &Request) -> Result<Plan, Answer> {
     Ok(Plan::Spdy { protocol })
 }
 
-fn plan_websocket(headers: &HeaderMap, session: &Request) -> Result<Plan, Answer> {
+fn plan_websocket(headers: &HeaderMap, session: &Request) -> Result<Plan, Box<Answer>> {
     let mut theirs = listed(headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().map(HeaderValue::as_bytes));
     if theirs.is_empty() {
         theirs.push(String::new());
@@ -146,19 +147,19 @@ fn is_upgrade(headers: &HeaderMap, to: &str) -> bool {
 }
 
 /// STR-UPG-05.
-fn refusal(theirs: &[String], ours: &[&'static str]) -> Answer {
+fn refusal(theirs: &[String], ours: &[&'static str]) -> Box<Answer> {
     let sentence = format!(
         "unable to upgrade: unable to negotiate protocol: client supports {theirs:?}, server supports {ours:?}"
     );
     let mut answer = text(StatusCode::FORBIDDEN, sentence);
     for name in ours.iter().filter(|name| !name.is_empty()) {
-        answer.headers_mut().append(protocol::ACCEPTED, HeaderValue::from_static(*name));
+        answer.headers_mut().append(protocol::ACCEPTED, HeaderValue::from_static(name));
     }
     answer
 }
 
-fn text(status: StatusCode, sentence: impl Into<String>) -> Answer {
-    let mut answer = hyper::Response::new(Full::new(Bytes::from(sentence.into() + "\n")));
+fn text(status: StatusCode, sentence: impl Into<String>) -> Box<Answer> {
+    let mut answer = Box::new(hyper::Response::new(Full::new(Bytes::from(sentence.into() + "\n"))));
     *answer.status_mut() = status;
     answer
 }
@@ -173,7 +174,7 @@ impl Plan {
         match self {
             Self::Spdy { protocol } => {
                 headers.insert(UPGRADE, HeaderValue::from_static("SPDY/3.1"));
-                headers.insert(protocol::VERSIONS, HeaderValue::from_static(*protocol));
+                headers.insert(protocol::VERSIONS, HeaderValue::from_static(protocol));
             }
             Self::WebSocket { protocol, accept } => {
                 headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
@@ -181,7 +182,7 @@ impl Plan {
                     headers.insert("sec-websocket-accept", accept);
                 }
                 if !protocol.is_empty() {
-                    headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(*protocol));
+                    headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol));
                 }
             }
         }

@@ -41,9 +41,10 @@ pub(super) async fn run(daemon: &Arc<Daemon>, container: &Arc<Container>, sessio
     let feed = async {
         match (input, stdin) {
             (Some(input), Some(stdin)) => {
-                let (pipe, keep) = (input.ours, input.theirs);
+                // The keeper's end stays open to the last: a client may be done before the keeper has opened it.
+                let (pipe, _keep) = (input.ours, input.theirs);
                 pipes::feed(stdin, pipe).await;
-                drop(keep);
+                pending::<()>().await;
             }
             // Nobody listens (STR-ATT-04); it must not hold up the client's other streams.
             (None, Some(mut stdin)) => while let Ok(Some(_)) = stdin.next().await {},
