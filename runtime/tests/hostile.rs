@@ -33,6 +33,7 @@ fn entered(created: &Created, spec: &Value, script: &str) -> String {
         cgroup: &created.cgroup,
         stdio,
         preserved: Vec::new(),
+        no_new_keyring: false,
     };
     let exec = container::exec(request).unwrap();
     let mut out = String::new();

@@ -76,7 +76,8 @@ fn a_creation_that_fails_gives_all_of_them_back() {
     on_a_host(|rig| {
         std::fs::create_dir(rig.path("rootfs")).unwrap();
         let hook = json!({"createRuntime": [{"path": "/bin/false"}]});
-        let cases: [(&str, Value, Option<Value>, Kind, &[&str]); 3] = [
+        type Case<'a> = (&'a str, Value, Option<Value>, Kind, &'a [&'a str]);
+        let cases: [Case<'_>; 3] = [
             (
                 "missing",
                 json!({"nic0": {}, "none": {}}),

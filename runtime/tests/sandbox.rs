@@ -115,6 +115,7 @@ fn containers_of_a_pod_share_its_namespaces() {
             netns: Some(pin.clone()),
             shared_pid: false,
             user: None,
+            new_network: false,
         };
         let sandbox = Sandbox::create(&request).unwrap();
         assert!(sandbox.reaper.is_none());

@@ -64,6 +64,7 @@ fn exec_and_a_second_container_have_the_same_clocks() {
         cgroup: &created.cgroup,
         stdio,
         preserved: Vec::new(),
+        no_new_keyring: false,
     })
     .unwrap();
     let mut out = String::new();

@@ -227,6 +227,7 @@ fn exec_is_inside_too() {
             cgroup: &created.cgroup,
             stdio,
             preserved: Vec::new(),
+            no_new_keyring: false,
         })?;
         let mut out = String::new();
         read.read_to_string(&mut out).unwrap();

@@ -57,7 +57,7 @@ mod tests {
     use crate::plan::NamespaceSource;
     use serde_json::json;
 
-    fn of(devices: serde_json::Value, network: bool) -> Result<Vec<NetDevicePlan>> {
+    fn of(devices: &serde_json::Value, network: bool) -> Result<Vec<NetDevicePlan>> {
         let linux: Linux = serde_json::from_value(json!({"netDevices": devices})).unwrap();
         let network =
             network.then_some(NamespacePlan { kind: NamespaceKind::Network, source: NamespaceSource::New });
@@ -66,14 +66,14 @@ mod tests {
 
     #[test]
     fn devices_are_called_as_asked_or_as_on_the_host() {
-        let plans = of(json!({"eth1": {"name": "net%d"}, "eth0": {}}), true).unwrap();
+        let plans = of(&json!({"eth1": {"name": "net%d"}, "eth0": {}}), true).unwrap();
         let pairs: Vec<_> = plans.iter().map(|p| (p.host.as_str(), p.name.as_str())).collect();
         assert_eq!(pairs, [("eth0", "eth0"), ("eth1", "net%d")]);
     }
 
     #[test]
     fn what_cannot_be_is_refused_by_field() {
-        let refused = |devices, network| of(devices, network).unwrap_err().to_string();
+        let refused = |devices, network| of(&devices, network).unwrap_err().to_string();
         for (name, inside) in
             [("a/b", ""), ("", ""), ("eth0", "sixteen-bytes-it"), ("eth%d", ""), ("eth0", "%s"), ("e", "a b")]
         {

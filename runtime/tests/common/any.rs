@@ -37,9 +37,9 @@ fn host(cgroups: CgroupLayout) -> Host {
 /// # Panics
 /// When the runtime does, and when a refusal names no field.
 pub fn decide(text: &[u8]) -> Verdict {
-    let read: oci_spec::runtime::Spec = spec::parse("config.json", text).map_err(named)?;
+    let read: oci_spec::runtime::Spec = spec::parse("config.json", text).map_err(|error| named(&error))?;
     if let Some(profile) = read.linux().as_ref().and_then(|linux| linux.seccomp().as_ref()) {
-        seccomp::compile(profile).map_err(named)?;
+        seccomp::compile(profile).map_err(|error| named(&error))?;
     }
     let rootfs = Rootfs::Directory(PathBuf::from("/rootfs"));
     let mut steps = Vec::new();
@@ -47,8 +47,8 @@ pub fn decide(text: &[u8]) -> Verdict {
         let host = host(layout);
         let bundle = Path::new("/bundle");
         let facts = Facts { host: &host, bundle, rootfs: &rootfs, given: &[], home: None };
-        let plan = Plan::new("any", &read, &facts).map_err(named)?;
-        let program = Program::create(&plan, Parking::CommandOpen).map_err(named)?;
+        let plan = Plan::new("any", &read, &facts).map_err(|error| named(&error))?;
+        let program = Program::create(&plan, Parking::CommandOpen).map_err(|error| named(&error))?;
         steps.extend(program.explain());
         assert_eq!(program.sentences().len(), program.steps.len(), "a sentence for each step");
     }
@@ -56,7 +56,7 @@ pub fn decide(text: &[u8]) -> Verdict {
 }
 
 /// Every refusal says where: a field of the specification, or the JSON itself.
-fn named(error: slipway_runtime::Error) -> String {
+fn named(error: &slipway_runtime::Error) -> String {
     const FIELDS: [&str; 12] = [
         "ociVersion",
         "root",
