@@ -106,9 +106,10 @@ impl Exec {
         let input = pipes.stdin.map(Pipe::handed_over).zip(stdin);
         let out = pipes.stdout.map(Pipe::handed_over);
         let err = pipes.stderr.map(Pipe::handed_over);
-        let drain = async |pipe: Option<Receiver>, output| match pipe {
-            Some(pipe) => pipes::drain(pipe, output, || silent(ended.clone())).await,
-            None => {}
+        let drain = async |pipe: Option<Receiver>, output| {
+            if let Some(pipe) = pipe {
+                pipes::drain(pipe, output, || silent(ended.clone())).await;
+            }
         };
         let wait = async {
             let status = daemon.keeper.wait_exec(id, exec_id).await;

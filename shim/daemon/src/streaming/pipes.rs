@@ -39,17 +39,17 @@ pub(super) fn name<End>(pipe: Option<&Pipe<End>>) -> String {
 }
 
 pub(super) fn input() -> Result<Pipe<Sender>> {
-    let (ours, theirs) = pipe().map_err(failed)?;
-    Ok(Pipe { ours, theirs: theirs.into_blocking_fd().map_err(failed)? })
+    let (ours, theirs) = pipe().map_err(|e| failed(&e))?;
+    Ok(Pipe { ours, theirs: theirs.into_blocking_fd().map_err(|e| failed(&e))? })
 }
 
 pub(super) fn output() -> Result<Pipe<Receiver>> {
-    let (theirs, ours) = pipe().map_err(failed)?;
-    Ok(Pipe { ours, theirs: theirs.into_blocking_fd().map_err(failed)? })
+    let (theirs, ours) = pipe().map_err(|e| failed(&e))?;
+    Ok(Pipe { ours, theirs: theirs.into_blocking_fd().map_err(|e| failed(&e))? })
 }
 
-fn failed(error: io::Error) -> Error {
-    Error::io("make pipe", Path::new("for a client's stream"), &error)
+fn failed(error: &io::Error) -> Error {
+    Error::io("make pipe", Path::new("for a client's stream"), error)
 }
 
 /// Passes on what the client types, to its end. A reader that is gone costs only what is still to come: the client's other
