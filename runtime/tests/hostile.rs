@@ -52,8 +52,8 @@ fn apart(test: impl FnOnce() + Send) {
     namespace::on_own_thread("hostile", test).unwrap();
 }
 
-/// CVE-2023-25173 and its kin: groups that the runtime's process happens to be in. (Hole opened by hand: without the
-/// setgroups call of `Step::Credentials` both lines show 4242.)
+/// CVE-2023-25173 and its kin: groups that the runtime's process happens to be in. Without the setgroups call of
+/// `Step::Credentials` both lines would show 4242.
 #[test]
 fn groups_of_the_runtime_are_not_the_container_s() {
     apart(|| {

@@ -23,7 +23,23 @@ pub(crate) struct Ended {
     /// False: nobody was there to see the status.
     pub(crate) known: bool,
     /// The OOM killer was here, and this is whose memory had run out.
+    #[serde(default, deserialize_with = "out_of_memory")]
     pub(crate) oom: Option<OutOfMemory>,
+}
+
+/// Records of keepers before levels were told hold a yes or no.
+fn out_of_memory<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<OutOfMemory>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Any {
+        Level(OutOfMemory),
+        Flag(bool),
+    }
+    Ok(match Option::<Any>::deserialize(from)? {
+        Some(Any::Level(level)) => Some(level),
+        Some(Any::Flag(true)) => Some(OutOfMemory::Container),
+        Some(Any::Flag(false)) | None => None,
+    })
 }
 
 /// Whose memory ran out.
@@ -303,5 +319,16 @@ mod tests {
         assert_eq!(names, ["a.json", "b.json", "c.json", "d.bad", "e.bad"]);
         remove(dir.path(), &records[0]).unwrap();
         remove(dir.path(), &records[0]).unwrap();
+    }
+
+    #[test]
+    fn a_yes_or_no_of_former_keepers_is_understood() {
+        let read = |oom: &str| -> Ended {
+            serde_json::from_str(&format!(r#"{{"status": 137, "at": 1, "known": true{oom}}}"#)).unwrap()
+        };
+        assert_eq!(read(r#", "oom": true"#).oom, Some(OutOfMemory::Container));
+        assert_eq!(read(r#", "oom": false"#).oom, None);
+        assert_eq!(read("").oom, None);
+        assert_eq!(read(r#", "oom": "node""#).oom, Some(OutOfMemory::Node));
     }
 }
