@@ -79,15 +79,26 @@ fn ran_out_v1(dir: &str, below: bool) -> Result<bool> {
         vec![dir.to_owned()]
     };
     for group in groups {
-        for file in ["memory.failcnt", "memory.memsw.failcnt"] {
-            let path = format!("{group}/{file}");
-            let hits = files::number(&path).map_err(|e| Error::sys("read accounting", &*path, e))?;
-            if hits.unwrap_or(0) > 0 {
-                return Ok(true);
-            }
+        if was_hit(&format!("{group}/memory"))? || was_hit(&format!("{group}/memory.memsw"))? {
+            return Ok(true);
         }
     }
     Ok(false)
+}
+
+/// Since the kernel counts failures only where it is told to (`track_failcnt`, seen with Linux 6.18), those of memory and
+/// swap together stay at 0: then the highest use tells, which comes as close to a limit as one batch of pages.
+fn was_hit(counter: &str) -> Result<bool> {
+    const BATCH: u64 = 64 * 4096;
+    let read = |file: &str| {
+        let path = format!("{counter}.{file}");
+        files::number(&path).map_err(|e| Error::sys("read accounting", &*path, e))
+    };
+    if read("failcnt")?.unwrap_or(0) > 0 {
+        return Ok(true);
+    }
+    let (limit, most) = (read("limit_in_bytes")?, read("max_usage_in_bytes")?);
+    Ok(limit.zip(most).is_some_and(|(limit, most)| most.saturating_add(BATCH) >= limit))
 }
 
 fn counted(path: &str, key: &str) -> Result<u64> {

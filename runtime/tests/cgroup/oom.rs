@@ -22,7 +22,8 @@ fn the_own_limit_ran_out() {
     child.wait().expect("wait");
     assert_eq!(group.oom().expect("oom"), Some(Oom { kills: 1, level: OomLevel::Own }));
     let stats = group.stats().expect("stats");
-    assert!(stats.memory_failures > 0 && stats.memory_events.oom_kill == 1, "{stats:?}");
+    // How often the limit was hit is not counted by every kernel.
+    assert_eq!(stats.memory_events.oom_kill, 1, "{stats:?}");
     assert!(stats.memory_max_usage.is_none_or(|most| most > 8 << 20), "{stats:?}");
     group.remove(PATIENCE).expect("remove");
     scope.end();

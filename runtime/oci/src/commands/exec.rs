@@ -172,8 +172,8 @@ impl Exec {
     fn process(&self, global: &Global, spec: &Spec, command: &[String]) -> Result<Process> {
         if let Some(path) = &self.process {
             let name = path.display().to_string();
-            let (mut process, _, ignored) =
-                bundle::tolerant::<Process>(&name, bundle::read(path)?, "/capabilities")?;
+            let (mut process, ignored) =
+                bundle::tolerant::<Process>(&name, &bundle::read(path)?, "/capabilities")?;
             ignored.iter().for_each(|what| global.journal.warn(what));
             if self.tty {
                 process.set_terminal(Some(true));

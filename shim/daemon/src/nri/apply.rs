@@ -14,7 +14,7 @@ use std::collections::HashMap;
 /// # Errors
 /// InvalidArgument that names what cannot be.
 pub(crate) fn apply(spec: &mut Value, adjust: &nri::ContainerAdjustment, edits: &[Edits]) -> Result<Value> {
-    pairs(&mut spec["annotations"], &adjust.annotations, |v| v.as_str().into());
+    pairs(spec, "annotations", &adjust.annotations, |v| v.as_str().into());
     env(list(&mut spec["process"]["env"]), &adjust.env);
     if !adjust.args.is_empty() {
         spec["process"]["args"] = json!(adjust.args);
@@ -38,10 +38,12 @@ fn removal(key: &str) -> Option<&str> {
     key.strip_prefix('-')
 }
 
-fn pairs<V>(object: &mut Value, asked: &HashMap<String, V>, value: impl Fn(&V) -> Value) {
+/// Changes the pairs below `parent[name]`; that is not made where nothing is asked.
+fn pairs<V>(parent: &mut Value, name: &str, asked: &HashMap<String, V>, value: impl Fn(&V) -> Value) {
     if asked.is_empty() {
         return;
     }
+    let object = &mut parent[name];
     if !object.is_object() {
         *object = json!({});
     }
@@ -112,8 +114,8 @@ fn linux(spec: &mut Value, asked: &nri::LinuxContainerAdjustment) -> Result<Valu
             namespaces.push(value);
         }
     }
-    pairs(&mut spec["linux"]["sysctl"], &asked.sysctl, |v| v.as_str().into());
-    pairs(&mut spec["linux"]["netDevices"], &asked.net_devices, |d| {
+    pairs(&mut spec["linux"], "sysctl", &asked.sysctl, |v| v.as_str().into());
+    pairs(&mut spec["linux"], "netDevices", &asked.net_devices, |d| {
         if d.name.is_empty() { json!({}) } else { json!({"name": d.name}) }
     });
     if !asked.cgroups_path.is_empty() {
