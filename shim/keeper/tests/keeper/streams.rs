@@ -6,6 +6,7 @@ use cri_proto::keeper::ReopenLogRequest;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
+use std::process::Command;
 use ttrpc::Code;
 
 fn reopen(rig: &Rig, id: &str) -> ttrpc::Result<()> {
@@ -62,12 +63,34 @@ fn output_nobody_wants_does_not_block() {
     rig.delete("c", "").unwrap();
 }
 
+/// A file system of 64 KiB without a free byte; unmounted in the end.
+struct FullDisk(tempfile::TempDir);
+
+impl FullDisk {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mount = ["-t", "tmpfs", "-o", "size=64k", "slipway-full"];
+        assert!(Command::new("mount").args(mount).arg(dir.path()).status().unwrap().success());
+        let full = std::fs::write(dir.path().join("filler"), vec![0; 65536 + 1]);
+        assert_eq!(full.unwrap_err().kind(), std::io::ErrorKind::StorageFull);
+        Self(dir)
+    }
+}
+
+impl Drop for FullDisk {
+    fn drop(&mut self) {
+        let unmounted = Command::new("umount").arg("-l").arg(self.0.path()).status();
+        assert!(std::thread::panicking() || unmounted.unwrap().success());
+    }
+}
+
 #[test]
 fn a_full_disk_does_not_block_and_is_counted() {
     // CRI-LOG-10
     let rig = Rig::new();
+    let disk = FullDisk::new();
     let mut bundle = rig.bundle("c", &["seq", "1", "5000"]);
-    bundle.stdout = "cri-log:///dev/full".into();
+    bundle.stdout = format!("cri-log://{}", disk.0.path().join("c.log").display());
     rig.create(&bundle).unwrap();
     rig.start("c", "").unwrap();
     let info = rig.wait_task("c");

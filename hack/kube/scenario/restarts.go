@@ -1,0 +1,242 @@
+package scenario
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"slipway/hack/kube/node"
+)
+
+var restarts = []Scenario{
+	{Name: "restarts and kills under 50 logging pods", Own: &node.Options{Images: []string{"busybox", "witness"}}, Run: survive},
+	{Name: "100 pods at once", Own: &node.Options{}, Run: crowd},
+}
+
+// blow is something that happens to the node while its pods run.
+type blow struct {
+	name string
+	deal func(*T)
+}
+
+var blows = []blow{
+	{"kill -9 of the daemon", func(t *T) {
+		t.Must(t.Runtime.Stop(syscall.SIGKILL))
+		t.sleep(3 * time.Second)
+		t.Must(t.StartRuntime(t.Ctx))
+	}},
+	{"restart of the daemon", func(t *T) {
+		t.Must(t.Runtime.Stop(syscall.SIGTERM))
+		t.Must(t.StartRuntime(t.Ctx))
+	}},
+	{"kill -9 of the keeper", func(t *T) {
+		before := t.keeper()
+		t.Must(syscall.Kill(before, syscall.SIGKILL))
+		t.until(30*time.Second, func() bool { return t.keeper() != before }, "no new keeper")
+	}},
+	{"kill -9 of kubelet", func(t *T) {
+		t.Must(t.Kubelet.Stop(syscall.SIGKILL))
+		t.Must(t.StartKubelet(t.Ctx))
+	}},
+	{"restart of kubelet", func(t *T) {
+		t.Must(t.Kubelet.Stop(syscall.SIGTERM))
+		t.Must(t.StartKubelet(t.Ctx))
+	}},
+	{"kill -9 of kubelet, daemon and keeper", func(t *T) {
+		keeper := t.keeper()
+		t.Must(t.Kubelet.Stop(syscall.SIGKILL))
+		t.Must(t.Runtime.Stop(syscall.SIGKILL))
+		t.Must(syscall.Kill(keeper, syscall.SIGKILL))
+		t.Must(t.StartRuntime(t.Ctx))
+		t.Must(t.StartKubelet(t.Ctx))
+	}},
+}
+
+// keeper is the pid of the parent of all containers, as the daemon tells it; 0: it does not answer.
+func (t *T) keeper() int {
+	answer, err := t.CRI.Status(t.Ctx, &cri.StatusRequest{Verbose: true})
+	if err != nil {
+		return 0
+	}
+	var keeper struct{ KeeperPid int }
+	if err := json.Unmarshal([]byte(answer.Info["keeper"]), &keeper); err != nil {
+		return 0
+	}
+	return keeper.KeeperPid
+}
+
+func survive(t *T) {
+	const count = 50
+	var names []string
+	for i := range count {
+		c := witness("main", "count", "100")
+		c.ReadinessProbe = every(5, execProbe("test", "-e", "/witness"))
+		name := fmt.Sprintf("log-%02d", i)
+		t.run(pod(name, c))
+		names = append(names, name)
+	}
+	for _, name := range names {
+		t.waitFor(4*time.Minute, name, "ready", ready)
+	}
+	witnessed := t.watch(names)
+	for _, b := range blows {
+		b.deal(t)
+		t.sleep(8 * time.Second)
+		faults := witnessed.faults()
+		t.expect(len(faults) == 0, "%s:\n%s", b.name, strings.Join(faults, "\n"))
+	}
+	witnessed.stop()
+	t.sleep(2 * time.Second)
+	for _, name := range names {
+		t.Must(t.logIsWhole(name))
+	}
+}
+
+// logIsWhole reads the log's file, and what was rotated away, and expects each line once, up to now.
+func (t *T) logIsWhole(name string) error {
+	p := t.pod(name)
+	dir := filepath.Join(t.Path("pod-logs"), fmt.Sprintf("default_%s_%s", p.Name, p.UID), "main")
+	files, err := filepath.Glob(dir + "/0.log*")
+	if err != nil || len(files) == 0 {
+		return fmt.Errorf("%s: no log in %s (%w)", name, dir, err)
+	}
+	slices.Sort(files)
+	files = append(files[1:], files[0]) // rotated ones carry a time behind the name
+	next := 1
+	for _, file := range files {
+		data, err := os.Open(file)
+		if err != nil {
+			return err
+		}
+		for lines := bufio.NewScanner(data); lines.Scan(); next++ {
+			_, text, _ := strings.Cut(lines.Text(), " stdout F ")
+			if wanted := fmt.Sprintf("line %d", next); text != wanted {
+				data.Close()
+				return fmt.Errorf("%s: %q in %s where %q was expected", name, lines.Text(), file, wanted)
+			}
+		}
+		data.Close()
+	}
+	if ran := time.Since(status(p, "main").State.Running.StartedAt.Time); float64(next) < ran.Seconds()*2 {
+		return fmt.Errorf("%s: only %d lines in %v", name, next, ran)
+	}
+	return nil
+}
+
+// watched is what was seen of pods that should not change.
+type watched struct {
+	stop  context.CancelFunc
+	mutex sync.Mutex
+	seen  []string
+}
+
+func (w *watched) note(format string, args ...any) {
+	w.mutex.Lock()
+	defer w.mutex.Unlock()
+	if text := fmt.Sprintf(format, args...); len(w.seen) < 20 && !slices.Contains(w.seen, text) {
+		w.seen = append(w.seen, text)
+	}
+}
+
+func (w *watched) faults() []string {
+	w.mutex.Lock()
+	defer w.mutex.Unlock()
+	return slices.Clone(w.seen)
+}
+
+// watch looks at kubelet's and the runtime's view several times a second until it is stopped. Either may be down; what
+// it must never do is say something wrong.
+func (t *T) watch(names []string) *watched {
+	ctx, stop := context.WithCancel(t.Ctx)
+	w := &watched{stop: stop}
+	ids := map[string]string{}
+	for _, name := range names {
+		ids[node.PodName(name)] = status(t.pod(name), "main").ContainerID
+	}
+	go func() {
+		for ctx.Err() == nil {
+			t.watchKubelet(ctx, w, ids)
+			t.watchRuntime(ctx, w, len(names))
+			time.Sleep(250 * time.Millisecond)
+		}
+	}()
+	return w
+}
+
+func (t *T) watchKubelet(ctx context.Context, w *watched, ids map[string]string) {
+	pods, err := t.API.Pods(ctx)
+	if err != nil {
+		return
+	}
+	for i := range pods {
+		p := &pods[i]
+		s := status(p, "main")
+		if ids[p.Name] == "" || s.ContainerID == "" {
+			continue // a kubelet that has just begun has no status yet
+		}
+		if s.RestartCount != 0 || s.ContainerID != ids[p.Name] || s.State.Running == nil {
+			state, _ := json.Marshal(s.State)
+			w.note("kubelet: %s: restarts %d, state %s", p.Name, s.RestartCount, state)
+		} else if !ready(p) {
+			w.note("kubelet: %s is not ready", p.Name)
+		}
+	}
+}
+
+func (t *T) watchRuntime(ctx context.Context, w *watched, count int) {
+	sandboxes, err := t.CRI.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{})
+	if err != nil {
+		return
+	}
+	alive := 0
+	for _, s := range sandboxes.Items {
+		if s.State == cri.PodSandboxState_SANDBOX_READY {
+			alive++
+		}
+	}
+	if alive != count {
+		w.note("runtime: %d sandboxes are ready, of %d", alive, count)
+	}
+	containers, err := t.CRI.ListContainers(ctx, &cri.ListContainersRequest{})
+	if err != nil {
+		return
+	}
+	alive = 0
+	for _, c := range containers.Containers {
+		if c.State == cri.ContainerState_CONTAINER_RUNNING {
+			alive++
+		}
+	}
+	if alive != count {
+		w.note("runtime: %d containers run, of %d", alive, count)
+	}
+}
+
+// crowd: 100 pods given at once all become ready, are told right, and go.
+func crowd(t *T) {
+	var names []string
+	var pods []*v1.Pod
+	for i := range 100 {
+		names = append(names, fmt.Sprintf("crowd-%02d", i))
+		pods = append(pods, pod(names[i], sh("main", "exec sleep 100000")))
+	}
+	t.run(pods...)
+	addresses := map[string]bool{}
+	for _, name := range names {
+		addresses[t.waitFor(4*time.Minute, name, "ready", ready).Status.PodIP] = true
+	}
+	t.expect(len(addresses) == len(names), "%d addresses for %d pods", len(addresses), len(names))
+	t.checkCRI()
+	t.delete(names...)
+}
