@@ -92,7 +92,7 @@ async fn forward(node: &mut Node) -> Result<()> {
     for transport in ["spdy", "websocket"] {
         let mut command =
             node.crictl_command(&["port-forward", "--transport", transport, &sandbox, "17070:7"]);
-        let client = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        let mut client = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         let start = Instant::now();
         let tcp = loop {
             match tokio::net::TcpStream::connect("127.0.0.1:17070").await {
@@ -103,7 +103,8 @@ async fn forward(node: &mut Node) -> Result<()> {
         };
         let (from, to) = tcp.into_split();
         through(to, from, amount()).await.with_context(|| transport.to_owned())?;
-        drop(client);
+        // Gone before the next one listens: a connection to it would be reset.
+        client.kill().await?;
     }
     Ok(())
 }
