@@ -19,11 +19,37 @@ import (
 // standing says which node `up` left running: its pid, and then, once it is ready, its directory.
 func standing() string { return filepath.Join(os.TempDir(), "slipway-kubelet.up") }
 
-func test(ctx context.Context, jobs int, words []string) error {
-	if !scenario.Run(ctx, jobs, words) {
+func test(ctx context.Context, jobs int, unready bool, words []string) error {
+	if !scenario.Run(ctx, jobs, unready, words) {
 		return errors.New("not all scenarios passed")
 	}
 	return nil
+}
+
+func soak(ctx context.Context, args []string) error {
+	if len(args) != 1 {
+		return errors.New("soak: for how many MINUTES?")
+	}
+	minutes, err := strconv.ParseFloat(args[0], 64)
+	if err != nil || minutes <= 0 {
+		return fmt.Errorf("soak: %q is not a number of minutes", args[0])
+	}
+	return scenario.Soak(ctx, time.Duration(minutes*float64(time.Minute)))
+}
+
+func bench(ctx context.Context, args []string) error {
+	counts := []int{0, 50, 100}
+	if len(args) > 0 {
+		counts = nil
+	}
+	for _, arg := range args {
+		count, err := strconv.Atoi(arg)
+		if err != nil || count < 0 {
+			return fmt.Errorf("bench: %q is not a number of pods", arg)
+		}
+		counts = append(counts, count)
+	}
+	return scenario.Bench(ctx, counts)
 }
 
 // up starts a program that holds the node, and returns when it is ready.

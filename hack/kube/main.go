@@ -17,9 +17,9 @@ import (
 
 const usage = `usage: hack/kubelet up [--runtime slipway|containerd]     a node that stays; static pods go into its folder
        hack/kubelet down                                   takes it down and says what it left behind
-       hack/kubelet test [--jobs N] [NAME...]              the scenarios (those whose name contains a NAME)
+       hack/kubelet test [--jobs N] [--pending] [NAME...]              the scenarios (those whose name contains a NAME)
        hack/kubelet soak MINUTES                           random life and death, then the leak check
-       hack/kubelet table [PODS...]                        start latency, CPU and memory beside containerd
+       hack/kubelet bench [PODS...]                        start latency, CPU and memory beside containerd (0 50 100)
 `
 
 func main() {
@@ -40,6 +40,7 @@ func run(ctx context.Context, action string, args []string) error {
 	flags := flag.NewFlagSet(action, flag.ExitOnError)
 	runtime := flags.String("runtime", node.Slipway, "slipway or containerd")
 	jobs := flags.Int("jobs", 3, "scenarios at the same time")
+	unready := flags.Bool("pending", false, "also those that wait for something Slipway lacks")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -51,7 +52,11 @@ func run(ctx context.Context, action string, args []string) error {
 	case "hold":
 		return inside(func() error { return hold(ctx, *runtime) })
 	case "test":
-		return inside(func() error { return test(ctx, *jobs, flags.Args()) })
+		return inside(func() error { return test(ctx, *jobs, *unready, flags.Args()) })
+	case "soak":
+		return inside(func() error { return soak(ctx, flags.Args()) })
+	case "bench":
+		return inside(func() error { return bench(ctx, flags.Args()) })
 	}
 	fmt.Fprint(os.Stderr, usage)
 	os.Exit(2)

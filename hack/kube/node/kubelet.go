@@ -48,6 +48,7 @@ func (n *Node) kubeletConfig() *kubeletconfig.KubeletConfiguration {
 		LocalStorageCapacityIsolation: ptr(true),
 		ContainerRuntimeEndpoint:      "unix://" + n.Socket(),
 		RegisterNode:                  ptr(false),
+		ContentType:                   "application/json",
 		AllowedUnsafeSysctls:          []string{"net.*"},
 		EvictionHard:                  map[string]string{"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
 		ContainerLogMonitorInterval:   &metav1.Duration{Duration: 3 * time.Second},
@@ -76,8 +77,18 @@ func (n *Node) newKubelet() (*Process, error) {
 	}
 	script += "\nexec " + kubelet + " --config=" + n.Path("kubelet.yaml") + " --root-dir=" + n.Path("kubelet") +
 		" --cert-dir=" + n.Path("kubelet/pki") + " --hostname-override=" + Name + " --node-ip=" + Address + " -v=2"
+	if n.StandIn != nil {
+		if err := n.StandIn.kubeconfig(n.Path("kubeconfig")); err != nil {
+			return nil, err
+		}
+		script += " --kubeconfig=" + n.Path("kubeconfig")
+	}
 	return newProcess("kubelet", n.Path("kubelet.log"), func() *exec.Cmd {
-		return exec.Command("unshare", "--mount", "--propagation", "unchanged", "sh", "-c", script)
+		command := exec.Command("unshare", "--mount", "--propagation", "unchanged", "sh", "-c", script)
+		if n.Logind != nil {
+			command.Env = append(os.Environ(), "DBUS_SYSTEM_BUS_ADDRESS="+n.Logind.Address)
+		}
+		return command
 	}), nil
 }
 

@@ -30,6 +30,10 @@ type Options struct {
 	Kubelet func(*kubeletconfig.KubeletConfiguration)
 	// SmallDisk: the runtime's root is a file system of this many bytes (tmpfs).
 	SmallDisk int64
+	// API: kubelet has a stand-in for an API server, beside its folder.
+	API bool
+	// Logind: kubelet finds a stand-in for systemd-logind on a system bus of its own.
+	Logind bool
 }
 
 // Node is a running node.
@@ -43,6 +47,8 @@ type Node struct {
 	API        *API
 	CRI        cri.RuntimeServiceClient
 	Images     cri.ImageServiceClient
+	StandIn    *StandIn
+	Logind     *Logind
 
 	options    Options
 	connection *grpc.ClientConn
@@ -89,6 +95,16 @@ func (n *Node) start(ctx context.Context) error {
 	if n.Runtime, err = n.newRuntime(); err != nil {
 		return err
 	}
+	if n.options.API {
+		if n.StandIn, err = startStandIn(); err != nil {
+			return err
+		}
+	}
+	if n.options.Logind {
+		if n.Logind, err = startLogind(ctx, n.Path("logind")); err != nil {
+			return err
+		}
+	}
 	if n.Kubelet, err = n.newKubelet(); err != nil {
 		return err
 	}
@@ -112,6 +128,12 @@ func (n *Node) Stop(ctx context.Context) error {
 	var errs []error
 	if n.Kubelet != nil {
 		errs = append(errs, n.Kubelet.Stop(syscall.SIGTERM))
+	}
+	if n.StandIn != nil {
+		errs = append(errs, n.StandIn.server.Close())
+	}
+	if n.Logind != nil {
+		errs = append(errs, n.Logind.stop())
 	}
 	if n.Runtime != nil {
 		if !n.Runtime.Running() {

@@ -110,3 +110,15 @@ func (p *Process) waitUntil(ctx context.Context, patience time.Duration, ask fun
 		}
 	}
 }
+
+// Memory is the resident set of a process in bytes (VmRSS of proc_pid_status(5)); 0: it is gone.
+func Memory(pid int) int64 {
+	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	for _, line := range strings.Split(string(status), "\n") {
+		var kilobytes int64
+		if n, _ := fmt.Sscanf(line, "VmRSS: %d kB", &kilobytes); n == 1 {
+			return kilobytes << 10
+		}
+	}
+	return 0
+}

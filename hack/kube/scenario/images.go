@@ -49,7 +49,7 @@ func privateRegistry(t *T) {
 		return pod(name, c)
 	}
 	t.run(pulled("private", "busybox:1", v1.PullIfNotPresent), pulled("missing", "no-such-thing:1", v1.PullAlways), pulled("never", "multi:1", v1.PullNever))
-	t.waits("private", "ErrImagePull ImagePullBackOff", "authoriz", "401")
+	t.waits("private", "ErrImagePull ImagePullBackOff", "user name and password", "401")
 	t.waits("never", "ErrImageNeverPull", "not present")
 	t.Must(t.LogIn(registry))
 	t.Must(t.Kubelet.Stop(syscall.SIGTERM))

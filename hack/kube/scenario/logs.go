@@ -81,11 +81,16 @@ func rotation(t *T) {
 	body, err := t.API.Open(t.Ctx, node.LogPath("rotated", "main", url.Values{"follow": {"true"}}))
 	t.Must(err)
 	defer body.Close()
-	dir := filepath.Join(t.Path("pod-logs"), fmt.Sprintf("default_%s_%s", node.PodName("rotated"), t.pod("rotated").UID), "main")
+	dir := t.logDir("rotated")
 	t.Must(inOrder(bufio.NewScanner(body), 12000))
 	files, err := os.ReadDir(dir)
 	t.Must(err)
 	t.expect(len(files) > 1, "nothing was rotated in %s: %v", dir, files)
+}
+
+// logDir is where the logs of a pod's container `main` are.
+func (t *T) logDir(name string) string {
+	return filepath.Join(t.Path("pod-logs"), fmt.Sprintf("default_%s_%s", node.PodName(name), t.pod(name).UID), "main")
 }
 
 func oddLines(t *T) {

@@ -151,6 +151,9 @@ func (t *T) sleep(d time.Duration) {
 }
 
 func ready(p *v1.Pod) bool {
+	if p == nil {
+		return false
+	}
 	for _, c := range p.Status.Conditions {
 		if c.Type == v1.PodReady {
 			return c.Status == v1.ConditionTrue
@@ -202,8 +205,11 @@ func (t *T) execSync(name, container string, command ...string) string {
 	return string(answer.Stdout)
 }
 
-// status of a container of any kind; never nil: one not started yet is empty.
+// status of a container of any kind; never nil: one not started yet, or of a pod not known yet, is empty.
 func status(p *v1.Pod, container string) v1.ContainerStatus {
+	if p == nil {
+		return v1.ContainerStatus{}
+	}
 	for _, s := range slices.Concat(p.Status.ContainerStatuses, p.Status.InitContainerStatuses, p.Status.EphemeralContainerStatuses) {
 		if s.Name == container {
 			return s

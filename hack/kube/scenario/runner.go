@@ -21,13 +21,15 @@ type Scenario struct {
 	Name string
 	// Own is the node it needs for itself; nil: one shared with the others, at the same time.
 	Own *node.Options
-	Run func(*T)
+	// Pending names what Slipway lacks for it; it is told and not run, unless asked for.
+	Pending string
+	Run     func(*T)
 }
 
 // All scenarios, in the order they are told.
 func All() []Scenario {
 	var all []Scenario
-	for _, group := range [][]Scenario{life, probes, volumes, security, images, logs, streams, bad, kubeletAPI, restarts, pressure} {
+	for _, group := range [][]Scenario{life, probes, volumes, security, images, logs, streams, bad, kubeletAPI, restarts, pressure, managed} {
 		all = append(all, group...)
 	}
 	return all
@@ -92,6 +94,12 @@ type Report struct {
 	failed int
 }
 
+func (r *Report) pending(s Scenario) {
+	r.mutex.Lock()
+	defer r.mutex.Unlock()
+	fmt.Fprintf(r.out, "wait  %-44s for %s\n", s.Name, s.Pending)
+}
+
 func (r *Report) line(name string, took time.Duration, err error) {
 	r.mutex.Lock()
 	defer r.mutex.Unlock()
@@ -105,15 +113,17 @@ func (r *Report) line(name string, took time.Duration, err error) {
 }
 
 // Run plays the scenarios whose names contain one of the words (none: all), the shared ones `jobs` at a time, and
-// tells whether all passed.
-func Run(ctx context.Context, jobs int, words []string) bool {
+// tells whether all passed. Pending ones are only run when `unready`.
+func Run(ctx context.Context, jobs int, unready bool, words []string) bool {
 	report := &Report{out: os.Stdout}
 	var shared, own []Scenario
 	for _, s := range All() {
 		if !wanted(s.Name, words) {
 			continue
 		}
-		if s.Own == nil {
+		if s.Pending != "" && !unready {
+			report.pending(s)
+		} else if s.Own == nil {
 			shared = append(shared, s)
 		} else {
 			own = append(own, s)

@@ -14,10 +14,10 @@ import (
 )
 
 var streams = []Scenario{
-	{Name: "exec over SPDY and WebSocket", Run: execs},
-	{Name: "exec with a terminal", Run: execTerminal},
-	{Name: "attach", Run: attach},
-	{Name: "port-forward", Run: portForward},
+	{Name: "exec over SPDY and WebSocket", Pending: "streaming", Run: execs},
+	{Name: "exec with a terminal", Pending: "streaming", Run: execTerminal},
+	{Name: "attach", Pending: "streaming", Run: attach},
+	{Name: "port-forward", Pending: "streaming", Run: portForward},
 }
 
 func execs(t *T) {
@@ -59,9 +59,12 @@ func execTerminal(t *T) {
 			done <- t.API.Stream(t.Ctx, "exec", "terminal", "main", websocket,
 				remotecommand.StreamOptions{Stdin: in, Stdout: &stdout, Tty: true, TerminalSizeQueue: queue}, "sh")
 		}()
-		time.Sleep(time.Second)
-		_, _ = io.WriteString(typing, "stty size; exit 3\n")
+		go func() {
+			time.Sleep(time.Second)
+			_, _ = io.WriteString(typing, "stty size; exit 3\n")
+		}()
 		err := <-done
+		in.Close() // whoever still types is let go
 		close(queue)
 		code, failed := err.(exec.CodeExitError)
 		t.expect(failed && code.Code == 3, "websocket %v: %v, not exit code 3; %q", websocket, err, &stdout)

@@ -18,7 +18,6 @@ var volumes = []Scenario{
 	{Name: "emptyDir on disk and in memory", Run: emptyDirs},
 	{Name: "emptyDir survives a restart of its container", Run: emptyDirSurvives},
 	{Name: "hostPath: directory, file, socket, read-only", Run: hostPaths},
-	{Name: "recursive read-only mounts", Run: recursiveReadOnly},
 	{Name: "mount propagation: HostToContainer and Bidirectional", Run: propagation},
 	{Name: "subPath", Run: subPath},
 	{Name: "host network and host ports", Run: hostNetwork},
@@ -65,26 +64,6 @@ func hostPaths(t *T) {
 	t.expect(logs == "of the host\nsocket\nwritten\ntouch: /ro/no: Read-only file system\n", "%q", logs)
 	_, err = os.Stat(dir + "/sub/new")
 	t.Must(err)
-}
-
-func recursiveReadOnly(t *T) {
-	dir := t.Path("rro")
-	t.Must(os.MkdirAll(dir+"/below", 0o755))
-	t.Must(syscall.Mount("below", dir+"/below", "tmpfs", 0, ""))
-	defer func() { _ = syscall.Unmount(dir+"/below", syscall.MNT_DETACH) }()
-	script := "touch /data/x 2>&1; touch /data/below/x 2>&1 && echo written below; true"
-	for name, recursive := range map[string]v1.RecursiveReadOnlyMode{"plain": v1.RecursiveReadOnlyDisabled, "whole": v1.RecursiveReadOnlyEnabled} {
-		p := once("rro-"+name, sh("main", script))
-		withVolume(p, "data", "/data", v1.VolumeSource{HostPath: &v1.HostPathVolumeSource{Path: dir}})
-		m := &p.Spec.Containers[0].VolumeMounts[0]
-		m.ReadOnly, m.RecursiveReadOnly = true, &recursive
-		t.run(p)
-	}
-	plain, whole := t.output("rro-plain", "main"), t.output("rro-whole", "main")
-	t.expect(plain == "touch: /data/x: Read-only file system\nwritten below\n", "plain: %q", plain)
-	t.expect(whole == "touch: /data/x: Read-only file system\ntouch: /data/below/x: Read-only file system\n", "recursive: %q", whole)
-	told := status(t.pod("rro-whole"), "main").VolumeMounts
-	t.expect(len(told) == 1 && told[0].RecursiveReadOnly != nil && *told[0].RecursiveReadOnly == v1.RecursiveReadOnlyEnabled, "status: %+v", told)
 }
 
 func propagation(t *T) {

@@ -4,6 +4,7 @@
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 /// Flags of `slipway serve`; `--root`, `--state`, `--address` and `--config` mean what they mean to containerd.
@@ -37,6 +38,7 @@ struct Low {
     images: LowImages,
     logs: LowLogs,
     cdi: LowCdi,
+    metrics: LowMetrics,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -84,6 +86,14 @@ struct LowCdi {
     spec_dirs: Option<Vec<PathBuf>>,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct LowMetrics {
+    /// Where Prometheus finds /metrics; default: nowhere. There is no authentication: a loopback address, or one that only
+    /// the scraper reaches.
+    address: Option<SocketAddr>,
+}
+
 /// Everything decided.
 #[derive(Debug, Clone)]
 pub(crate) struct Config {
@@ -94,6 +104,7 @@ pub(crate) struct Config {
     pub(crate) keeper: PathBuf,
     pub(crate) max_log_line: usize,
     pub(crate) cdi_dirs: Vec<PathBuf>,
+    pub(crate) metrics: Option<SocketAddr>,
     pub(crate) images: slipway_images::Options,
     pub(crate) network: slipway_network::Options,
 }
@@ -119,6 +130,7 @@ impl Config {
             cgroup_root: cgroup_root.trim_end_matches('/').to_owned(),
             keeper: keeper_binary(low.keeper.path)?,
             cdi_dirs: low.cdi.spec_dirs.unwrap_or_else(|| vec!["/etc/cdi".into(), "/var/run/cdi".into()]),
+            metrics: low.metrics.address,
             max_log_line: low.logs.max_line.unwrap_or(16384),
             images: slipway_images::Options {
                 root: root.join("images"),

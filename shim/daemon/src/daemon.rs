@@ -10,6 +10,7 @@ use crate::names::Names;
 use crate::object::{Object, Table};
 use crate::pods::PodRecord;
 use crate::records::Records;
+use crate::telemetry::Telemetry;
 use crate::user::Accounts;
 use slipway_images::Store;
 use slipway_network::Network;
@@ -35,6 +36,7 @@ pub(crate) struct Daemon {
     pub(crate) accounts: Accounts,
     /// Held while a pod's view of an image is looked for and mounted.
     pub(crate) views: Mutex<()>,
+    pub(crate) telemetry: Arc<Telemetry>,
 }
 
 impl Daemon {
@@ -53,6 +55,7 @@ impl Daemon {
             rates: Rates::default(),
             accounts: Accounts::default(),
             views: Mutex::default(),
+            telemetry: Arc::default(),
             config,
         }))
     }

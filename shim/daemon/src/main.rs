@@ -26,6 +26,7 @@ mod rollback;
 mod serve;
 mod signals;
 mod spec;
+mod telemetry;
 mod usage;
 mod user;
 

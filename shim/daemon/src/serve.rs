@@ -5,6 +5,7 @@ use crate::cri::{ImageApi, LocalApi, RuntimeApi};
 use crate::daemon::Daemon;
 use crate::incoming;
 use crate::recovery;
+use crate::telemetry::{Endpoint, Measure};
 use anyhow::{Context, Result, bail};
 use cri_proto::slipway::local_server::LocalServer;
 use cri_proto::v1::image_service_server::ImageServiceServer;
@@ -27,15 +28,21 @@ const FAREWELL: std::time::Duration = std::time::Duration::from_millis(500);
 pub(crate) async fn serve(args: &ServeArgs, address: &Path) -> Result<()> {
     let config = Config::load(args, address)?;
     let _lock = prepare(&config)?;
+    let metrics = match config.metrics {
+        Some(address) => Some(Endpoint::bind(address).await?),
+        None => None,
+    };
     let daemon = Daemon::open(config)?;
     recovery::recover(&daemon).await.context("recover")?;
     let listener = listen(&daemon.config.address)?;
     tracing::info!(address = %daemon.config.address.display(), "serving CRI v1");
     let restarter =
         tokio::spawn(crate::restarter::run(daemon.config.address.clone(), daemon.config.root.clone()));
+    let metrics = metrics.map(|endpoint| tokio::spawn(endpoint.serve(Arc::clone(&daemon))));
     let (tell, told) = tokio::sync::watch::channel(false);
     let served = tonic::transport::Server::builder()
         .max_concurrent_streams(MAX_STREAMS)
+        .layer(Measure(Arc::clone(&daemon.telemetry)))
         .add_service(
             RuntimeServiceServer::new(RuntimeApi(Arc::clone(&daemon))).max_decoding_message_size(MAX_MESSAGE),
         )
@@ -53,6 +60,9 @@ pub(crate) async fn serve(args: &ServeArgs, address: &Path) -> Result<()> {
         // Event streams never end by themselves: they get a moment for what is under way, then they are cut.
         () = a_moment_after(told) => Ok(()),
     };
+    if let Some(metrics) = metrics {
+        metrics.abort();
+    }
     let _ = fs::remove_file(&daemon.config.address);
     leave(&daemon).await;
     served.context("serve")

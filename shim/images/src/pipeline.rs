@@ -19,6 +19,7 @@ use std::fs::File;
 use std::io::{self, BufRead, Read};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use tokio::sync::mpsc;
 
@@ -90,6 +91,11 @@ pub(crate) async fn run(
             let (chunks, queue) = mpsc::channel(CHUNKS);
             let decoder = tokio::task::spawn_blocking(move || {
                 output.pump(decode(Chunks { queue, current: Bytes::new(), ended: false }))
+            });
+            let inner = inner.clone();
+            let on_bytes = Arc::new(move |count| {
+                inner.fetched.fetch_add(count, Ordering::Relaxed);
+                on_bytes(count);
             });
             let sink = Sink { chunks, on_bytes };
             let streamed = registry.stream(&descriptor, &sink).await;

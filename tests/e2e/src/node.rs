@@ -19,6 +19,8 @@ pub struct Setup {
     pub small_state: bool,
     /// containerd instead of our daemon.
     pub containerd: Option<(Release, Handler)>,
+    /// More tables for the daemon's configuration file.
+    pub config: &'static str,
 }
 
 /// Which daemon a node runs.
@@ -47,7 +49,7 @@ impl Node {
         if let Some(conflist) = setup.cni {
             std::fs::write(node.path("cni/10-test.conflist"), conflist)?;
         }
-        std::fs::write(node.path("config.toml"), node.config())?;
+        std::fs::write(node.path("config.toml"), node.config() + setup.config)?;
         if setup.small_state {
             let state = node.path("state");
             nix::mount::mount(

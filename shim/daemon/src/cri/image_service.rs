@@ -101,7 +101,8 @@ impl ImageApi {
         deadline: Option<std::time::Duration>,
     ) -> Result<v1::PullImageResponse> {
         let reference = name(request.image)?;
-        let pull = self.0.images.pull(&reference, request.auth.map(auth), None);
+        let telemetry = &self.0.telemetry;
+        let pull = telemetry.pull(self.0.images.pull(&reference, request.auth.map(auth), None));
         let image = match deadline {
             None => pull.await?,
             Some(limit) => tokio::time::timeout(limit, pull).await.map_err(|_| {

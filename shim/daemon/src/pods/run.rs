@@ -97,7 +97,7 @@ impl Daemon {
             rollback.push("network", async move {
                 Ok(daemon.network.teardown(&request, Some(&request.netns)).await?)
             });
-            record.attachment = Some(self.network.setup(&network).await?);
+            record.attachment = Some(self.telemetry.network("setup", self.network.setup(&network)).await?);
         }
         self.push_undo(rollback, "pod files", id.clone(), |d, id| PodDir::new(&d.config.state, &id).remove());
         let (dir, pod) = (PodDir::new(&self.config.state, &id), record.clone());

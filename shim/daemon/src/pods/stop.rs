@@ -75,7 +75,8 @@ impl Daemon {
         if let Some(netns) = record.netns.clone() {
             let there = netns.exists();
             let network = record.network(netns.clone());
-            let torn = self.network.teardown(&network, there.then_some(netns.as_path())).await;
+            let teardown = self.network.teardown(&network, there.then_some(netns.as_path()));
+            let torn = self.telemetry.network("teardown", teardown).await;
             outcome = outcome.and(torn.map_err(Into::into));
         }
         outcome = outcome.and(self.keeper.remove_sandbox(&record.id).await);

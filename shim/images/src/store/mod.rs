@@ -24,6 +24,7 @@ use layers::Pinned;
 use record::{ImageRecord, LayerRef, Stored, VERSION, to_json};
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 /// The image store. Cheap to clone; all calls may run at once; lists come from memory.
@@ -42,6 +43,8 @@ pub(crate) struct Inner {
     /// One unpacking of a diff id at a time, whatever lies below it.
     pub(crate) diff_locks: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
     pub(crate) connector: crate::registry::Connector,
+    /// Bytes of blobs taken from registries since the store was opened.
+    pub(crate) fetched: AtomicU64,
     /// Released by the kernel when the process ends.
     _lock: std::os::fd::OwnedFd,
 }
@@ -87,6 +90,11 @@ impl Store {
     /// replaces the names in the archive, and is needed when there are none.
     pub async fn import(&self, archive: &Path, name: Option<&str>) -> Result<Vec<Arc<Image>>> {
         crate::import::import(self, archive, name).await
+    }
+
+    /// Bytes of layers that pulls took from registries since the store was opened, as they travelled (compressed).
+    pub fn fetched_bytes(&self) -> u64 {
+        self.inner.fetched.load(Ordering::Relaxed)
     }
 
     pub fn list(&self) -> Vec<Arc<Image>> {

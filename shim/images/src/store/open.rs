@@ -12,6 +12,7 @@ use rustix::fs::{FlockOperation, flock};
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::Path;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, RwLock};
 
 /// This boot's id (random(4)).
@@ -45,6 +46,7 @@ impl Inner {
             layer_flights: Default::default(),
             diff_locks: Mutex::default(),
             connector: crate::registry::Connector::default(),
+            fetched: AtomicU64::new(0),
             _lock: lock.into(),
         };
         inner.collect(&mut inner.shared.ledger());
