@@ -225,9 +225,9 @@ impl Plugin {
         if state == State::Gone {
             return Ok(Outcome::Gone);
         }
-        // ttrpc's own limit is told to the plugin; ours also counts a connection that takes nothing.
-        let answer =
-            tokio::time::timeout(self.limit, call(self.client.clone(), with_duration(self.limit))).await;
+        // ttrpc's own limit is told to the plugin; ours also counts a connection that takes nothing, and comes first.
+        let theirs = with_duration(self.limit + FAREWELL);
+        let answer = tokio::time::timeout(self.limit, call(self.client.clone(), theirs)).await;
         match answer {
             Ok(Ok(answer)) => Ok(Outcome::Answered(answer)),
             Ok(Err(ttrpc::Error::RpcStatus(status))) if status.code() != ttrpc::Code::DEADLINE_EXCEEDED => {

@@ -22,6 +22,11 @@ impl Plugin {
         options["log"] = json!(log);
         std::fs::write(&config, options.to_string())?;
         let output = std::fs::File::create(node.path(&format!("{label}.out")))?;
+        let joined = || {
+            let line = format!("connected and synchronized plugin=\"{label}\"");
+            node.log_tail(2000).matches(&line).count()
+        };
+        let before = joined();
         let process = tokio::process::Command::new(tool("nri-plugin"))
             .args(["-name", name, "-idx", index, "-socket"])
             .arg(node.path("state/nri.sock"))
@@ -35,6 +40,11 @@ impl Plugin {
             .context("run hack/bin/nri-plugin: hack/tools nri-plugin builds it")?;
         let plugin = Self { process, log };
         plugin.until(|calls| calls.iter().any(|c| c["event"] == "Synchronize")).await?;
+        // Only then the daemon has its answer, and asks it.
+        let start = Instant::now();
+        while joined() == before && start.elapsed() < Duration::from_secs(10) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         Ok(plugin)
     }
 

@@ -343,8 +343,8 @@ async fn installed(node: &mut Node) -> Result<()> {
     let config = pod(node, "watched");
     let sandbox = node.run_pod(&config).await?;
     let id = node.run(&sandbox, &config, shell("main", &image, SLEEP)).await?;
+    // The plugin ends with the daemon, whether or not it still says that its connection closed.
     node.kill_daemon().await?;
-    plugin::until(&log, |c| c.iter().any(|c| c["event"] == "Closed")).await?;
     node.start_daemon().await?;
     let calls =
         plugin::until(&log, |c| c.iter().filter(|c| c["event"] == "Synchronize").count() == 2).await?;
