@@ -11,7 +11,7 @@ mod common;
 
 use common::{Rig, spec};
 use serde_json::{Value, json};
-use slipway_runtime::container::{self, ExecRequest, Stdio};
+use slipway_runtime::container::{self, Stdio};
 use slipway_runtime::sys::process;
 use std::time::{Duration, Instant};
 
@@ -100,17 +100,7 @@ fn sessions(rig: &Rig, rounds: usize) {
     let mut series = Series { name: "exec /bin/true, whole", times: Vec::with_capacity(rounds) };
     for round in 0..rounds {
         let exec_id = round.to_string();
-        let request = ExecRequest {
-            exec_id: Some(&exec_id),
-            pid: created.pid,
-            pidfd: &created.pidfd,
-            subject: common::subject(&spec),
-            process: &process,
-            cgroup: &created.cgroup,
-            stdio: Stdio::default(),
-            preserved: Vec::new(),
-            no_new_keyring: false,
-        };
+        let request = common::exec_in(&created, &spec, &process, &exec_id, Stdio::default());
         let begun = Instant::now();
         let exec = container::exec(request).unwrap();
         assert_eq!(process::reap(&exec.pidfd).unwrap(), 0);

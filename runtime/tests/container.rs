@@ -307,17 +307,7 @@ fn exec_runs_inside_and_reads_its_input() {
     let (mut read, mut stdio) = piped();
     let (input, mut feed) = std::io::pipe().unwrap();
     stdio.stdin = Some(input.into());
-    let request = ExecRequest {
-        exec_id: Some("one"),
-        pid: created.pid,
-        pidfd: &created.pidfd,
-        subject: common::subject(&spec),
-        process: &process,
-        cgroup: &created.cgroup,
-        stdio,
-        preserved: Vec::new(),
-        no_new_keyring: false,
-    };
+    let request = common::exec_in(&created, &spec, &process, "one", stdio);
     let exec = container::exec(request).unwrap();
     feed.write_all(b"fed\n").unwrap();
     drop(feed);
@@ -417,17 +407,7 @@ fn exec_takes_filter_and_rights_from_the_container() {
     let process = json!({"user": {"uid": 0, "gid": 0}, "cwd": "/", "terminal": true,
         "args": ["sh", "-c", "tty; grep -E '^(Seccomp|NoNewPrivs|CapEff):' /proc/self/status"]});
     let process = serde_json::from_value(process).unwrap();
-    let request = ExecRequest {
-        exec_id: Some("t"),
-        pid: created.pid,
-        pidfd: &created.pidfd,
-        subject: common::subject(&spec),
-        process: &process,
-        cgroup: &created.cgroup,
-        stdio: Stdio::default(),
-        preserved: Vec::new(),
-        no_new_keyring: false,
-    };
+    let request = common::exec_in(&created, &spec, &process, "t", Stdio::default());
     let exec = container::exec(request).unwrap();
     let mut out = Vec::new();
     let _ = fs::File::from(exec.pty.unwrap()).read_to_end(&mut out);
@@ -436,17 +416,7 @@ fn exec_takes_filter_and_rights_from_the_container() {
     let missing =
         serde_json::from_value(json!({"user": {"uid": 0, "gid": 0}, "cwd": "/", "args": ["/nothere"]}))
             .unwrap();
-    let request = ExecRequest {
-        exec_id: Some("m"),
-        pid: created.pid,
-        pidfd: &created.pidfd,
-        subject: common::subject(&spec),
-        process: &missing,
-        cgroup: &created.cgroup,
-        stdio: Stdio::default(),
-        preserved: Vec::new(),
-        no_new_keyring: false,
-    };
+    let request = common::exec_in(&created, &spec, &missing, "m", Stdio::default());
     let error = container::exec(request).unwrap_err();
     assert_eq!(error.kind(), Kind::NotFound, "{error}");
     let (pid, pidfd) = (created.pid, created.pidfd.try_clone().unwrap());

@@ -6,7 +6,7 @@ mod common;
 
 use common::{Rig, add_mount, kill, piped, spec};
 use serde_json::{Value, json};
-use slipway_runtime::container::{self, ExecRequest, Stdio};
+use slipway_runtime::container::{self, Stdio};
 use slipway_runtime::error::Kind;
 use slipway_runtime::sys::process;
 use std::fs;
@@ -148,17 +148,7 @@ fn exec_affinity_and_what_exec_shares_with_the_container() {
         let process = json!({"user": {"uid": 0, "gid": 0}, "cwd": "/", "execCPUAffinity": affinity, "env": ["PATH=/bin"],
             "args": ["sh", "-c", "grep Cpus_allowed_list /proc/self/status; uname -m"]});
         let process = serde_json::from_value(process).unwrap();
-        let exec = container::exec(ExecRequest {
-            exec_id: Some("x"),
-            pid: created.pid,
-            pidfd: &created.pidfd,
-            subject: common::subject(&container_spec),
-            process: &process,
-            cgroup: &created.cgroup,
-            stdio,
-            preserved: Vec::new(),
-            no_new_keyring: false,
-        })?;
+        let exec = container::exec(common::exec_in(&created, &container_spec, &process, "x", stdio))?;
         let mut out = String::new();
         read.read_to_string(&mut out).unwrap();
         process::reap(&exec.pidfd).unwrap();

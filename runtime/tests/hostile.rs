@@ -9,7 +9,7 @@ use common::{Rig, add_mount, kill, piped, spec};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::process::Gid;
 use serde_json::{Value, json};
-use slipway_runtime::container::{self, Created, ExecRequest, Stdio};
+use slipway_runtime::container::{self, Created, Stdio};
 use slipway_runtime::rootfs::Rootfs;
 use slipway_runtime::sys::{namespace, process};
 use std::fs;
@@ -24,17 +24,7 @@ fn entered(created: &Created, spec: &Value, script: &str) -> String {
     process["args"] = json!(["sh", "-c", script]);
     let process = serde_json::from_value(process).unwrap();
     let (mut read, stdio) = piped();
-    let request = ExecRequest {
-        exec_id: Some("visit"),
-        pid: created.pid,
-        pidfd: &created.pidfd,
-        subject: common::subject(&whole),
-        process: &process,
-        cgroup: &created.cgroup,
-        stdio,
-        preserved: Vec::new(),
-        no_new_keyring: false,
-    };
+    let request = common::exec_in(created, &whole, &process, "visit", stdio);
     let exec = container::exec(request).unwrap();
     let mut out = String::new();
     read.read_to_string(&mut out).unwrap();

@@ -6,7 +6,7 @@ mod common;
 
 use common::{Rig, finish, kill, piped, spec};
 use serde_json::{Value, json};
-use slipway_runtime::container::{self, ExecRequest, Parked, StartRequest, Stdio, Subject};
+use slipway_runtime::container::{self, Parked, StartRequest, Stdio, Subject};
 use slipway_runtime::error::Kind;
 use slipway_runtime::sys::process;
 use std::io::{IoSliceMut, Read};
@@ -161,18 +161,7 @@ fn an_exec_session_has_a_listener_of_its_own() {
     let (mut read, stdio) = piped();
     let process = json!({"user": {"uid": 0, "gid": 0}, "cwd": "/", "env": ["PATH=/bin"], "args": ["busybox", "mkdir", "/x"]});
     let process = serde_json::from_value(process).unwrap();
-    let exec = container::exec(ExecRequest {
-        exec_id: Some("x"),
-        pid: created.pid,
-        pidfd: &created.pidfd,
-        subject: common::subject(&parsed),
-        process: &process,
-        cgroup: &created.cgroup,
-        stdio,
-        preserved: Vec::new(),
-        no_new_keyring: false,
-    })
-    .unwrap();
+    let exec = container::exec(common::exec_in(&created, &parsed, &process, "x", stdio)).unwrap();
     let mut out = String::new();
     read.read_to_string(&mut out).unwrap();
     process::reap(&exec.pidfd).unwrap();

@@ -5,7 +5,7 @@
 mod common;
 
 use common::{Rig, piped, spec};
-use slipway_runtime::container::{self, ExecRequest, Stdio};
+use slipway_runtime::container::{self, Stdio};
 use slipway_runtime::sys::process;
 use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -56,17 +56,7 @@ fn rounds() {
         }
         let (mut read, stdio) = piped();
         let exec_id = round.to_string();
-        let request = ExecRequest {
-            exec_id: Some(&exec_id),
-            pid: created.pid,
-            pidfd: &created.pidfd,
-            subject: common::subject(&container),
-            process: &inside,
-            cgroup: &created.cgroup,
-            stdio,
-            preserved: Vec::new(),
-            no_new_keyring: false,
-        };
+        let request = common::exec_in(&created, &container, &inside, &exec_id, stdio);
         let exec = container::exec(request).unwrap();
         let mut out = String::new();
         read.read_to_string(&mut out).unwrap();

@@ -6,7 +6,7 @@ mod common;
 
 use common::{Rig, in_user_namespace, kill, piped, spec};
 use serde_json::{Value, json};
-use slipway_runtime::container::{self, ExecRequest, Stdio};
+use slipway_runtime::container::{self, Stdio};
 use slipway_runtime::error::Kind;
 use std::io::Read;
 
@@ -55,17 +55,13 @@ fn exec_and_a_second_container_have_the_same_clocks() {
     let mut process = first["process"].clone();
     process["args"] = json!(["cat", "/proc/uptime"]);
     let (mut read, stdio) = piped();
-    let session = container::exec(ExecRequest {
-        exec_id: Some("e"),
-        pid: created.pid,
-        pidfd: &created.pidfd,
-        subject: common::subject(&of_spec),
-        process: &serde_json::from_value(process).unwrap(),
-        cgroup: &created.cgroup,
+    let session = container::exec(common::exec_in(
+        &created,
+        &of_spec,
+        &serde_json::from_value(process).unwrap(),
+        "e",
         stdio,
-        preserved: Vec::new(),
-        no_new_keyring: false,
-    })
+    ))
     .unwrap();
     let mut out = String::new();
     read.read_to_string(&mut out).unwrap();

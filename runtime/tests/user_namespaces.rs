@@ -6,7 +6,7 @@ mod common;
 
 use common::{Rig, add_mount, finish, in_user_namespace, kill, mappings, piped, spec, zombies};
 use serde_json::{Value, json};
-use slipway_runtime::container::{self, ExecRequest, Stdio};
+use slipway_runtime::container::{self, Stdio};
 use slipway_runtime::error::Kind;
 use slipway_runtime::idmap::{self, Setgroups};
 use slipway_runtime::sandbox::NamespaceKind;
@@ -218,17 +218,7 @@ fn exec_is_inside_too() {
         change(&mut process);
         let process = serde_json::from_value(process).unwrap();
         let (mut read, stdio) = piped();
-        let session = container::exec(ExecRequest {
-            exec_id: Some("e"),
-            pid: created.pid,
-            pidfd: &created.pidfd,
-            subject: common::subject(&of_spec),
-            process: &process,
-            cgroup: &created.cgroup,
-            stdio,
-            preserved: Vec::new(),
-            no_new_keyring: false,
-        })?;
+        let session = container::exec(common::exec_in(&created, &of_spec, &process, "e", stdio))?;
         let mut out = String::new();
         read.read_to_string(&mut out).unwrap();
         slipway_runtime::sys::process::reap(&session.pidfd).unwrap();

@@ -3,11 +3,11 @@
 #![allow(dead_code, unreachable_pub, missing_debug_implementations, reason = "each test uses its part")]
 #![allow(clippy::unwrap_used, reason = "helpers of tests panic as tests do")]
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{Process, Spec};
 use serde_json::{Value, json};
 use slipway_runtime::Result;
 use slipway_runtime::cgroup::Cgroup;
-use slipway_runtime::container::{self, CreateRequest, Created, Options, Stdio, Subject};
+use slipway_runtime::container::{self, CreateRequest, Created, ExecRequest, Options, Stdio, Subject};
 use slipway_runtime::idmap::{IdMap, IdMappings};
 use slipway_runtime::rootfs::{Overlay, Rootfs};
 use slipway_runtime::sandbox::NamespaceKind;
@@ -179,6 +179,27 @@ fn dead_children() -> Vec<String> {
 /// test's child can inherit the descriptor, and until that child lets go execve says "text file busy".
 pub fn copy_program(from: &Path, to: &Path) {
     assert!(std::process::Command::new("cp").args([from, to]).status().unwrap().success());
+}
+
+/// The request for one more process in a container, with nothing special asked.
+pub fn exec_in<'a>(
+    created: &'a Created,
+    spec: &'a Spec,
+    process: &'a Process,
+    exec_id: &'a str,
+    stdio: Stdio,
+) -> ExecRequest<'a> {
+    ExecRequest {
+        exec_id: Some(exec_id),
+        pid: created.pid,
+        pidfd: &created.pidfd,
+        subject: subject(spec),
+        process,
+        cgroup: &created.cgroup,
+        stdio,
+        preserved: Vec::new(),
+        no_new_keyring: false,
+    }
 }
 
 /// A container by its spec, for calls that want to know it.

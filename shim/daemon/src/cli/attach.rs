@@ -12,33 +12,26 @@ use super::output::eprintln_quietly;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// A pod, or a container (name or id)
-    #[arg(value_name = "POD|CONTAINER")]
-    target: String,
-    /// Which container of the pod (default: the first that runs)
-    #[arg(short, long)]
-    container: Option<String>,
-    /// Pass our standard input on
-    #[arg(short = 'i', long)]
-    stdin: bool,
+    #[command(flatten)]
+    of: exec::Target,
 }
 
 /// Ends with the container, or with Ctrl-C (at a terminal of the container's: Ctrl-P Ctrl-Q); then that runs on.
 pub(crate) async fn run(client: &mut Client, args: &Args) -> Result<ExitCode> {
-    let container = exec::running(client, &args.target, args.container.as_deref()).await?;
+    let container = exec::running(client, &args.of.target, args.of.container.as_deref()).await?;
     let terminal = has_terminal(client, &container.id).await?;
-    if terminal && args.stdin {
+    if terminal && args.of.stdin {
         eprintln_quietly("Ctrl-P Ctrl-Q detaches");
     }
     let request = cri::AttachRequest {
         container_id: container.id,
-        stdin: args.stdin,
+        stdin: args.of.stdin,
         tty: terminal,
         stdout: true,
         stderr: !terminal,
     };
     let url = client.runtime.attach(request).await.map_err(said("attach"))?.into_inner().url;
-    console::run(&url, Console { stdin: args.stdin, terminal, detaches: true }).await
+    console::run(&url, Console { stdin: args.of.stdin, terminal, detaches: true }).await
 }
 
 /// Only the verbose status says it.

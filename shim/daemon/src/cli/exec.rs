@@ -10,17 +10,24 @@ use super::client::{Client, container_name, said};
 use super::console::{self, Console};
 use super::output::eprintln_quietly;
 
+/// Whose streams, and whether ours go in: what exec and attach ask alike.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct Target {
     /// A pod, or a container (name or id)
     #[arg(value_name = "POD|CONTAINER")]
-    target: String,
+    pub(super) target: String,
     /// Which container of the pod (default: the first that runs)
     #[arg(short, long)]
-    container: Option<String>,
+    pub(super) container: Option<String>,
     /// Pass our standard input on
     #[arg(short = 'i', long)]
-    stdin: bool,
+    pub(super) stdin: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    of: Target,
     /// Give the command a terminal
     #[arg(short, long)]
     tty: bool,
@@ -34,7 +41,7 @@ pub(crate) struct Args {
 
 /// The exit code is the command's own.
 pub(crate) async fn run(client: &mut Client, args: &Args) -> Result<ExitCode> {
-    let container = running(client, &args.target, args.container.as_deref()).await?;
+    let container = running(client, &args.of.target, args.of.container.as_deref()).await?;
     if args.timeout > 0 {
         return run_to_the_end(client, &container.id, args).await;
     }
@@ -45,12 +52,12 @@ pub(crate) async fn run(client: &mut Client, args: &Args) -> Result<ExitCode> {
         container_id: container.id,
         cmd: args.command.clone(),
         tty: args.tty,
-        stdin: args.stdin,
+        stdin: args.of.stdin,
         stdout: true,
         stderr: !args.tty,
     };
     let url = client.runtime.exec(request).await.map_err(said("run the command"))?.into_inner().url;
-    console::run(&url, Console { stdin: args.stdin, terminal: args.tty, detaches: false }).await
+    console::run(&url, Console { stdin: args.of.stdin, terminal: args.tty, detaches: false }).await
 }
 
 async fn run_to_the_end(client: &mut Client, container: &str, args: &Args) -> Result<ExitCode> {

@@ -28,27 +28,10 @@ pub(super) fn apply(linux: &mut Value, inputs: &Inputs<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Deny all, then the standard nodes: null zero full random urandom tty console ptmx pts, and mknod of any (CRI-DEV-02).
+/// Deny all. The runtime allows the standard nodes and mknod of any after whatever rules there are (CRI-DEV-02;
+/// slipway_runtime::container::resources).
 fn default_rules() -> Vec<Value> {
-    let mut rules = vec![
-        json!({"allow": false, "access": "rwm"}),
-        json!({"allow": true, "type": "c", "access": "m"}),
-        json!({"allow": true, "type": "b", "access": "m"}),
-    ];
-    for (major, minor) in [
-        (1, Some(3)),
-        (1, Some(5)),
-        (1, Some(7)),
-        (1, Some(8)),
-        (1, Some(9)),
-        (5, Some(0)),
-        (5, Some(1)),
-        (5, Some(2)),
-    ] {
-        rules.push(json!({"allow": true, "type": "c", "major": major, "minor": minor, "access": "rwm"}));
-    }
-    rules.push(json!({"allow": true, "type": "c", "major": 136, "access": "rwm"}));
-    rules
+    vec![json!({"allow": false, "access": "rwm"})]
 }
 
 /// A node, or all nodes below a directory (CRI-DEV-01).

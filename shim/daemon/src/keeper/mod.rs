@@ -2,22 +2,20 @@
 //!
 //! The daemon reaches containers only through here, with the same messages that containerd sends.
 
+mod connection;
+
 use crate::config::Config;
 use crate::error::{Error, Result};
+use connection::{Clients, Retry};
 use containerd_shim_protos::api;
 use containerd_shim_protos::sandbox_api as sandbox;
-use containerd_shim_protos::sandbox_async::SandboxClient;
-use containerd_shim_protos::shim_async::TaskClient;
 use cri_proto::keeper as ext;
-use cri_proto::keeper::keeper_ttrpc::KeeperClient;
 use cri_proto::v1;
 use prost::Message;
 use protobuf::well_known_types::any::Any;
 use slipway_runtime::idmap::IdMap;
 use slipway_runtime::rootfs::Overlay;
-use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 use tonic::Code;
 use ttrpc::context::{Context, with_duration};
@@ -26,16 +24,6 @@ use ttrpc::context::{Context, with_duration};
 const QUICK: Duration = Duration::from_secs(30);
 /// WaitTask has no end of its own.
 const ENDLESS: Duration = Duration::from_secs(365 * 24 * 3600);
-/// A keeper that died is started again by its guardian within moments.
-const RECONNECT: Duration = Duration::from_secs(15);
-
-/// One connection with its three services.
-#[derive(Clone)]
-struct Clients {
-    task: TaskClient,
-    sandbox: SandboxClient,
-    ext: KeeperClient,
-}
 
 /// See the module.
 pub(crate) struct Keeper {
@@ -59,15 +47,6 @@ const CONFIG_MAX: usize = (4 << 20) - (64 << 10);
 /// How often a creation is tried that no keeper remembers.
 const CREATIONS: usize = 3;
 
-/// Whether a call may be sent again after the connection broke in the middle of it.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Retry {
-    /// Doing it twice is the same as once.
-    Safe,
-    /// The caller looks at what became of it.
-    Never,
-}
-
 impl Keeper {
     pub(crate) fn new(config: &Config) -> Self {
         Self {
@@ -75,74 +54,6 @@ impl Keeper {
             state: config.state.join("keeper"),
             client_address: config.address.clone(),
             clients: tokio::sync::Mutex::new(None),
-        }
-    }
-
-    /// Runs the `start` action (idempotent) and connects.
-    async fn connect(&self) -> Result<Clients> {
-        std::fs::create_dir_all(&self.state)
-            .map_err(|e| Error::io("make keeper directory", &self.state, &e))?;
-        let output = tokio::process::Command::new(&self.binary)
-            .args(["-namespace", "slipway", "-id", "node", "-address"])
-            .arg(&self.client_address)
-            .arg("start")
-            .env("SLIPWAY_KEEPER_STATE", &self.state)
-            .current_dir(&self.state)
-            .stdin(Stdio::null())
-            .output()
-            .await
-            .map_err(|e| Error::io("start keeper", &self.binary, &e))?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        if !output.status.success() {
-            let said = String::from_utf8_lossy(&output.stderr);
-            return Err(Error::internal(format!("start keeper: {}: {text}{said}", output.status)));
-        }
-        let answer: serde_json::Value = serde_json::from_str(text.trim())
-            .map_err(|e| Error::internal(format!("start keeper: it answered {text:?}: {e}")))?;
-        let address = answer["address"].as_str().unwrap_or_default();
-        let client = ttrpc::asynchronous::Client::connect(address).await.map_err(Error::from)?;
-        Ok(Clients {
-            task: TaskClient::new(client.clone()),
-            sandbox: SandboxClient::new(client.clone()),
-            ext: KeeperClient::new(client),
-        })
-    }
-
-    async fn clients(&self) -> Result<Clients> {
-        let mut slot = self.clients.lock().await;
-        if let Some(clients) = &*slot {
-            return Ok(clients.clone());
-        }
-        let clients = self.connect().await?;
-        *slot = Some(clients.clone());
-        Ok(clients)
-    }
-
-    /// Calls; when the connection is gone, connects again, and repeats what is safe to repeat.
-    async fn call<T, F>(&self, retry: Retry, call: impl Fn(Clients) -> F) -> Result<T>
-    where
-        F: Future<Output = ttrpc::Result<T>>,
-    {
-        let deadline = tokio::time::Instant::now() + RECONNECT;
-        loop {
-            let error = match self.clients().await {
-                Ok(clients) => match call(clients).await {
-                    Ok(answer) => return Ok(answer),
-                    Err(error @ ttrpc::Error::RpcStatus(_)) => return Err(error.into()),
-                    Err(error) => {
-                        *self.clients.lock().await = None;
-                        if retry == Retry::Never && !never_sent(&error) {
-                            return Err(error.into());
-                        }
-                        Error::from(error)
-                    }
-                },
-                Err(error) => error,
-            };
-            if tokio::time::Instant::now() > deadline {
-                return Err(error);
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
@@ -533,11 +444,6 @@ pub(crate) struct NewTask<'a> {
 
 fn quick() -> Context {
     with_duration(QUICK)
-}
-
-/// The connection was known to be dead before a byte of the call was given to it. ttrpc tells it by text alone.
-fn never_sent(error: &ttrpc::Error) -> bool {
-    matches!(error, ttrpc::Error::Others(text) if text.starts_with("reserve channel capacity failed"))
 }
 
 fn unless_unknown<T>(result: Result<T>) -> Result<()> {
