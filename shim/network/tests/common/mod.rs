@@ -152,6 +152,16 @@ impl Host {
         names.filter(|n| n != "lo" && n != "up0").collect()
     }
 
+    /// Waits until the host has these links and no others: a namespace that lost its last user gives its links back
+    /// from the kernel's own worker, some time later.
+    pub(crate) fn wait_for_links(&self, expected: &[&str]) {
+        let deadline = std::time::Instant::now() + Duration::from_secs(30);
+        while self.links() != expected {
+            assert!(std::time::Instant::now() < deadline, "{:?} instead of {expected:?}", self.links());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// Every file under the state directory, but for the address cursor and the bridge's memory.
     pub(crate) fn state_files(&self) -> Vec<String> {
         let text = sh(&format!("find {} -type f", self.path("state").display()));
