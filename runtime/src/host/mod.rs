@@ -34,6 +34,9 @@ pub struct Host {
     pub capabilities: u64,
     /// Capabilities this kernel knows: what a process has in a user namespace of its own.
     pub known_capabilities: u64,
+    /// Supplementary groups may not be changed in our user namespace, nor in any below (user_namespaces(7),
+    /// `/proc/<pid>/setgroups`): so it is for an ordinary user's.
+    pub setgroups_denied: bool,
     pub apparmor: bool,
     pub selinux: bool,
 }
@@ -62,6 +65,7 @@ impl Host {
             hierarchies,
             capabilities: capability_line(&status, "CapPrm:") & capability_line(&status, "CapBnd:"),
             known_capabilities: up_to(last.trim().parse().unwrap_or(40)),
+            setgroups_denied: fs::read("/proc/self/setgroups").is_ok_and(|text| text.starts_with(b"deny")),
             apparmor: fs::read("/sys/module/apparmor/parameters/enabled").is_ok_and(|v| v.starts_with(b"Y"))
                 && fs::metadata("/proc/self/attr/apparmor/exec").is_ok(),
             selinux: fs::metadata("/sys/fs/selinux/enforce").is_ok(),

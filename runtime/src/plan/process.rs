@@ -80,9 +80,7 @@ pub(super) fn plan(
         env,
         uid: user.uid(),
         gid: user.gid(),
-        groups: user_namespace
-            .is_none_or(|inside| inside.setgroups == Setgroups::Allow)
-            .then(|| user.additional_gids().clone().unwrap_or_default()),
+        groups: groups(user.additional_gids().as_deref(), user_namespace, host)?,
         host_uid: user_namespace.and_then(|inside| inside.host_uid(user.uid())),
         umask: user.umask().unwrap_or(0o022) & 0o777,
         capabilities: capabilities::masks(process.capabilities().as_ref(), available),
@@ -107,6 +105,19 @@ fn window(size: Box) -> Result<(u16, u16)> {
     fits.map_err(|_| {
         invalid("process.consoleSize", format!("{width} x {height} is more than a terminal has"))
     })
+}
+
+/// None: they stay as they are, because they may not be changed.
+fn groups(asked: Option<&[u32]>, user: Option<&UserPlan>, host: &Host) -> Result<Option<Vec<u32>>> {
+    let asked = asked.unwrap_or_default();
+    if user.map_or(!host.setgroups_denied, |inside| inside.setgroups == Setgroups::Allow) {
+        return Ok(Some(asked.to_owned()));
+    }
+    if asked.is_empty() {
+        return Ok(None);
+    }
+    Err(invalid("process.user.additionalGids", "an ordinary user cannot change supplementary groups")
+        .hint("leave them out: those of the calling user stay"))
 }
 
 pub(super) fn strings(list: &[String], field: &str) -> Result<Vec<CString>> {

@@ -62,7 +62,8 @@ pub fn of_running(spec: &oci_spec::runtime::Spec, host: &Host) -> Result<UserPla
 
 fn setgroups(host: &Host) -> Setgroups {
     const SETGID: u64 = 1 << 6;
-    if host.capabilities & SETGID == 0 { Setgroups::Deny } else { Setgroups::Allow }
+    let denied = host.capabilities & SETGID == 0 || host.setgroups_denied;
+    if denied { Setgroups::Deny } else { Setgroups::Allow }
 }
 
 fn needs_user_namespace() -> crate::Error {
@@ -75,13 +76,6 @@ impl UserPlan {
     pub(super) fn check_process(&self, process: &Process) -> Result<()> {
         let user = process.user();
         let groups = user.additional_gids().as_deref().unwrap_or_default();
-        if self.setgroups == Setgroups::Deny && !groups.is_empty() {
-            return Err(invalid(
-                "process.user.additionalGids",
-                "an ordinary user cannot change supplementary groups",
-            )
-            .hint("leave them out: those of the calling user stay"));
-        }
         let Some(mappings) = &self.mappings else { return Ok(()) };
         let outside = |field: &str, id: u32| {
             let hint = "choose an id inside the mapping, or map more";

@@ -27,6 +27,7 @@ fn host(cgroups: CgroupLayout) -> Host {
         hierarchies,
         capabilities: (1 << 41) - 1,
         known_capabilities: (1 << 41) - 1,
+        setgroups_denied: false,
         apparmor: true,
         selinux: true,
     }

@@ -328,9 +328,9 @@ async fn gauges(node: &Node, id: &str, group: &Group) -> Result<()> {
     let layer = value("fs_usage_bytes")?;
     ensure!((2 << 20..8 << 20).contains(&layer), "2 MiB were written: {layer}");
     let disk = nix::sys::statvfs::statvfs(&node.path("root"))?;
-    let size = u64::from(disk.blocks()) * disk.fragment_size();
+    let size = disk.blocks() * disk.fragment_size();
     ensure!(
-        value("fs_limit_bytes")? == size && value("fs_inodes_total")? == u64::from(disk.files()),
+        value("fs_limit_bytes")? == size && value("fs_inodes_total")? == disk.files(),
         "{size}"
     );
     ensure!(value("fs_inodes_free")? > 0);

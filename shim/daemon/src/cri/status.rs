@@ -1,7 +1,7 @@
 //! Status, Version, RuntimeConfig: what the daemon says of itself.
 
-use crate::daemon::Daemon;
-use crate::handlers;
+use crate::daemon::{Daemon, blocking};
+use crate::{handlers, pods};
 use cri_proto::v1;
 use serde_json::json;
 use std::collections::HashMap;
@@ -38,8 +38,8 @@ pub(super) async fn status(daemon: &Daemon, verbose: bool) -> v1::StatusResponse
             "the guardian is gone: if the keeper dies too, exit codes are lost; drain this node".into();
         conditions.push(condition("SlipwayGuardian", false, "GuardianGone", message));
     }
-    // Everything for them is there, and waits for its tests of whole pods.
-    let user_namespaces = false;
+    let root = daemon.config.root.clone();
+    let user_namespaces = blocking(move || pods::user::possible(&root)).await.is_ok();
     let mut info = HashMap::new();
     if verbose {
         info.insert("config".to_owned(), config(daemon));

@@ -24,7 +24,7 @@ impl Disk {
         let device = self.device.as_str();
         sheet.put_with(&f::FS_USAGE, &[device], used);
         if let Some(facts) = &self.facts {
-            let size = u64::from(facts.blocks()).saturating_mul(facts.fragment_size());
+            let size = facts.blocks().saturating_mul(facts.fragment_size());
             sheet.put_with(&f::FS_LIMIT, &[device], size);
             sheet.put_with(&f::FS_INODES_TOTAL, &[device], facts.files());
             sheet.put_with(&f::FS_INODES_FREE, &[device], facts.files_available());
