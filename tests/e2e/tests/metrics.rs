@@ -329,10 +329,7 @@ async fn gauges(node: &Node, id: &str, group: &Group) -> Result<()> {
     ensure!((2 << 20..8 << 20).contains(&layer), "2 MiB were written: {layer}");
     let disk = nix::sys::statvfs::statvfs(&node.path("root"))?;
     let size = disk.blocks() * disk.fragment_size();
-    ensure!(
-        value("fs_limit_bytes")? == size && value("fs_inodes_total")? == disk.files(),
-        "{size}"
-    );
+    ensure!(value("fs_limit_bytes")? == size && value("fs_inodes_total")? == disk.files(), "{size}");
     ensure!(value("fs_inodes_free")? > 0);
     Ok(())
 }
