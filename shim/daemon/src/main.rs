@@ -17,6 +17,7 @@ mod handlers;
 mod ids;
 mod incoming;
 mod keeper;
+mod metrics;
 mod names;
 mod nri;
 mod object;

@@ -1,7 +1,7 @@
 //! From a control group's figures to CRI's messages (CRI-SS-04 to CRI-SS-11), for containers and pods alike.
 
 use cri_proto::v1;
-use slipway_runtime::cgroup::Stats;
+use slipway_runtime::cgroup::{Pressure, Stalled, Stats};
 
 /// `rate`: nanocores since the sample before; absent, not 0, without one (CRI-SS-05).
 pub(crate) fn cpu(at: i64, group: &Stats, rate: Option<u64>) -> v1::CpuUsage {
@@ -9,7 +9,7 @@ pub(crate) fn cpu(at: i64, group: &Stats, rate: Option<u64>) -> v1::CpuUsage {
         timestamp: at,
         usage_core_nano_seconds: value(group.cpu_usage_ns.unwrap_or(0)),
         usage_nano_cores: rate.and_then(value),
-        ..Default::default()
+        psi: group.cpu_pressure.map(pressure),
     }
 }
 
@@ -24,7 +24,7 @@ pub(crate) fn memory(at: i64, group: &Stats) -> v1::MemoryUsage {
         rss_bytes: value(group.memory_rss),
         page_faults: value(group.page_faults),
         major_page_faults: value(group.major_page_faults),
-        ..Default::default()
+        psi: group.memory_pressure.map(pressure),
     }
 }
 
@@ -37,9 +37,22 @@ pub(crate) fn swap(at: i64, group: &Stats) -> v1::SwapUsage {
     }
 }
 
-/// None until the kernel counts pressure for the group (version 2).
-pub(crate) fn io(_at: i64, _group: &Stats) -> Option<v1::IoUsage> {
-    None
+/// None where the kernel counts no pressure for the group (version 1, or built without).
+pub(crate) fn io(at: i64, group: &Stats) -> Option<v1::IoUsage> {
+    group.io_pressure.map(|stalled| v1::IoUsage { timestamp: at, psi: Some(pressure(stalled)) })
+}
+
+/// Totals in nanoseconds, shares in percent (CRI-SS-11).
+fn pressure(group: Pressure) -> v1::PsiStats {
+    // Hundredths of a percent, never above 10,000: exact.
+    let percent = |hundredths: u64| hundredths as f64 / 100.0;
+    let data = |stalled: Stalled| v1::PsiData {
+        total: stalled.total_ns,
+        avg10: percent(stalled.avg10),
+        avg60: percent(stalled.avg60),
+        avg300: percent(stalled.avg300),
+    };
+    v1::PsiStats { full: Some(data(group.full)), some: Some(data(group.some)) }
 }
 
 // CRI wraps numbers so that absent and 0 differ.
@@ -64,5 +77,16 @@ mod tests {
         let memory = memory(1, &group);
         assert_eq!(memory.working_set_bytes.map(|v| v.value), Some(0));
         assert_eq!(memory.available_bytes.map(|v| v.value), Some(1000));
+    }
+
+    /// CRI-SS-11.
+    #[test]
+    fn pressure_is_told_in_percent_and_nanoseconds() {
+        let some = Stalled { avg10: 1234, avg60: 7, avg300: 0, total_ns: 5000 };
+        let group =
+            Stats { io_pressure: Some(Pressure { some, full: Stalled::default() }), ..Default::default() };
+        assert_eq!(io(1, &Stats::default()), None, "absent, not 0");
+        let told = io(1, &group).and_then(|io| io.psi).and_then(|psi| psi.some);
+        assert_eq!(told, Some(v1::PsiData { total: 5000, avg10: 12.34, avg60: 0.07, avg300: 0.0 }));
     }
 }

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod containerd;
+pub mod kernel;
 pub mod leaks;
 pub mod node;
 pub mod plugin;

@@ -115,6 +115,10 @@ pub(super) fn read(layout: &Layout, group: &Cgroup) -> Result<Stats> {
             if let Some(dir) = dir("blkio") {
                 stats.io = io::v1(&dir)?;
             }
+            // The kernel counts pressure in the unified hierarchy only, for those that are members of it.
+            if let Some(beside) = &beside {
+                pressures(&mut stats, beside)?;
+            }
             stats.hugetlb = match (dir("hugetlb"), beside) {
                 (Some(dir), _) => hugetlb::v1(&dir)?,
                 (None, Some(beside)) => hugetlb::v2(&beside)?,
@@ -165,15 +169,20 @@ fn v2(dir: &str) -> Result<Stats> {
     stats.cpu_throttled_ns = ns("throttled_usec").unwrap_or(0);
     stats.cpu_burst_periods = keyed(&cpu, "nr_bursts").unwrap_or(0);
     stats.cpu_burst_ns = ns("burst_usec").unwrap_or(0);
-    stats.cpu_pressure = pressure::read(dir, "cpu.pressure")?;
     memory::v2(&mut stats, dir)?;
-    stats.memory_pressure = pressure::read(dir, "memory.pressure")?;
+    pressures(&mut stats, dir)?;
     stats.pids_current = number(dir, "pids.current")?;
     stats.pids_limit = number(dir, "pids.max")?;
     stats.io = io::v2(dir)?;
-    stats.io_pressure = pressure::read(dir, "io.pressure")?;
     stats.hugetlb = hugetlb::v2(dir)?;
     Ok(stats)
+}
+
+fn pressures(stats: &mut Stats, dir: &str) -> Result<()> {
+    stats.cpu_pressure = pressure::read(dir, "cpu.pressure")?;
+    stats.memory_pressure = pressure::read(dir, "memory.pressure")?;
+    stats.io_pressure = pressure::read(dir, "io.pressure")?;
+    Ok(())
 }
 
 /// A group that has gone has no accounting: that must not look like zero.

@@ -3,7 +3,7 @@
 use super::text;
 use crate::Result;
 
-/// CRI-SS-11. Absent where the kernel has no CONFIG_PSI, and on version 1.
+/// CRI-SS-11. Absent where the kernel has no CONFIG_PSI, and on version 1 unless the group is in the unified hierarchy, too.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Pressure {
     /// At least one process waited.

@@ -94,6 +94,7 @@ impl Daemon {
             stats.cpu = Some(usage::cpu(at, &group, rate));
             stats.memory = Some(usage::memory(at, &group));
             stats.swap = Some(usage::swap(at, &group));
+            stats.io = usage::io(at, &group);
         }
         stats
     }

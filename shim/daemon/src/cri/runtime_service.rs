@@ -6,6 +6,7 @@ use crate::containers::{ContainerRecord, Stop};
 use crate::daemon::{Container, Daemon};
 use crate::error::{Error, Result};
 use crate::events::{Ear, OBSERVER};
+use crate::metrics;
 use crate::pods::PodRecord;
 use crate::streaming;
 use cri_proto::v1;
@@ -399,14 +400,17 @@ impl v1::runtime_service_server::RuntimeService for RuntimeApi {
         &self,
         _: Request<v1::ListMetricDescriptorsRequest>,
     ) -> Result<Response<v1::ListMetricDescriptorsResponse>, Status> {
-        not_yet("ListMetricDescriptors")
+        let descriptors = metrics::descriptors();
+        answer("ListMetricDescriptors", Ok(v1::ListMetricDescriptorsResponse { descriptors }))
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<v1::ListPodSandboxMetricsRequest>,
     ) -> Result<Response<v1::ListPodSandboxMetricsResponse>, Status> {
-        not_yet("ListPodSandboxMetrics")
+        let metrics = self.0.metrics().await;
+        let encode = |pod_metrics| v1::ListPodSandboxMetricsResponse { pod_metrics };
+        answer("ListPodSandboxMetrics", metrics.map(encode))
     }
 
     type StreamPodSandboxMetricsStream = Streamed<v1::StreamPodSandboxMetricsResponse>;
@@ -415,7 +419,9 @@ impl v1::runtime_service_server::RuntimeService for RuntimeApi {
         &self,
         _: Request<v1::StreamPodSandboxMetricsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxMetricsStream>, Status> {
-        not_yet("StreamPodSandboxMetrics")
+        let metrics = self.0.metrics().await;
+        let wrap = |pod_sandbox_metrics| v1::StreamPodSandboxMetricsResponse { pod_sandbox_metrics };
+        answer("StreamPodSandboxMetrics", metrics.map(|metrics| stream(metrics, wrap)))
     }
 
     async fn update_pod_sandbox_resources(
