@@ -8,6 +8,7 @@ mod home;
 mod life;
 mod net_devices;
 mod resources;
+mod root;
 mod user;
 
 pub use crate::hooks::Subject;
@@ -23,7 +24,7 @@ pub use crate::launch::Stdio;
 use crate::launch::{self, Attend, Launch, Launched};
 use crate::namespace::NamespaceKind;
 use crate::plan::{self, Facts, Plan};
-use crate::program::{Explanation, Parking, Program};
+use crate::program::{Explanation, Joined, Parking, Program};
 use crate::rootfs::{self, Rootfs};
 use crate::seccomp::{self, Filter};
 use crate::sys::clone::Born;
@@ -263,14 +264,16 @@ pub fn exec(request: ExecRequest<'_>) -> Result<Exec> {
     let host = Host::current();
     let inside = user::differs(pid, "user").then(|| plan::of_running(spec, host)).transpose()?;
     let plan = plan::exec(process, spec, host, home.as_deref(), inside.as_ref())?;
-    let program = Program::exec(&plan, inside.as_ref(), user::differs(pid, "time"))?;
+    let root = root::of_running(spec, pid, pidfd)?;
+    let joined = Joined { user: inside.as_ref(), time: user::differs(pid, "time"), root: root.is_some() };
+    let program = Program::exec(&plan, joined)?;
     let program = if no_new_keyring { program } else { program.with_keyring(subject.id) };
     let group = exec_id.map_or_else(|| Ok(cgroup.clone()), |id| cgroup.exec_group(id))?;
     let launched = group.join().and_then(|join| {
         let target = Some(pidfd.as_fd());
         let join = Some(join);
         let window = plan.window;
-        let launch = Launch { target, stdio, filter, join, preserved, window, ..Launch::default() };
+        let launch = Launch { target, root, stdio, filter, join, preserved, window, ..Launch::default() };
         let mut listener = |born: &Born, listener: &OwnedFd| {
             agent::hand_over(&subject, ContainerState::Running, pid, born.pid, listener)
         };
