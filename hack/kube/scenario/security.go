@@ -16,7 +16,7 @@ var security = []Scenario{
 	{Name: "host pid and ipc", Run: hostPids},
 	{Name: "sysctls", Run: sysctls},
 	{Name: "masked and read-only paths", Run: maskedPaths},
-	{Name: "user namespaces", Pending: "userns", Run: userNamespaces},
+	{Name: "user namespaces", Run: userNamespaces},
 }
 
 func users(t *T) {

@@ -20,6 +20,14 @@ pub fn is_v2() -> bool {
     Path::new(CGROUPS).join("cgroup.controllers").exists()
 }
 
+/// True where nftables has tables for IPv4 (user-mode Linux has none): without them no hostPorts, no masquerading.
+/// Asked in the caller's network namespace, in which nothing stays.
+pub fn has_nat() -> bool {
+    let script = "add table ip slipway-probe; delete table ip slipway-probe";
+    let nft = std::process::Command::new("nft").arg(script).stderr(std::process::Stdio::null()).status();
+    nft.is_ok_and(|status| status.success())
+}
+
 impl Group {
     /// As verbose ContainerStatus tells it.
     pub async fn of(node: &Node, container: &str) -> Result<Self> {

@@ -1,7 +1,7 @@
 //! One node: our daemon (and through it our keeper) with everything it owns below one temporary directory.
 
 use crate::containerd::{Handler, Release};
-use crate::leaks;
+use crate::{kernel, leaks};
 use anyhow::{Context, Result, bail, ensure};
 use cri_proto::v1::image_service_client::ImageServiceClient;
 use cri_proto::v1::runtime_service_client::RuntimeServiceClient;
@@ -34,6 +34,10 @@ pub(crate) enum Program {
     Containerd(Release),
 }
 
+const WITHOUT_NAT: &str = r#"{"cniVersion": "1.0.0", "name": "plain", "plugins": [
+  {"type": "bridge", "bridge": "cni0", "isGateway": true,
+   "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.88.0.0/16"}]]}}]}"#;
+
 /// A running node. [`Node::stop`] must be called; dropping it only kills the daemon.
 #[derive(Debug)]
 pub struct Node {
@@ -50,7 +54,9 @@ impl Node {
             return Self::containerd(release, handler, setup.cni).await;
         }
         let mut node = Self::directories(Program::Slipway)?;
-        if let Some(conflist) = setup.cni {
+        // The built-in bridge needs nftables: without it (user-mode Linux) pods get addresses and no NAT.
+        let without_nat = (!kernel::has_nat()).then_some(WITHOUT_NAT);
+        if let Some(conflist) = setup.cni.or(without_nat) {
             std::fs::write(node.path("cni/10-test.conflist"), conflist)?;
         }
         let text = format!(
