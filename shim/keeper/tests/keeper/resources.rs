@@ -53,7 +53,7 @@ fn figures_and_limits() {
     rig.wait("c", "").unwrap();
     rig.delete("c", "").unwrap();
     // Out of memory is told from killed.
-    let mut bundle = rig.bundle("oom", &["dd", "if=/dev/zero", "of=/dev/null", "bs=64M"]);
+    let mut bundle = rig.bundle("oom", &["busybox", "dd", "if=/dev/zero", "of=/dev/null", "bs=64M"]);
     bundle.spec["linux"]["resources"] = json!({"memory": {"limit": 15 << 20, "swap": 15 << 20}});
     rig.create(&bundle).unwrap();
     rig.start("oom", "").unwrap();

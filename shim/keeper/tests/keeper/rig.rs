@@ -23,7 +23,7 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// Long enough for a loaded machine, short enough to end a test that hangs.
 pub fn soon() -> Context {
-    with_duration(Duration::from_secs(30))
+    with_duration(Duration::from_secs(120))
 }
 
 pub struct Rig {
