@@ -9,7 +9,7 @@ mod common;
 use serde_json::{Value, json};
 use slipway_runtime::host::{CgroupLayout, Hierarchy, Host};
 use slipway_runtime::plan::{self, Facts, Plan};
-use slipway_runtime::program::{Parking, Program};
+use slipway_runtime::program::{Joined, Parking, Program};
 use slipway_runtime::rootfs::{Overlay, Rootfs};
 use slipway_runtime::sandbox::NamespaceKind;
 use std::fs;
@@ -102,7 +102,7 @@ fn an_exec_session() {
     process["cwd"] = json!("/srv");
     let process = serde_json::from_value(process).unwrap();
     let plan = plan::exec(&process, &spec, &host(CgroupLayout::V1), None, None).unwrap();
-    check("exec.txt", &(Program::exec(&plan, None, false).unwrap().explain().join("\n") + "\n"));
+    check("exec.txt", &(Program::exec(&plan, Joined::default()).unwrap().explain().join("\n") + "\n"));
 }
 
 /// Rules of order that no change may break, whatever the golden files say.

@@ -91,10 +91,34 @@ const CASES: &[(&str, Change, Kind, &[&str])] = &[
         &["pid", "twice"],
     ),
     (
-        "no mount namespace",
-        |s| s["linux"]["namespaces"] = json!([{"type": "pid"}]),
+        "absent mount namespace",
+        |s| s["linux"]["namespaces"][3]["path"] = json!("/absent/mnt"),
+        Kind::NotFound,
+        &["mount namespace /absent/mnt", "/proc/<pid>/ns"],
+    ),
+    (
+        "mount namespace of another kind",
+        |s| s["linux"]["namespaces"][3]["path"] = json!("/proc/self/ns/ipc"),
         Kind::Invalid,
-        &["mount namespace"],
+        &["join mount namespace /proc/self/ns/ipc"],
+    ),
+    (
+        "unbindable in another's mount namespace",
+        |s| {
+            s["linux"]["namespaces"].as_array_mut().unwrap().remove(3);
+            add_mount(s, "/x", Path::new("/tmp"), &["rbind", "runbindable"]);
+        },
+        Kind::Unsupported,
+        &["mounts.options", "unbindable", "type\": \"mount"],
+    ),
+    (
+        "user namespace in the host's mount namespace",
+        |s| {
+            s["linux"]["namespaces"].as_array_mut().unwrap().remove(3);
+            common::in_user_namespace(s, 300_000);
+        },
+        Kind::Invalid,
+        &["linux.namespaces", "mount namespace of its own"],
     ),
     (
         "user namespace without maps",

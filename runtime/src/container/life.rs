@@ -6,11 +6,12 @@
 //!  delete: …, poststop                                failures are warnings
 //! ```
 
-use super::{StartPipe, agent, filter, home, start_at, user};
+use super::{StartPipe, agent, filter, home, root, start_at, user};
 use crate::cgroup::Cgroup;
 use crate::hooks::{self, Inside, Session, Subject};
 use crate::host::Host;
 use crate::plan::{self, HookPlans, Moment, UserPlan};
+use crate::program::Joined;
 use crate::sys::process;
 use crate::{Error, Result};
 use oci_spec::runtime::{ContainerState, Spec};
@@ -90,13 +91,10 @@ fn before(request: &StartRequest<'_>, hooks: &HookPlans) -> Result<()> {
     let user = user::differs(request.pid, "user").then(|| plan::of_running(spec, host)).transpose()?;
     let plan = plan::exec(process, spec, host, home.as_deref(), user.as_ref())?;
     let inside = Inside { pid: request.pid, pidfd: request.pidfd.as_fd() };
-    let session = Session {
-        inside,
-        process: &plan,
-        user: user.as_ref(),
-        time: user::differs(request.pid, "time"),
-        filter: filter(spec)?,
-    };
+    let root = root::of_running(spec, request.pid, request.pidfd)?;
+    let time = user::differs(request.pid, "time");
+    let joined = Joined { user: user.as_ref(), time, root: root.is_some() };
+    let session = Session { inside, process: &plan, joined, root, filter: filter(spec)? };
     let state = request.subject.state(ContainerState::Created, Some(inside.own_pid()));
     let mut hand_over = |pid: i32, listener: &OwnedFd| {
         agent::hand_over(&request.subject, ContainerState::Created, request.pid, pid, listener)

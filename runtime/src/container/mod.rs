@@ -8,6 +8,7 @@ mod home;
 mod life;
 mod net_devices;
 mod resources;
+mod root;
 mod user;
 
 pub use crate::hooks::Subject;
@@ -23,7 +24,7 @@ pub use crate::launch::Stdio;
 use crate::launch::{self, Attend, Launch, Launched};
 use crate::namespace::NamespaceKind;
 use crate::plan::{self, Facts, Plan};
-use crate::program::{Explanation, Parking, Program};
+use crate::program::{Explanation, Joined, Parking, Program};
 use crate::rootfs::{self, Rootfs};
 use crate::seccomp::{self, Filter};
 use crate::sys::clone::Born;
@@ -64,13 +65,19 @@ pub struct Options {
     pub preserved: Vec<i32>,
     /// Enter the root without pivot_root(2), for hosts whose root is an initramfs.
     pub no_pivot: bool,
+    /// The container's table of mounts lists them in the order of its specification ([`Program::in_order_of_the_spec`]).
+    pub in_order: bool,
     /// Keep the session keyring (session-keyring(7)) of this process instead of giving the container one of its own.
     pub no_new_keyring: bool,
 }
 
 impl Options {
     fn apply(&self, program: Program, id: &str) -> Program {
-        let program = if self.no_pivot { program.without_pivot() } else { program };
+        let program = match self {
+            Self { no_pivot: true, .. } => program.without_pivot(),
+            Self { in_order: true, .. } => program.in_order_of_the_spec(),
+            _ => program,
+        };
         if self.no_new_keyring { program } else { program.with_keyring(id) }
     }
 }
@@ -264,14 +271,16 @@ pub fn exec(request: ExecRequest<'_>) -> Result<Exec> {
     let host = Host::current();
     let inside = user::differs(pid, "user").then(|| plan::of_running(spec, host)).transpose()?;
     let plan = plan::exec(process, spec, host, home.as_deref(), inside.as_ref())?;
-    let program = Program::exec(&plan, inside.as_ref(), user::differs(pid, "time"))?;
+    let root = root::of_running(spec, pid, pidfd)?;
+    let joined = Joined { user: inside.as_ref(), time: user::differs(pid, "time"), root: root.is_some() };
+    let program = Program::exec(&plan, joined)?;
     let program = if no_new_keyring { program } else { program.with_keyring(subject.id) };
     let group = exec_id.map_or_else(|| Ok(cgroup.clone()), |id| cgroup.exec_group(id))?;
     let launched = group.join().and_then(|join| {
         let target = Some(pidfd.as_fd());
         let join = Some(join);
         let window = plan.window;
-        let launch = Launch { target, stdio, filter, join, preserved, window, ..Launch::default() };
+        let launch = Launch { target, root, stdio, filter, join, preserved, window, ..Launch::default() };
         let mut listener = |born: &Born, listener: &OwnedFd| {
             agent::hand_over(&subject, ContainerState::Running, pid, born.pid, listener)
         };

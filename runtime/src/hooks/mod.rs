@@ -12,7 +12,7 @@ use crate::cgroup::Join;
 use crate::error::Kind;
 use crate::launch::{self, Attend, Launch, Launched, Stdio};
 use crate::plan::{HookPlan, HookPlans, Moment, ProcessPlan, UserPlan};
-use crate::program::{HookPlace, Program};
+use crate::program::{HookPlace, Joined, Program};
 use crate::seccomp::Filter;
 use crate::sys::process;
 use crate::{Error, Result};
@@ -99,10 +99,9 @@ pub struct Session<'a> {
     pub inside: Inside<'a>,
     /// Credentials, limits and rights: those of the command.
     pub process: &'a ProcessPlan,
-    /// The container's user namespace, if it is not ours.
-    pub user: Option<&'a UserPlan>,
-    /// Whether its time namespace is not ours.
-    pub time: bool,
+    pub joined: Joined<'a>,
+    /// The container's root directory, where it must be entered.
+    pub root: Option<OwnedFd>,
     pub filter: Option<Filter>,
 }
 
@@ -123,13 +122,16 @@ pub fn run_inside(
             candidates: vec![hook.path.clone()],
             ..session.process.clone()
         };
+        let root = session.root.as_ref().map(OwnedFd::try_clone).transpose();
+        let root = root.map_err(|e| Error::sys("prepare a descriptor", "fcntl F_DUPFD_CLOEXEC", e))?;
         let launch = Launch {
             target: Some(session.inside.pidfd),
+            root,
             filter: session.filter.clone(),
             join: Some(join()?),
             ..Launch::default()
         };
-        let program = Program::exec(&process, session.user, session.time)?;
+        let program = Program::exec(&process, session.joined)?;
         run_one(hook, Moment::StartContainer, state, &program, launch, hand_over)?;
     }
     Ok(())

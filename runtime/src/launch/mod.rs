@@ -29,7 +29,7 @@ use std::sync::atomic::Ordering::Relaxed;
 /// What a program needs that is not data.
 #[derive(Debug, Default)]
 pub struct Launch<'a> {
-    /// The root filesystem, when the caller has it already.
+    /// The root filesystem, when the caller has it already; for `Prepare::TargetRoot` the running container's.
     pub root: Option<OwnedFd>,
     /// The container's new user namespace, when the caller has it already.
     pub user: Option<OwnedFd>,

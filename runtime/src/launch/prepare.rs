@@ -172,6 +172,11 @@ impl Maker {
                 };
                 fd.map(Some).ok_or_else(missing)
             }
+            Prepare::TargetRoot => {
+                let missing =
+                    || Error::new(Kind::Invalid, "enter the container", "no root directory was given");
+                self.root.take().map(Some).ok_or_else(missing)
+            }
             Prepare::Target | Prepare::InChild { .. } => Ok(None),
             Prepare::Reaper => reaper().map(Some),
             Prepare::Empty => empty().map(Some),

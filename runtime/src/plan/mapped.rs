@@ -43,7 +43,7 @@ pub(super) fn idmap(
 pub(super) fn in_place_of(
     fstype: &str,
     attributes: MountAttr,
-    propagation: Option<(u64, bool)>,
+    propagation: Option<super::Propagation>,
     context: &Context<'_>,
 ) -> Option<BindPlan> {
     context.user?;

@@ -7,6 +7,7 @@ mod capabilities;
 mod hooks;
 mod mapped;
 mod mounts;
+mod namespaces;
 mod net_devices;
 mod process;
 mod scheduling;
@@ -15,7 +16,8 @@ mod user;
 
 pub use capabilities::capability_names;
 pub use hooks::{HookPlan, HookPlans, Moment};
-pub use mounts::{BindPlan, Delivery, FreshPlan, IdmapPlan, MountPlan, known_options};
+pub use mounts::{BindPlan, Delivery, FreshPlan, IdmapPlan, MountPlan, Propagation, known_options};
+pub use namespaces::{MountHome, NamespacePlan, NamespaceSource, root_is_elsewhere};
 pub use net_devices::NetDevicePlan;
 pub use process::{Limit, ProcessPlan};
 pub use scheduling::Scheduling;
@@ -27,25 +29,8 @@ use crate::namespace::NamespaceKind;
 use crate::rootfs::Rootfs;
 use crate::unit::ScopeName;
 use crate::{Error, Result};
-use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, LinuxNamespaceType, Process, Spec};
+use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, Process, Spec};
 use std::path::{Component, Path, PathBuf};
-
-/// How a kind of namespace comes to be.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum NamespaceSource {
-    New,
-    /// Opened by path at launch.
-    Path(PathBuf),
-    /// The n-th descriptor of the request.
-    Given(usize),
-}
-
-/// One namespace of the container; kinds that are not listed are the host's.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NamespacePlan {
-    pub kind: NamespaceKind,
-    pub source: NamespaceSource,
-}
 
 /// A device node to make.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,13 +49,14 @@ pub struct DevicePlan {
 pub struct Plan {
     /// All but the user namespace.
     pub namespaces: Vec<NamespacePlan>,
+    pub mount_home: MountHome,
     pub user: Option<UserPlan>,
     /// For a new time namespace: the lines of /proc/<pid>/timens_offsets.
     pub time_offsets: String,
     pub rootfs: Rootfs,
     pub root_readonly: bool,
     /// MS_* propagation of the root in the end, and whether for all below it.
-    pub root_propagation: Option<(u64, bool)>,
+    pub root_propagation: Option<Propagation>,
     pub mounts: Vec<MountPlan>,
     /// None when /dev is a bind of somebody else's: then it is left alone.
     pub devices: Option<Vec<DevicePlan>>,
@@ -111,12 +97,10 @@ impl Plan {
         let none = Linux::default();
         let linux = spec.linux().as_ref().unwrap_or(&none);
         refuse_unsupported(linux)?;
-        let mut namespaces = namespaces(linux, facts.given)?;
+        let mut namespaces = namespaces::plan(linux, facts.given)?;
         let user = user::plan(linux, &mut namespaces, facts.host)?;
+        let mount_home = namespaces::mount_home(&mut namespaces, user.is_some())?;
         let has = |kind| namespaces.iter().any(|namespace| namespace.kind == kind);
-        if !has(NamespaceKind::Mount) {
-            return Err(invalid("linux.namespaces", "a container needs its own mount namespace"));
-        }
         let cgroup_path = cgroup_path(id, Some(linux))?;
         let scope = ScopeName::parse(&cgroup_path)?;
         let group = scope.map_or_else(|| cgroup_path.clone(), |scope| scope.directory());
@@ -129,6 +113,8 @@ impl Plan {
             label: mount_label(linux, facts.host)?,
         };
         let mounts = mounts::plan(spec.mounts().as_deref().unwrap_or_default(), &context)?;
+        let root_propagation = linux.rootfs_propagation().as_deref().map(mounts::propagation).transpose()?;
+        namespaces::check_home(&mount_home, &mounts, root_propagation)?;
         Ok(Self {
             hostname: name_in(spec.hostname().as_ref(), "hostname", has(NamespaceKind::Uts))?,
             domainname: name_in(spec.domainname().as_ref(), "domainname", has(NamespaceKind::Uts))?,
@@ -139,7 +125,7 @@ impl Plan {
             masked: paths(linux.masked_paths().as_deref(), "linux.maskedPaths")?,
             readonly: paths(linux.readonly_paths().as_deref(), "linux.readonlyPaths")?,
             root_readonly: spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false),
-            root_propagation: linux.rootfs_propagation().as_deref().map(mounts::propagation).transpose()?,
+            root_propagation,
             rootfs: facts.rootfs.clone(),
             process: process::plan(
                 process,
@@ -154,6 +140,7 @@ impl Plan {
             root_place: if hooks.during_creation() { Some(root_place(spec, facts.bundle)?) } else { None },
             hooks,
             namespaces,
+            mount_home,
             user,
             mounts,
             cgroup_path,
@@ -165,7 +152,7 @@ impl Plan {
 pub fn user_namespace(spec: &Spec, given: &[NamespaceKind], host: &Host) -> Result<Option<UserPlan>> {
     let none = Linux::default();
     let linux = spec.linux().as_ref().unwrap_or(&none);
-    user::plan(linux, &mut namespaces(linux, given)?, host)
+    user::plan(linux, &mut namespaces::plan(linux, given)?, host)
 }
 
 impl Plan {
@@ -234,53 +221,6 @@ fn refuse_unsupported(linux: &Linux) -> Result<()> {
         );
     }
     Ok(())
-}
-
-fn namespaces(linux: &Linux, given: &[NamespaceKind]) -> Result<Vec<NamespacePlan>> {
-    let mut plans: Vec<NamespacePlan> = given
-        .iter()
-        .enumerate()
-        .map(|(index, &kind)| NamespacePlan { kind, source: NamespaceSource::Given(index) })
-        .collect();
-    for asked in linux.namespaces().iter().flatten() {
-        let kind = kind_of(asked.typ());
-        let named_twice =
-            plans.iter().any(|p| p.kind == kind && !matches!(p.source, NamespaceSource::Given(_)));
-        if named_twice {
-            return Err(invalid("linux.namespaces", format!("{kind} is listed twice")));
-        }
-        if plans.iter().any(|p| p.kind == kind) {
-            continue;
-        }
-        let source = match asked.path() {
-            Some(path) if path.is_absolute() => NamespaceSource::Path(path.clone()),
-            Some(path) => {
-                return Err(invalid("linux.namespaces", format!("{} is not absolute", path.display())));
-            }
-            None => NamespaceSource::New,
-        };
-        plans.push(NamespacePlan { kind, source });
-    }
-    if plans.iter().any(|p| p.kind == NamespaceKind::Mount && p.source != NamespaceSource::New) {
-        return Err(unsupported(
-            "linux.namespaces",
-            "a container cannot be created in an existing mount namespace",
-        ));
-    }
-    Ok(plans)
-}
-
-fn kind_of(kind: LinuxNamespaceType) -> NamespaceKind {
-    match kind {
-        LinuxNamespaceType::Mount => NamespaceKind::Mount,
-        LinuxNamespaceType::Cgroup => NamespaceKind::Cgroup,
-        LinuxNamespaceType::Uts => NamespaceKind::Uts,
-        LinuxNamespaceType::Ipc => NamespaceKind::Ipc,
-        LinuxNamespaceType::User => NamespaceKind::User,
-        LinuxNamespaceType::Pid => NamespaceKind::Pid,
-        LinuxNamespaceType::Network => NamespaceKind::Network,
-        LinuxNamespaceType::Time => NamespaceKind::Time,
-    }
 }
 
 /// The control group of a container: `/name` when the spec says nothing; systemd's `slice:prefix:name` stays as it is.

@@ -15,6 +15,9 @@ const MS_PRIVATE: u64 = libc::MS_PRIVATE;
 const MS_SLAVE: u64 = libc::MS_SLAVE;
 const MS_SHARED: u64 = libc::MS_SHARED;
 
+/// MS_* of mount(2), and whether for all below.
+pub type Propagation = (u64, bool);
+
 /// One mount of the container, in spec order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MountPlan {
@@ -40,6 +43,17 @@ pub enum Delivery {
     Groups { hierarchies: Vec<(String, PathBuf)>, readonly: bool },
 }
 
+impl Delivery {
+    /// What was asked for it.
+    pub(super) fn propagation(&self) -> Option<Propagation> {
+        match self {
+            Self::Bind(plan) => plan.propagation,
+            Self::Fresh(plan) | Self::Foreign(plan) | Self::CopyUp(plan) => plan.propagation,
+            Self::Change(_) | Self::Groups { .. } => None,
+        }
+    }
+}
+
 /// A bind mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BindPlan {
@@ -49,8 +63,8 @@ pub struct BindPlan {
     pub attributes: MountAttr,
     /// For it and all below (`rro`, `rnosuid`, …).
     pub recursive_attributes: MountAttr,
-    /// MS_* and whether for all below; none keeps the copy apart from the host (private).
-    pub propagation: Option<(u64, bool)>,
+    /// None keeps the copy apart from the host (private).
+    pub propagation: Option<Propagation>,
     /// The source must be procfs, as it goes on /proc (CVE-2019-19921).
     pub procfs: bool,
     pub idmap: Option<IdmapPlan>,
@@ -71,7 +85,7 @@ pub struct FreshPlan {
     pub source: String,
     pub options: Vec<(String, Option<String>)>,
     pub attributes: u64,
-    pub propagation: Option<(u64, bool)>,
+    pub propagation: Option<Propagation>,
 }
 
 /// What a mount may depend on.
@@ -275,7 +289,6 @@ fn groups(options: &Options, context: &Context<'_>) -> Delivery {
     })
 }
 
-/// Propagation words of mount(8) and of `linux.rootfsPropagation`: MS_* and whether for all below.
 /// Whether the last word on /sys/fs/cgroup is a mount of control groups that can be written.
 pub(super) fn writes_groups(mounts: &[Mount]) -> bool {
     let there = |mount: &&Mount| mount.destination() == Path::new("/sys/fs/cgroup");
@@ -285,11 +298,12 @@ pub(super) fn writes_groups(mounts: &[Mount]) -> bool {
     last.is_some_and(|mount| matches!(mount.typ().as_deref(), Some("cgroup" | "cgroup2")) && !readonly(mount))
 }
 
-pub(super) fn propagation(word: &str) -> Result<(u64, bool)> {
+/// Propagation words of mount(8) and of `linux.rootfsPropagation`: MS_* and whether for all below.
+pub(super) fn propagation(word: &str) -> Result<Propagation> {
     propagation_word(word).ok_or_else(|| invalid("linux.rootfsPropagation", format!("{word} is unknown")))
 }
 
-fn propagation_word(word: &str) -> Option<(u64, bool)> {
+fn propagation_word(word: &str) -> Option<Propagation> {
     Some(match word {
         "private" => (MS_PRIVATE, false),
         "rprivate" => (MS_PRIVATE, true),
@@ -314,7 +328,7 @@ struct Options {
     idmap: Option<bool>,
     attributes: MountAttr,
     recursive_attributes: MountAttr,
-    propagation: Option<(u64, bool)>,
+    propagation: Option<Propagation>,
     data: Vec<(String, Option<String>)>,
 }
 

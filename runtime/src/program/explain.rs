@@ -126,6 +126,8 @@ impl Program {
             Step::MoveRoot(_) => {
                 "move the root filesystem to / and change into it, without pivot_root".to_owned()
             }
+            Step::CopyRoot { .. } => "copy the finished tree".to_owned(),
+            Step::ChangeRoot(root) => format!("change root to {}", self.name(*root)),
             Step::MountFresh { mount, target, propagation, .. } => {
                 fresh(mount, target, propagation.is_some())
             }
@@ -278,6 +280,7 @@ fn describe(prepare: &Prepare) -> String {
         Prepare::Reaper => "the reaper".to_owned(),
         Prepare::Empty => "an empty root".to_owned(),
         Prepare::Target => "the container's first process".to_owned(),
+        Prepare::TargetRoot => "the container's root directory".to_owned(),
     }
 }
 

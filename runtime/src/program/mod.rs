@@ -18,7 +18,7 @@ use crate::host::CgroupLayout;
 use crate::idmap::{IdMappings, Setgroups};
 use crate::namespace::NamespaceKind;
 use crate::plan::{
-    BindPlan, Delivery, DevicePlan, FreshPlan, MountPlan, Plan, ProcessPlan, Scheduling, UserPlan,
+    BindPlan, Delivery, DevicePlan, FreshPlan, MountHome, MountPlan, Plan, ProcessPlan, Scheduling, UserPlan,
 };
 use crate::rootfs::Rootfs;
 use crate::sys::raw::MountAttr;
@@ -77,6 +77,8 @@ pub enum Prepare {
     Device(DevicePlan),
     /// The pidfd of the container's first process.
     Target,
+    /// Its root directory.
+    TargetRoot,
     /// Our reaper, as a sealed memfd.
     Reaper,
     /// An empty read-only file system.
@@ -119,6 +121,17 @@ pub struct Program {
     pub steps: Vec<Step>,
 }
 
+/// How a container differs from the usual, for a process that joins it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Joined<'a> {
+    /// Its user namespace, if that is not ours.
+    pub user: Option<&'a UserPlan>,
+    /// Its time namespace is not ours.
+    pub time: bool,
+    /// Its root is not that of its mount namespace ([`MountHome`]).
+    pub root: bool,
+}
+
 /// What a process beside the first one joins, whatever the container has of its own.
 const INSIDE: u32 = (libc::CLONE_NEWNS
     | libc::CLONE_NEWIPC
@@ -132,14 +145,15 @@ impl Program {
         let mut builder = Builder::default();
         let birth = builder.birth(plan)?;
         builder.tree(plan)?;
+        builder.go_home(&plan.mount_home);
         let late_namespace = plan.new_cgroup_namespace() && plan.cgroup_layout == CgroupLayout::V1;
         builder.process_end(&plan.process, End { parking, late_namespace, rights: plan.user.is_none() })?;
         Ok(builder.program(birth.new_namespaces, birth.pid_namespace))
     }
 
-    /// The program that starts a process inside a container whose first process is behind [`Prepare::Target`]; `inside`
-    /// are the kinds of its namespaces that need not exist, and `user` its user namespace if that is not ours.
-    pub fn exec(process: &ProcessPlan, user: Option<&UserPlan>, time: bool) -> Result<Self> {
+    /// The program that starts a process inside a container whose first process is behind [`Prepare::Target`].
+    pub fn exec(process: &ProcessPlan, joined: Joined<'_>) -> Result<Self> {
+        let Joined { user, time, root } = joined;
         let mut builder = Builder::default();
         builder.begin(process);
         let target = builder.handle(Prepare::Target);
@@ -151,6 +165,10 @@ impl Program {
         match user {
             None => builder.push(Step::JoinProcess { pidfd: target, kinds }),
             Some(user) => pid_namespace = builder.enter_user_namespace_of(target, process, user, kinds),
+        }
+        if root {
+            let root = builder.handle(Prepare::TargetRoot);
+            builder.push(Step::ChangeRoot(root));
         }
         if process.terminal {
             builder.push(Step::OpenTerminal);
@@ -274,6 +292,22 @@ impl Builder {
             self.push(Step::SetAttributes { path: text("."), recursive: false, attr });
         }
         Ok(())
+    }
+
+    /// Takes the finished tree along into a mount namespace that is not the container's own. The one it was made in is gone
+    /// with the join; the copy lives while a process has it as its root.
+    fn go_home(&mut self, home: &MountHome) {
+        let path = match home {
+            MountHome::Own => return,
+            MountHome::Runtime => PathBuf::from("/proc/thread-self/ns/mnt"),
+            MountHome::Path(path) => path.clone(),
+        };
+        let kind = NamespaceKind::Mount;
+        let from = self.handle(Prepare::Namespace { kind, path });
+        let copy = self.handle(Prepare::InChild { what: "the finished tree".to_owned() });
+        self.push(Step::CopyRoot { into: copy });
+        self.push(Step::JoinNamespace { from, kind: kind.clone_flag() });
+        self.push(Step::ChangeRoot(copy));
     }
 
     fn mount(&mut self, mount: &MountPlan) -> Result<()> {

@@ -131,6 +131,8 @@ impl Child<'_> {
             | Step::HangRoot { .. }
             | Step::Pivot
             | Step::MoveRoot(_)
+            | Step::CopyRoot { .. }
+            | Step::ChangeRoot(_)
             | Step::DetachPropagation
             | Step::MakeDirectory(_)
             | Step::Symlink { .. }

@@ -24,10 +24,16 @@ impl Child<'_> {
                 raw::mount_setattr(HERE, c"/", true, &private).map(drop)
             }
             Step::GoToPlace(at) => call(libc::SYS_chdir, [ptr(at), 0, 0, 0, 0, 0]).map(drop),
-            Step::EnterRoot(root) => enter_root(self.descriptor(*root)?),
+            Step::EnterRoot(root) => {
+                // A devpts of the tree that is left behind is not the container's.
+                self.devpts = None;
+                enter_root(self.descriptor(*root)?)
+            }
             Step::HangRoot { root, at } => hang_root(self.descriptor(*root)?, at),
             Step::Pivot => pivot(),
             Step::MoveRoot(root) => move_root(root.map(|root| self.descriptor(root)).transpose()?),
+            Step::CopyRoot { into } => self.keep(*into, raw::clone_tree(HERE, c"/", true)?),
+            Step::ChangeRoot(root) => change_root(self.descriptor(*root)?),
             Step::MountFresh { mount, target, propagation, recursive } => {
                 self.mount_fresh(mount, target, propagation.as_ref().map(|p| (p, *recursive)))
             }
@@ -176,6 +182,11 @@ fn move_root(root: Option<i32>) -> Raw<()> {
     }
     call(libc::SYS_chroot, [ptr(c"."), 0, 0, 0, 0, 0])?;
     call(libc::SYS_chdir, [ptr(c"/"), 0, 0, 0, 0, 0]).map(drop)
+}
+
+fn change_root(root: i32) -> Raw<()> {
+    call(libc::SYS_fchdir, [word(root), 0, 0, 0, 0, 0])?;
+    call(libc::SYS_chroot, [ptr(c"."), 0, 0, 0, 0, 0]).map(drop)
 }
 
 /// Permission bits of a directory, if it is there.

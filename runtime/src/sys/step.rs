@@ -169,6 +169,11 @@ pub enum Step {
     /// In place of pivot_root(2), which an initramfs does not take: move_mount(2) of the new root (or of the working
     /// directory, which is it) onto `/`, chroot(2). What the host has mounted on /proc and /sys goes first.
     MoveRoot(Option<Handle>),
+    /// open_tree(2) with OPEN_TREE_CLONE of the whole finished tree, for a mount namespace that is not the one it was made in.
+    CopyRoot { into: Handle },
+    /// fchdir(2), chroot(2): into a root that is in no mount namespace's table. Nothing is above it: who may chroot again
+    /// gets no further than it.
+    ChangeRoot(Handle),
     /// Tell the parent that everything is there but the change of root, and wait for its byte.
     Meet,
     /// fsopen, fsconfig, fsmount, move_mount.

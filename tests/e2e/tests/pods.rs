@@ -1,9 +1,10 @@
 //! What the containers of a pod share and what they do not; real servers in pods; networks.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use cri_proto::v1;
 use e2e::requests::{bind, container, pod, shell};
 use e2e::{Node, Setup, on_a_node};
+use serde_json::{Value, json};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -236,4 +237,56 @@ async fn eventually(host: &str, port: u16, path: &str) -> Result<String> {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     http_get(host, port, path).await
+}
+
+/// CRI-UPS-01, CRI-UPS-02, CRI-RUN-21, CRI-CSTAT-17: kept, told, and there again after kill -9 of the daemon.
+#[test]
+fn what_the_kubelet_says_of_a_pods_resources_is_kept() {
+    on_a_node(Setup::default(), |node| Box::pin(pod_resources(node)));
+}
+
+async fn pod_resources(node: &mut Node) -> Result<()> {
+    let mut config = pod(node, "resized");
+    config.linux.get_or_insert_default().resources =
+        Some(v1::LinuxContainerResources { cpu_shares: 100, ..Default::default() });
+    let sandbox = node.run_pod(&config).await?;
+    ensure!(kept(node, &sandbox).await? == (json!(100), json!(null)), "as the pod was made");
+    let limits = |shares, memory| {
+        Some(v1::LinuxContainerResources {
+            cpu_shares: shares,
+            memory_limit_in_bytes: memory,
+            ..Default::default()
+        })
+    };
+    let request = |id: &str, overhead, resources| v1::UpdatePodSandboxResourcesRequest {
+        pod_sandbox_id: id.into(),
+        overhead,
+        resources,
+    };
+    let mut runtime = node.runtime().await?;
+    runtime.update_pod_sandbox_resources(request(&sandbox, limits(0, 7 << 20), limits(2048, 0))).await?;
+    ensure!(kept(node, &sandbox).await? == (json!(2048), json!(7 << 20)), "as the kubelet said");
+    // Nothing to do is no failure, and nothing is lost by it.
+    runtime.update_pod_sandbox_resources(request(&sandbox, None, None)).await?;
+    let bad = runtime.update_pod_sandbox_resources(request(&sandbox, None, limits(-5, 0))).await;
+    let bad = bad.err().context("it must be refused")?;
+    ensure!(bad.code() == tonic::Code::InvalidArgument && bad.message().contains("cpu_shares"), "{bad:?}");
+    let unknown = runtime.update_pod_sandbox_resources(request("nobody", None, None)).await;
+    ensure!(unknown.is_err_and(|e| e.code() == tonic::Code::NotFound));
+    node.kill_daemon().await?;
+    node.start_daemon().await?;
+    ensure!(kept(node, &sandbox).await? == (json!(2048), json!(7 << 20)), "after kill -9");
+    Ok(())
+}
+
+/// The pod's CPU shares and memory overhead in verbose PodSandboxStatus.
+async fn kept(node: &Node, sandbox: &str) -> Result<(Value, Value)> {
+    let request = v1::PodSandboxStatusRequest { pod_sandbox_id: sandbox.into(), verbose: true };
+    let info = node.runtime().await?.pod_sandbox_status(request).await?.into_inner().info;
+    let info: Value = serde_json::from_str(info.get("info").context("info")?)?;
+    let linux = &info["config"]["linux"];
+    Ok((
+        linux["resources"]["cpu_shares"].clone(),
+        linux["overhead"].get("memory_limit_in_bytes").cloned().unwrap_or_default(),
+    ))
 }

@@ -10,6 +10,7 @@ mod exec;
 mod image_mounts;
 pub(crate) mod life;
 mod parse;
+mod propagation;
 pub(crate) mod stats;
 mod update;
 

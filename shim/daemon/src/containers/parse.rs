@@ -1,6 +1,6 @@
 //! What a ContainerConfig must satisfy before anything is made.
 
-use super::image_mounts;
+use super::{image_mounts, propagation};
 use crate::error::{Error, Result};
 use crate::pods::{PodRecord, user};
 use cri_proto::v1;
@@ -85,7 +85,7 @@ fn check_mount(mount: &v1::Mount, pod: &PodRecord) -> Result<()> {
             mount.host_path
         ))),
         Err(e) => Err(Error::io("look at mount source", Path::new(&mount.host_path), &e)),
-        Ok(_) => Ok(()),
+        Ok(_) => propagation::check(mount),
     }
 }
 

@@ -5,6 +5,7 @@ use crate::containers::ContainerRecord;
 use crate::daemon::{Container, Daemon, Pod, blocking};
 use crate::error::{Error, Result};
 use crate::pods::PodRecord;
+use crate::spec::resources;
 use cri_proto::nri::{self, Event};
 use cri_proto::v1;
 use serde_json::Value;
@@ -72,12 +73,18 @@ impl Daemon {
     }
 
     /// The kubelet changed the pod's group itself: plugins are asked, the values are stored (CRI-UPS-01).
+    ///
+    /// # Errors
+    /// InvalidArgument for values that no container may have; Internal when they cannot be stored.
     pub(crate) async fn update_pod(
         &self,
         found: &Pod,
         overhead: Option<v1::LinuxContainerResources>,
         resources: Option<v1::LinuxContainerResources>,
     ) -> Result<()> {
+        for asked in overhead.iter().chain(&resources) {
+            resources::build(asked)?;
+        }
         let _gate = found.gate.lock().await;
         let message = pod(&found.record());
         let asked = (overhead.as_ref().map(from_cri), resources.as_ref().map(from_cri));
@@ -86,11 +93,16 @@ impl Daemon {
             .update_pod(&message, asked.0, asked.1)
             .await
             .map_err(|e| Error::from(e).of(format_args!("update pod {label}")))?;
-        found.note(&self.records, |record: &mut PodRecord| {
+        let saved = found.note(&self.records, |record: &mut PodRecord| {
             let linux = record.config.linux.get_or_insert_default();
             linux.overhead = overhead.or(linux.overhead.take());
             linux.resources = resources.or(linux.resources.take());
         });
+        if !saved {
+            let why =
+                "the values hold until the daemon ends, but could not be written to the state directory";
+            return Err(Error::internal(format!("update pod {label}: {why}")));
+        }
         self.nri.tell(Event::POST_UPDATE_POD_SANDBOX, &pod(&found.record()), None).await;
         Ok(())
     }
