@@ -19,7 +19,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use serde::{Deserialize, Serialize};
 use std::ffi::CString;
 use std::fs::File;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -123,9 +123,9 @@ pub fn open_directory_in_root(root: &impl std::os::fd::AsFd, path: &Path) -> Res
 }
 
 /// Opens the regular file `path` for reading below `root` as if `root` were `/` (openat2 RESOLVE_IN_ROOT): no symlink
-/// leaves it.
+/// leaves it, and nothing but a regular file is ever opened (a device's driver would already act on that).
 pub fn open_in_root(root: &impl std::os::fd::AsFd, path: &Path) -> Result<File> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     let shown = || path.display().to_string();
     let error = |e: std::io::Error| Error::sys("open in the root filesystem", shown(), e);
@@ -135,9 +135,10 @@ pub fn open_in_root(root: &impl std::os::fd::AsFd, path: &Path) -> Result<File> 
             other => break other.map_err(|e| error(e.into()))?,
         }
     };
-    let file = File::from(opened);
-    if file.metadata().map_err(error)?.is_file() {
-        Ok(file)
+    let found = File::from(opened);
+    if found.metadata().map_err(error)?.is_file() {
+        // The file behind the descriptor, wherever its name leads meanwhile.
+        File::open(format!("/proc/self/fd/{}", found.as_raw_fd())).map_err(error)
     } else {
         Err(Error::new(Kind::Invalid, "open in the root filesystem", shown()).hint("not a regular file"))
     }

@@ -4,9 +4,14 @@ use super::{Inputs, capabilities};
 use crate::error::{Error, Result};
 use cri_proto::v1;
 use cri_proto::v1::security_profile::ProfileType;
+use nix::fcntl::OFlag;
 use oci_spec::runtime::{Capability, LinuxSeccomp};
 use serde_json::{Value, json};
 use std::collections::HashSet;
+use std::fs::OpenOptions;
+use std::io::Read as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
 use std::str::FromStr;
 
 pub(super) fn apply(linux: &mut Value, inputs: &Inputs<'_>) -> Result<()> {
@@ -39,13 +44,29 @@ fn seccomp(security: &v1::LinuxContainerSecurityContext) -> Result<Option<LinuxS
         ProfileType::Localhost => {
             let path = profile.localhost_ref.trim_start_matches("localhost/");
             let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
-            let text = std::fs::read(&path).map_err(|e| {
+            let text = profile_text(Path::new(&path)).map_err(|e| {
                 Error::invalid(format!("seccomp profile {path}: {e}: put the file on the node"))
             })?;
             let parsed = serde_json::from_slice(&text);
             parsed.map(Some).map_err(|e| Error::invalid(format!("seccomp profile {path} is not valid: {e}")))
         }
     }
+}
+
+/// The largest profile that is read, in bytes; those in use have some ten thousand.
+const LARGEST_PROFILE: u64 = 4 << 20;
+
+/// A device or a fifo in its place would have no end.
+fn profile_text(path: &Path) -> std::io::Result<Vec<u8>> {
+    let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
+    let mut text = Vec::new();
+    if !file.metadata()?.is_file() {
+        return Err(std::io::Error::other("it is not a regular file"));
+    }
+    if file.take(LARGEST_PROFILE + 1).read_to_end(&mut text)? as u64 > LARGEST_PROFILE {
+        return Err(std::io::Error::other(format!("it is longer than {LARGEST_PROFILE} bytes")));
+    }
+    Ok(text)
 }
 
 /// AppArmor comes later: a profile must not be ignored silently, so it is refused (CRI-SEC-09).

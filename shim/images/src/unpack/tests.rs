@@ -509,3 +509,23 @@ fn damaged_archives() {
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }
+
+/// Entries behind symlinks lie deeper than any name may be; what replaces the top removes them all, on a small stack.
+#[test]
+fn a_tree_deeper_than_its_names_is_replaced() {
+    let mut tar = Tar::new().dir("d/", 0o755, 0);
+    let mut top = "d".to_owned();
+    for _ in 0..20 {
+        let mut name = top.clone();
+        for _ in 0..80 {
+            name += "/d";
+            tar = tar.pax("path", format!("{name}/")).dir("d/", 0o755, 0);
+        }
+        tar = tar.pax("path", format!("{top}/s")).pax("linkpath", ["d"; 80].join("/")).symlink("s", "d");
+        top += "/s";
+    }
+    let tar = tar.file(&format!("{top}/bottom"), "x").file("d", "now a file");
+    let small = std::thread::Builder::new().stack_size(256 << 10);
+    let replaced = small.spawn(|| std::fs::read_to_string(layer(tar).path.join("d")).unwrap()).unwrap();
+    assert_eq!(replaced.join().unwrap(), "now a file");
+}

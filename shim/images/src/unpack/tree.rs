@@ -557,26 +557,43 @@ pub(super) fn is_opaque(fd: impl AsFd) -> bool {
 }
 
 /// Removes `name` in `parent` and all below it, by descriptors; symlinks are removed, not followed. Missing is fine.
+///
+/// Any depth takes one descriptor and a constant stack: entries behind symlinks can lie thousands of levels deeper than
+/// their names (archive::Limits bounds those only). The tree must be the caller's alone: the way up is `..`.
 pub(crate) fn remove_tree(parent: impl AsFd, name: &OsStr) -> rustix::io::Result<()> {
     match unlinkat(&parent, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => return Ok(()),
         Err(Errno::ISDIR) => {}
         Err(e) => return Err(e),
     }
-    // One descriptor and one stack frame per level: names are bounded in depth (archive::Limits), but entries behind
-    // symlinks can lie deeper than their names.
-    let fd = openat(&parent, name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())?;
-    let mut names = Vec::new();
-    for entry in rustix::fs::Dir::read_from(&fd)? {
-        let entry = entry?;
-        let bytes = entry.file_name().to_bytes();
-        if bytes != b"." && bytes != b".." {
-            names.push(bytes.to_vec());
+    let mut here = openat(&parent, name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())?;
+    let mut way = Vec::new();
+    loop {
+        if let Some(below) = empty_but_for_a_directory(&here)? {
+            here = openat(&here, os(&below), DIRECTORY | OFlags::NOFOLLOW, Mode::empty())?;
+            way.push(below);
+        } else if let Some(emptied) = way.pop() {
+            here = openat(&here, "..", DIRECTORY, Mode::empty())?;
+            unlinkat(&here, os(&emptied), AtFlags::REMOVEDIR)?;
+        } else {
+            return unlinkat(&parent, name, AtFlags::REMOVEDIR);
         }
     }
-    for child in names {
-        remove_tree(&fd, os(&child))?;
+}
+
+/// Removes what is no directory until it meets one, whose name is the answer; none: the directory is empty.
+fn empty_but_for_a_directory(dir: &OwnedFd) -> rustix::io::Result<Option<Vec<u8>>> {
+    for entry in rustix::fs::Dir::read_from(dir)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name == b"." || name == b".." {
+            continue;
+        }
+        match unlinkat(dir, os(name), AtFlags::empty()) {
+            Ok(()) => {}
+            Err(Errno::ISDIR) => return Ok(Some(name.to_vec())),
+            Err(e) => return Err(e),
+        }
     }
-    drop(fd);
-    unlinkat(&parent, name, AtFlags::REMOVEDIR)
+    Ok(None)
 }
