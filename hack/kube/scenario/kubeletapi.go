@@ -16,7 +16,7 @@ import (
 var kubeletAPI = []Scenario{
 	{Name: "stats/summary", Run: summary},
 	{Name: "metrics/probes and metrics/resource", Run: probeMetrics},
-	{Name: "stats and metrics from CRI alone", Own: &node.Options{Kubelet: statsFromCRI}, Pending: "cgroup", Run: criStats},
+	{Name: "stats and metrics from CRI alone", Own: &node.Options{Kubelet: statsFromCRI}, Run: criStats},
 	{Name: "evented PLEG", Own: &node.Options{Kubelet: eventedPLEG}, Run: evented},
 }
 

@@ -14,10 +14,10 @@ import (
 )
 
 var streams = []Scenario{
-	{Name: "exec over SPDY and WebSocket", Pending: "streaming", Run: execs},
-	{Name: "exec with a terminal", Pending: "streaming", Run: execTerminal},
-	{Name: "attach", Pending: "streaming", Run: attach},
-	{Name: "port-forward", Pending: "streaming", Run: portForward},
+	{Name: "exec over SPDY and WebSocket", Run: execs},
+	{Name: "exec with a terminal", Run: execTerminal},
+	{Name: "attach", Run: attach},
+	{Name: "port-forward", Run: portForward},
 }
 
 func execs(t *T) {

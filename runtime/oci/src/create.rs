@@ -148,6 +148,7 @@ fn launch(global: &Global, container: &Container, bundle: &Bundle, args: &Create
             listener: Some(listener),
             preserved: preserved(&global.inherited, args.preserve_fds),
             no_pivot: args.no_pivot,
+            in_order: true,
             no_new_keyring: args.no_new_keyring,
         },
     };

@@ -65,13 +65,19 @@ pub struct Options {
     pub preserved: Vec<i32>,
     /// Enter the root without pivot_root(2), for hosts whose root is an initramfs.
     pub no_pivot: bool,
+    /// The container's table of mounts lists them in the order of its specification ([`Program::in_order_of_the_spec`]).
+    pub in_order: bool,
     /// Keep the session keyring (session-keyring(7)) of this process instead of giving the container one of its own.
     pub no_new_keyring: bool,
 }
 
 impl Options {
     fn apply(&self, program: Program, id: &str) -> Program {
-        let program = if self.no_pivot { program.without_pivot() } else { program };
+        let program = match self {
+            Self { no_pivot: true, .. } => program.without_pivot(),
+            Self { in_order: true, .. } => program.in_order_of_the_spec(),
+            _ => program,
+        };
         if self.no_new_keyring { program } else { program.with_keyring(id) }
     }
 }

@@ -1,7 +1,9 @@
 //! What a caller may wish otherwise than a plan has it.
 
-use super::{Program, text};
-use crate::sys::step::Step;
+use super::{Prepare, Program, text};
+use crate::sys::raw::MountAttr;
+use crate::sys::step::{Handle, Step};
+use std::ffi::CString;
 
 impl Program {
     /// Enters the root without pivot_root(2): for hosts whose root is an initramfs. Who may call chroot(2) inside can leave
@@ -25,5 +27,70 @@ impl Program {
         let at = self.steps.iter().position(|step| *step == Step::NewSession).map_or(0, |at| at + 1);
         self.steps.insert(at, Step::SessionKeyring(text(&format!("_ses.{id}"))));
         self
+    }
+
+    /// Lets the container's table of mounts list them in the order of its specification, for who reads that from it. Since
+    /// Linux 6.8 the table is sorted by when a mount came to be, not by when it was placed, and what the parent prepares
+    /// comes first: a copy of the finished tree is made in the tree's own order. It costs a second change of root.
+    #[must_use]
+    pub fn in_order_of_the_spec(mut self) -> Self {
+        let of_the_tree = |step: &Step| {
+            matches!(
+                step,
+                Step::MountFresh { .. }
+                    | Step::Place { .. }
+                    | Step::Symlink { .. }
+                    | Step::EnterRoot(_)
+                    | Step::Pivot
+            )
+        };
+        let Some(last) = self.steps.iter().rposition(of_the_tree) else { return self };
+        self.prepare.push(Prepare::InChild { what: "the finished tree".to_owned() });
+        let copy = Handle(self.prepare.len() - 1);
+        // What is unbindable is not copied: it becomes so afterwards.
+        let unbindable = self.take_unbindable();
+        let later = unbindable.into_iter().map(|(path, recursive)| {
+            let attr = MountAttr { propagation: libc::MS_UNBINDABLE, ..MountAttr::default() };
+            Step::SetAttributes { path, recursive, attr }
+        });
+        let steps = [Step::CopyRoot { into: copy }, Step::EnterRoot(copy)].into_iter().chain(later);
+        self.steps.splice(last + 1..last + 1, steps.collect::<Vec<_>>());
+        self
+    }
+
+    /// Makes the mounts that are to be unbindable private; answers where they are, and whether it is for all below.
+    fn take_unbindable(&mut self) -> Vec<(CString, bool)> {
+        let mut found = Vec::new();
+        for step in &mut self.steps {
+            match step {
+                Step::MountFresh { target, propagation: Some(attr), recursive, .. }
+                    if attr.propagation == libc::MS_UNBINDABLE =>
+                {
+                    attr.propagation = libc::MS_PRIVATE;
+                    found.push((target.path.clone(), *recursive));
+                }
+                Step::Place { from, target } => {
+                    if let Some(propagation) = self.prepare.get_mut(from.0).and_then(Prepare::propagation)
+                        && propagation.0 == libc::MS_UNBINDABLE
+                    {
+                        propagation.0 = libc::MS_PRIVATE;
+                        found.push((target.path.clone(), propagation.1));
+                    }
+                }
+                _ => {}
+            }
+        }
+        found
+    }
+}
+
+impl Prepare {
+    /// What was asked for a mount that the parent makes.
+    fn propagation(&mut self) -> Option<&mut crate::plan::Propagation> {
+        match self {
+            Self::Bind(plan) => plan.propagation.as_mut(),
+            Self::FileSystem(plan) | Self::CopyUp { plan, .. } => plan.propagation.as_mut(),
+            _ => None,
+        }
     }
 }

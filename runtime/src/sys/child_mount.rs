@@ -24,7 +24,11 @@ impl Child<'_> {
                 raw::mount_setattr(HERE, c"/", true, &private).map(drop)
             }
             Step::GoToPlace(at) => call(libc::SYS_chdir, [ptr(at), 0, 0, 0, 0, 0]).map(drop),
-            Step::EnterRoot(root) => enter_root(self.descriptor(*root)?),
+            Step::EnterRoot(root) => {
+                // A devpts of the tree that is left behind is not the container's.
+                self.devpts = None;
+                enter_root(self.descriptor(*root)?)
+            }
             Step::HangRoot { root, at } => hang_root(self.descriptor(*root)?, at),
             Step::Pivot => pivot(),
             Step::MoveRoot(root) => move_root(root.map(|root| self.descriptor(root)).transpose()?),

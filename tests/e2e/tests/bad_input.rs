@@ -55,8 +55,13 @@ async fn table(node: &mut Node) -> Result<()> {
     let mut unnamed = c("a");
     unnamed.metadata = None;
     refused("container without metadata", create(unnamed).await, &invalid, &["metadata"])?;
-    let users = node.import("pause").await;
-    ensure!(users.is_ok(), "the image without a command: {users:?}");
+    let bare = node.import("bare").await?;
+    refused(
+        "no command anywhere",
+        create(container("bare", &bare, &[])).await,
+        &invalid,
+        &["command", "bare"],
+    )?;
     let mut user = c("user");
     let security = |c: &mut v1::ContainerConfig, f: fn(&mut v1::LinuxContainerSecurityContext)| {
         f(c.linux.get_or_insert_default().security_context.get_or_insert_default());
@@ -95,6 +100,28 @@ async fn table(node: &mut Node) -> Result<()> {
         ..Default::default()
     });
     refused("swap below memory", create(memory).await, &invalid, &["swap"])?;
+
+    // What this kernel lacks, or what nobody installed.
+    let mut profile = c("apparmor");
+    security(&mut profile, |s| {
+        let kind = v1::security_profile::ProfileType::Localhost.into();
+        s.apparmor = Some(v1::SecurityProfile { profile_type: kind, localhost_ref: "localhost/mine".into() });
+    });
+    refused("AppArmor without AppArmor", create(profile).await, &bad_limit, &["AppArmor"])?;
+    let mut profile = c("seccomp");
+    security(&mut profile, |s| {
+        let kind = v1::security_profile::ProfileType::Localhost.into();
+        s.seccomp =
+            Some(v1::SecurityProfile { profile_type: kind, localhost_ref: "/no/such/profile.json".into() });
+    });
+    let codes = [Code::InvalidArgument, Code::NotFound];
+    refused("absent seccomp profile", create(profile).await, &codes, &["/no/such/profile.json"])?;
+    let mut pages = c("pages");
+    pages.linux.get_or_insert_default().resources = Some(v1::LinuxContainerResources {
+        hugepage_limits: vec![v1::HugepageLimit { page_size: "3MB".into(), limit: 1 << 20 }],
+        ..Default::default()
+    });
+    refused("a page size the kernel has not", create(pages).await, &bad_limit, &["3MB"])?;
 
     let twice = node.create(&sandbox, &config, c("twice")).await?;
     refused("the same container twice", create(c("twice")).await, &[Code::AlreadyExists], &["twice"])?;

@@ -167,10 +167,12 @@ impl Podman {
             .chain(plain.get_args())
             .map(|w| format!("'{}'", w.to_string_lossy()))
             .collect();
+        // A user who types nothing: at an end of input script(1) would type Ctrl-D.
+        let (input, _silent) = std::io::pipe()?;
         let script = Command::new("script")
             .args(["-qec", &line.join(" "), "/dev/null"])
             .env("CONTAINERS_CONF", self.path("containers.conf"))
-            .stdin(Stdio::null())
+            .stdin(input)
             .output()?;
         ensure!(script.status.success(), "{words:?}: {script:?}");
         Ok(String::from_utf8(script.stdout)?)
@@ -181,7 +183,8 @@ impl Podman {
 fn terminals_and_logs() -> Result<()> {
     let podman = Podman::new()?;
     let words = ["run", "-it", "--rm", "--network", "none", "localhost/box", "tty"];
-    ensure!(podman.on_terminal(&words)?.contains("/dev/pts/"));
+    let output = podman.on_terminal(&words)?;
+    ensure!(output.contains("/dev/pts/"), "{output:?}");
     podman.sleeper("a", &[])?;
     ensure!(podman.on_terminal(&["exec", "-it", "a", "tty"])?.contains("/dev/pts/"));
     podman.ok(&[

@@ -29,7 +29,7 @@ impl Plan {
             rootfs,
             join: Vec::new(),
             stdio: Stdio::default(),
-            options: Options::default(),
+            options: Options { in_order: true, ..Options::default() },
         };
         let plan = container::explain(&request, Parking::CommandFound)?;
         match self.format {

@@ -6,13 +6,17 @@ use std::io;
 
 /// The sentence for `cause`, if it is TLS's own error.
 pub(super) fn explain(cause: &(dyn Error + 'static)) -> Option<String> {
-    let inner = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-    // An io::Error names as its source what the error within it names: itself it is skipped.
-    let error = match inner {
-        Some(inner) => inner.downcast_ref::<rustls::Error>(),
-        None => cause.downcast_ref::<rustls::Error>(),
-    };
-    error.map(sentence)
+    // An io::Error names as its source what the error within it names, itself it is skipped; and TLS's errors come
+    // within one such, or two.
+    innermost(cause).downcast_ref::<rustls::Error>().map(sentence)
+}
+
+/// What the io::Errors around it hold; `error` itself if it is none, or an empty one.
+fn innermost<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
+    match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+        Some(inner) => innermost(inner),
+        None => error,
+    }
 }
 
 fn sentence(error: &rustls::Error) -> String {
@@ -29,7 +33,8 @@ fn sentence(error: &rustls::Error) -> String {
 
 fn of_server(error: &CertificateError) -> String {
     let hint = match error {
-        CertificateError::UnknownIssuer => {
+        // A bad signature: a trusted authority has the name of the signer, but another key.
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => {
             return "its certificate is signed by no authority that this host trusts: name its CA as `ca` in the \
                     registry's hosts.toml, or install it on this host"
                 .into();

@@ -63,8 +63,9 @@ fn every_state_survives_the_keeper() {
     let fifo = rig.fifo("exec");
     let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NONBLOCK;
     let reader = rustix::fs::open(&fifo, flags, rustix::fs::Mode::empty()).unwrap();
-    rig.exec("long", "added", &["sh", "-c", "exit 4"], "").unwrap();
-    rig.exec("long", "running", &["sh", "-c", "sleep 0.5; echo exec goes on; exit 6"], &fifo).unwrap();
+    rig.exec("long", "added", &["sh", "-c", ": > /go && exit 4"], "").unwrap();
+    let waits = "until [ -e /go ]; do sleep 0.1; done; echo exec goes on; exit 6";
+    rig.exec("long", "running", &["sh", "-c", waits], &fifo).unwrap();
     rig.start("long", "running").unwrap();
     rig.kill_keeper();
     assert_eq!(rig.state("created", "").unwrap(), "CREATED");
