@@ -59,7 +59,6 @@ pub(super) async fn status(daemon: &Daemon, verbose: bool) -> v1::StatusResponse
             supplemental_groups_policy: true,
             mount_options: true,
             user_namespaces_host_network: user_namespaces,
-            ..Default::default()
         }),
     }
 }
