@@ -2,6 +2,7 @@
 //! containerd, which offers to pods what is listed here.
 
 use crate::namespace::NamespaceKind;
+use crate::sys::mount;
 use crate::{plan, seccomp};
 use serde_json::{Value, json};
 
@@ -28,9 +29,14 @@ fn linux() -> Value {
         "apparmor": {"enabled": true},
         "selinux": {"enabled": true},
         "intelRdt": {"enabled": false},
-        "mountExtensions": {"idmap": {"enabled": true}},
+        "mountExtensions": {"idmap": {"enabled": maps_mounts()}},
         "netDevices": {"enabled": true},
     })
+}
+
+/// A mount is mapped by a user namespace. Which file systems can be is told when they are mounted.
+fn maps_mounts() -> bool {
+    mount::has_attributes() && std::fs::exists("/proc/self/ns/user").unwrap_or(false)
 }
 
 /// Those that this kernel knows as well.

@@ -1,5 +1,7 @@
 //! A bundle: the directory with `config.json` and the root filesystem.
 
+use crate::cli::Global;
+use crate::fault::Fault;
 use anyhow::{Context, Result, bail};
 use oci_spec::runtime::{Process, Spec};
 use serde::de::DeserializeOwned;
@@ -7,6 +9,7 @@ use serde_json::Value;
 use slipway_runtime::plan::capability_names;
 use slipway_runtime::rootfs::Rootfs;
 use slipway_runtime::spec::{self, LARGEST};
+use slipway_runtime::unit::ScopeName;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -34,6 +37,33 @@ impl Bundle {
         let (spec, ignored) = tolerant::<Spec>("config.json", &config, "/process/capabilities")?;
         check_version(spec.version())?;
         Ok(Self { directory, config, spec, ignored })
+    }
+
+    /// The same for a container that is to be made, with its control group as the global flags want it.
+    pub(crate) fn load_for(directory: &Path, id: &str, global: &Global) -> Result<Self> {
+        let mut bundle = Self::load(directory)?;
+        if global.systemd_cgroup {
+            bundle.under_systemd(id)?;
+        }
+        Ok(bundle)
+    }
+
+    /// `--systemd-cgroup`: the group is a scope, by default one of the usual slice, as with runc.
+    fn under_systemd(&mut self, id: &str) -> Result<()> {
+        let mut linux = self.spec.linux().clone().unwrap_or_default();
+        let asked = linux.cgroups_path().as_ref().map(|path| path.display().to_string());
+        match asked.as_deref().unwrap_or_default() {
+            "" => {
+                linux.set_cgroups_path(Some(format!(":slipway:{id}").into()));
+            }
+            path if ScopeName::parse(path)?.is_some() => return Ok(()),
+            path => bail!(Fault::Usage(format!(
+                "config.json: linux.cgroupsPath: expected slice:prefix:name with --systemd-cgroup, got {path:?} instead; \
+                 leave the flag out for a path, or the path for a scope of system.slice"
+            ))),
+        }
+        self.spec.set_linux(Some(linux));
+        Ok(())
     }
 
     /// Where the root filesystem is: `root.path`, from the bundle on.

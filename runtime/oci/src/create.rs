@@ -63,11 +63,13 @@ pub(crate) struct Made {
 /// Makes the container up to the point where it waits for its start. On error nothing is left.
 pub(crate) fn create(global: &Global, args: &CreateArgs, stays: bool) -> Result<Made> {
     store::check_id(&args.id)?;
-    let bundle = Bundle::load(&args.bundle)?;
+    let bundle = Bundle::load_for(&args.bundle, &args.id, global)?;
     bundle.ignored.iter().for_each(|what| global.journal.warn(what));
     check_terminal(&bundle, args.console_socket.as_deref(), stays)?;
     let store = Store::new(global.root());
-    let record = Record { no_new_keyring: args.no_new_keyring, ..record(global, &args.id, &bundle)? };
+    let record = Record { no_new_keyring: args.no_new_keyring, ..record(&args.id, &bundle)? };
+    // Under its own name first: that is what engines look for.
+    store.must_not_have(&args.id)?;
     refuse_foreign_group(&record.cgroup)?;
     let container = store.create(record, &bundle.config)?;
     match launch(global, &container, &bundle, args) {
@@ -94,8 +96,7 @@ pub(crate) fn check_terminal(bundle: &Bundle, console_socket: Option<&Path>, sta
 }
 
 /// The intent: everything that tells what will be made, before it is made.
-pub(crate) fn record(global: &Global, id: &str, bundle: &Bundle) -> Result<Record> {
-    refuse_systemd(global)?;
+pub(crate) fn record(id: &str, bundle: &Bundle) -> Result<Record> {
     Ok(Record {
         version: record::VERSION,
         id: id.to_owned(),
@@ -110,18 +111,6 @@ pub(crate) fn record(global: &Global, id: &str, bundle: &Bundle) -> Result<Recor
         no_new_keyring: false,
         annotations: bundle.spec.annotations().clone().unwrap_or_default().into_iter().collect(),
     })
-}
-
-/// A caller that asks for systemd's groups must not get others in silence.
-fn refuse_systemd(global: &Global) -> Result<()> {
-    if global.systemd_cgroup {
-        bail!(Fault::Usage(
-            "--systemd-cgroup: this version makes control groups by itself only; leave it out and give a path as \
-             linux.cgroupsPath"
-                .to_owned()
-        ));
-    }
-    Ok(())
 }
 
 /// A group with processes is somebody else's: it must not get into our record, from which `delete --force` would kill.

@@ -68,6 +68,12 @@ impl Store {
         open().inspect_err(|_| drop(fs::remove_dir_all(&directory)))
     }
 
+    /// # Errors
+    /// `Exists` if the id is taken.
+    pub(crate) fn must_not_have(&self, id: &str) -> Result<()> {
+        if self.directory(id)?.exists() { bail!(Fault::Exists) } else { Ok(()) }
+    }
+
     /// Finds a container, not locked.
     pub(crate) fn open(&self, id: &str) -> Result<Container> {
         let directory = self.directory(id)?;

@@ -16,6 +16,7 @@
 
 mod apply;
 mod check;
+mod delegate;
 mod devices;
 mod explain;
 mod files;
@@ -30,7 +31,7 @@ mod tree;
 mod v1;
 mod v2;
 
-pub use oom::{Oom, OomLevel};
+pub use oom::{Oom, OomBefore, OomLevel};
 pub use stats::{HugetlbStats, IoStats, MemoryEvents, Pressure, Stalled, Stats};
 
 use crate::error::Kind;
@@ -164,6 +165,14 @@ impl Cgroup {
         Ok(Self { base, unified, name, holder: None })
     }
 
+    /// The group of that name, whether it is there or not (any more); for one that was made whole.
+    ///
+    /// # Errors
+    /// `Invalid` for what is neither a path nor a scope.
+    pub fn named(path: &str) -> Result<Self> {
+        Ok(Self { name: Name::parse(path)?, base: None, unified: false, holder: None })
+    }
+
     /// As [`Cgroup::open`] takes it: a path relative to the hierarchy's root, or a scope.
     pub fn path(&self) -> String {
         self.name.text.clone()
@@ -292,6 +301,32 @@ impl Cgroup {
     /// `NotFound` if it has gone: a systemd scope goes with its last process.
     pub fn oom(&self) -> Result<Option<Oom>> {
         oom::read(Layout::get()?, self)
+    }
+
+    /// What to keep of a new group for [`Cgroup::oom_since`]; None where [`Cgroup::oom`] can always be asked.
+    ///
+    /// # Errors
+    /// `Kernel` if the accounting of the group above cannot be read.
+    pub fn oom_before(&self) -> Result<Option<OomBefore>> {
+        oom::before(Layout::get()?, self)
+    }
+
+    /// As [`Cgroup::oom`], for a scope that has gone before it was asked, by what its slice counted meanwhile. For a process
+    /// that was killed: kills of the slice's other scopes are in there, too, and cannot be told apart.
+    ///
+    /// # Errors
+    /// `Kernel` if the accounting of the group above cannot be read.
+    pub fn oom_since(&self, before: &OomBefore) -> Result<Option<Oom>> {
+        oom::since(Layout::get()?, self, before)
+    }
+
+    /// Lets a user have the group, to make groups below it and to move processes among them (OCI config-linux.md, "Cgroup
+    /// ownership"). Its limits stay whose they are. Version 2 only: on version 1 this would not be safe, and does nothing.
+    ///
+    /// # Errors
+    /// `Kernel` naming the file.
+    pub fn give_to(&self, uid: u32) -> Result<()> {
+        delegate::give(Layout::get()?, self, uid)
     }
 
     /// True if the OOM killer ended a process of this group or below.

@@ -6,6 +6,7 @@ use super::name::parent;
 use super::stats::{self, kills_v1, kills_v2};
 use super::{Cgroup, tree};
 use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
 
 /// What the OOM killer did to a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +37,65 @@ impl std::fmt::Display for OomLevel {
     }
 }
 
+/// What the group above a scope had counted before: version 2 counts there, too, and what it counted stays when systemd
+/// takes the scope away with its last process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OomBefore {
+    /// Processes that the OOM killer ended in it and below.
+    kills: u64,
+    /// Times that a limit ran out in it and below, and its own among them.
+    ran_out: u64,
+    own: u64,
+}
+
+impl OomBefore {
+    /// # Errors
+    /// `Kernel` if the accounting cannot be read.
+    fn read(above: &str) -> Result<Self> {
+        let all = format!("{above}/memory.events");
+        let own = counted(&format!("{above}/memory.events.local"), "oom")?;
+        Ok(Self { kills: counted(&all, "oom_kill")?, ran_out: counted(&all, "oom")?, own })
+    }
+}
+
+/// For a scope; None for groups that go only when we remove them.
+pub(super) fn before(layout: &Layout, group: &Cgroup) -> Result<Option<OomBefore>> {
+    match (layout, &group.name.scope, parent(&group.name.dir)) {
+        (Layout::V2(hierarchy), Some(_), Some(above)) => OomBefore::read(&hierarchy.dir(above)).map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// As [`read`], of a scope that has gone, by what the group above counted since.
+pub(super) fn since(layout: &Layout, group: &Cgroup, before: &OomBefore) -> Result<Option<Oom>> {
+    let (Layout::V2(hierarchy), Some(above)) = (layout, parent(&group.name.dir)) else { return Ok(None) };
+    let now = OomBefore::read(&hierarchy.dir(above))?;
+    let kills = now.kills.saturating_sub(before.kills);
+    if kills == 0 {
+        return Ok(None);
+    }
+    let level = if now.own > before.own {
+        OomLevel::Above(above.to_owned())
+    } else if now.ran_out > before.ran_out {
+        OomLevel::Own
+    } else {
+        level_above(above, |path| ran_out_v2(&hierarchy.dir(path), false))?
+    };
+    Ok(Some(Oom { kills, level }))
+}
+
+/// The first group above `dir` whose limit ran out, or the machine.
+fn level_above(dir: &str, ran_out: impl Fn(&str) -> Result<bool>) -> Result<OomLevel> {
+    let mut above = parent(dir);
+    while let Some(path) = above {
+        if ran_out(path)? {
+            return Ok(OomLevel::Above(path.to_owned()));
+        }
+        above = parent(path);
+    }
+    Ok(OomLevel::Host)
+}
+
 pub(super) fn read(layout: &Layout, group: &Cgroup) -> Result<Option<Oom>> {
     let (hierarchy, is_v2) = match layout {
         Layout::V2(hierarchy) => (hierarchy, true),
@@ -55,14 +115,8 @@ pub(super) fn read(layout: &Layout, group: &Cgroup) -> Result<Option<Oom>> {
     if ran_out(&dir, true)? {
         return Ok(Some(Oom { kills, level: OomLevel::Own }));
     }
-    let mut above = parent(group.governing_dir());
-    while let Some(path) = above {
-        if ran_out(&hierarchy.dir(path), false)? {
-            return Ok(Some(Oom { kills, level: OomLevel::Above(path.to_owned()) }));
-        }
-        above = parent(path);
-    }
-    Ok(Some(Oom { kills, level: OomLevel::Host }))
+    let level = level_above(group.governing_dir(), |path| ran_out(&hierarchy.dir(path), false))?;
+    Ok(Some(Oom { kills, level }))
 }
 
 /// The kernel counts `oom` at the group whose limit was hit, and (but for .local) at all above it.

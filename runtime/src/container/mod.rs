@@ -171,7 +171,8 @@ pub fn create(request: CreateRequest) -> Result<Created> {
     let mut cgroup = Cgroup::create(&plan.cgroup_path, resources(&spec).as_ref())?;
     let subject = Subject { id: &id, bundle: &bundle, spec: &spec };
     let (mut met, mut lent) = (false, Lent::default());
-    let launched = cgroup.join().and_then(|group| {
+    let given = plan.group_owner().map_or(Ok(()), |uid| cgroup.give_to(uid));
+    let launched = given.and_then(|()| cgroup.join()).and_then(|group| {
         let given = join.into_iter().map(|(_, fd)| fd).collect();
         let (root, window) = (Some(root), plan.process.window);
         let launch = Launch {

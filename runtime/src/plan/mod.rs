@@ -68,6 +68,8 @@ pub struct Plan {
     pub sysctls: Vec<(String, String)>,
     /// Devices of the host to be moved into the network namespace.
     pub net_devices: Vec<NetDevicePlan>,
+    /// Control groups are mounted where programs look for them, and not read-only.
+    pub writes_groups: bool,
     pub cgroup_path: String,
     pub cgroup_layout: CgroupLayout,
     pub process: ProcessPlan,
@@ -134,6 +136,7 @@ impl Plan {
                 scheduling(linux)?,
             )?,
             cgroup_layout: facts.host.cgroups,
+            writes_groups: mounts::writes_groups(spec.mounts().as_deref().unwrap_or_default()),
             root_place: if hooks.during_creation() { Some(root_place(spec, facts.bundle)?) } else { None },
             hooks,
             namespaces,
@@ -157,6 +160,19 @@ impl Plan {
     pub fn new_cgroup_namespace(&self) -> bool {
         let new = |n: &NamespacePlan| n.kind == NamespaceKind::Cgroup && n.source == NamespaceSource::New;
         self.namespaces.iter().any(new)
+    }
+
+    /// The host's user that the container's control group is to belong to: that of its process, if it sees the group as its
+    /// root and may write there (OCI config-linux.md, "Cgroup ownership").
+    pub fn group_owner(&self) -> Option<u32> {
+        let uid = match &self.user {
+            Some(user) if user.ordinary => return None,
+            Some(_) => self.process.host_uid?,
+            None => self.process.uid,
+        };
+        let owned =
+            self.new_cgroup_namespace() && self.cgroup_layout == CgroupLayout::V2 && self.writes_groups;
+        (owned && uid != 0).then_some(uid)
     }
 }
 

@@ -289,6 +289,15 @@ fn groups(options: &Options, context: &Context<'_>) -> Delivery {
     })
 }
 
+/// Whether the last word on /sys/fs/cgroup is a mount of control groups that can be written.
+pub(super) fn writes_groups(mounts: &[Mount]) -> bool {
+    let there = |mount: &&Mount| mount.destination() == Path::new("/sys/fs/cgroup");
+    let last = mounts.iter().rfind(there);
+    let readonly =
+        |mount: &Mount| mount.options().iter().flatten().any(|option| matches!(&**option, "ro" | "rro"));
+    last.is_some_and(|mount| matches!(mount.typ().as_deref(), Some("cgroup" | "cgroup2")) && !readonly(mount))
+}
+
 /// Propagation words of mount(8) and of `linux.rootfsPropagation`: MS_* and whether for all below.
 pub(super) fn propagation(word: &str) -> Result<Propagation> {
     propagation_word(word).ok_or_else(|| invalid("linux.rootfsPropagation", format!("{word} is unknown")))

@@ -31,6 +31,11 @@ pub fn is_procfs(fd: impl AsFd) -> io::Result<bool> {
     Ok(rustix::fs::fstatfs(fd)?.f_type == libc::PROC_SUPER_MAGIC)
 }
 
+/// Whether this kernel has mount_setattr(2) (Linux 5.12): recursive attributes and id-mapped mounts.
+pub fn has_attributes() -> bool {
+    raw::mount_setattr(-1, c"", false, &MountAttr::default()) != Err(libc::ENOSYS)
+}
+
 /// mount_setattr(2) on a detached tree.
 pub fn set_attributes(mount: impl AsFd, recursive: bool, attr: &MountAttr) -> io::Result<()> {
     let fd = mount.as_fd().as_raw_fd();

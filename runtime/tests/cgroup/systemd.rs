@@ -5,7 +5,7 @@ use oci_spec::runtime::{
     LinuxCpuBuilder, LinuxDeviceCgroupBuilder, LinuxDeviceType, LinuxMemoryBuilder, LinuxPidsBuilder,
     LinuxThrottleDeviceBuilder,
 };
-use slipway_runtime::cgroup::prefers_systemd;
+use slipway_runtime::cgroup::{OomLevel, prefers_systemd};
 use slipway_runtime::error::Kind;
 
 /// A scope name of its own for one test; the end checks that systemd has forgotten it, and its slice.
@@ -63,10 +63,11 @@ fn systemctl(args: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
+/// The quota is one that systemd holds exactly (whole hundredths of a cpu); others are rounded up when it writes them itself.
 fn limits(memory: i64) -> LinuxResources {
     resources(|r| {
         let memory = LinuxMemoryBuilder::default().limit(memory).swap(memory).build().expect("memory");
-        let cpu = LinuxCpuBuilder::default().shares(512u64).quota(12_345i64).period(50_000u64).build();
+        let cpu = LinuxCpuBuilder::default().shares(512u64).quota(12_500i64).period(50_000u64).build();
         let pids = LinuxPidsBuilder::default().limit(50i64).build().expect("pids");
         let null = LinuxDeviceCgroupBuilder::default().allow(true).typ(LinuxDeviceType::C).major(1).minor(3);
         let deny = LinuxDeviceCgroupBuilder::default().allow(false).access("rwm").build().expect("rule");
@@ -87,7 +88,7 @@ fn a_scope_keeps_its_limits_over_a_reload() {
     let pids = vec![i32::try_from(child.id()).expect("pid")];
     assert_eq!(group.pids().expect("pids"), pids, "only the child is in it");
     let state = || FILES.map(|file| unit.file(file));
-    let expected = ["67108864", "0", "59", "12345 50000", "50"].map(str::to_owned);
+    let expected = ["67108864", "0", "59", "12500 50000", "50"].map(str::to_owned);
     assert_eq!(state(), expected);
     let known =
         ["ActiveState", "Slice", "Delegate", "MemoryMax", "TasksMax", "CPUWeight", "CPUQuotaPerSecUSec"]
@@ -196,6 +197,33 @@ fn exec_groups_and_removal() {
     group.kill_all().expect("kill");
     main.wait().expect("wait");
     group.remove(PATIENCE).expect("remove");
+    unit.end();
+}
+
+/// CRI-CSTAT: a scope goes with its last process, and its counts with it; its slice still knows.
+#[test]
+fn the_oom_killer_is_seen_when_the_scope_has_gone() {
+    let Some(unit) = Unit::new() else { return };
+    let small = resources(|r| {
+        let memory = LinuxMemoryBuilder::default().limit(16 << 20).swap(16 << 20).build().expect("memory");
+        r.memory(memory)
+    });
+    for (script, level) in [("x=a; while :; do x=$x$x; done", Some(OomLevel::Own)), ("kill -9 $$", None)] {
+        let mut group = Cgroup::create(&unit.path(), Some(&small)).expect("create");
+        let before = group.oom_before().expect("read").expect("a scope has a slice");
+        let mut child = spawn_in(&group, script);
+        group.joined();
+        child.wait().expect("wait");
+        let start = std::time::Instant::now();
+        while group.oom().is_ok() {
+            assert!(start.elapsed() < Duration::from_secs(30), "systemd keeps the scope");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(group.oom().expect_err("gone").kind(), Kind::NotFound);
+        let told = group.oom_since(&before).expect("read");
+        assert_eq!(told.as_ref().map(|oom| oom.level.clone()), level, "{script}: {told:?}");
+        group.remove(PATIENCE).expect("remove");
+    }
     unit.end();
 }
 

@@ -11,7 +11,8 @@ pub(crate) fn known(handler: &str) -> bool {
 
 /// For Status; sorted, stable between calls. `user_namespaces`: whether this host can (CRI-STA-09).
 pub(crate) fn list(user_namespaces: bool) -> Vec<v1::RuntimeHandler> {
-    let features = v1::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces };
+    let recursive_read_only_mounts = slipway_runtime::sys::mount::has_attributes();
+    let features = v1::RuntimeHandlerFeatures { recursive_read_only_mounts, user_namespaces };
     let names = std::iter::once("").chain(NAMES);
     names.map(|name| v1::RuntimeHandler { name: name.into(), features: Some(features) }).collect()
 }

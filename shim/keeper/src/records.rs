@@ -5,6 +5,7 @@
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use slipway_runtime::cgroup::OomBefore;
 use slipway_runtime::rootfs::Rootfs;
 use std::fs;
 use std::io;
@@ -113,6 +114,9 @@ pub(crate) struct TaskRecord {
     pub(crate) cgroup: String,
     pub(crate) streams: Streams,
     pub(crate) rootfs: Rootfs,
+    /// For a control group that may go before it can be asked.
+    #[serde(default)]
+    pub(crate) oom_before: Option<OomBefore>,
     /// The container sees processes of others: kill its cgroup when its init ends (SHIM-EXIT-03).
     pub(crate) foreign_pids: bool,
     /// Start and deletion need the spec: for hooks, or a seccomp agent.
@@ -282,6 +286,7 @@ mod tests {
             bundle: "/b".into(),
             sandbox: String::new(),
             cgroup: "/x".into(),
+            oom_before: None,
             streams: Streams::default(),
             rootfs: Rootfs::Directory("/b/rootfs".into()),
             foreign_pids: false,

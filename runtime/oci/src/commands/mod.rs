@@ -139,7 +139,7 @@ pub(crate) fn run(global: &Global, command: Command) -> Result<ExitCode> {
         Command::Events(command) => done(command.run(global)),
         Command::Spec(command) => done(command.run()),
         Command::Features(command) => done(command.run()),
-        Command::Plan(command) => done(command.run()),
+        Command::Plan(command) => done(command.run(global)),
     }
 }
 

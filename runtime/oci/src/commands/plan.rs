@@ -1,5 +1,6 @@
 use super::list::Format;
 use crate::bundle::Bundle;
+use crate::cli::Global;
 use anyhow::Result;
 use clap::Args;
 use slipway_runtime::container::{self, CreateRequest, Options, Stdio};
@@ -19,8 +20,8 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    pub(super) fn run(self) -> Result<()> {
-        let bundle = Bundle::load(&self.bundle)?;
+    pub(super) fn run(self, global: &Global) -> Result<()> {
+        let bundle = Bundle::load_for(&self.bundle, &self.id, global)?;
         let rootfs = bundle.root()?;
         let request = CreateRequest {
             id: self.id,

@@ -55,13 +55,13 @@ pub(crate) struct Restore {
 impl Restore {
     pub(super) fn run(self, global: &Global) -> Result<ExitCode> {
         store::check_id(&self.id)?;
-        let bundle = Bundle::load(&self.bundle)?;
+        let bundle = Bundle::load_for(&self.bundle, &self.id, global)?;
         bundle.ignored.iter().for_each(|what| global.journal.warn(what));
         making::check_terminal(&bundle, self.console_socket.as_deref(), !self.detach)?;
         own_mounts()?;
         let images =
             Images::open(&self.criu.image_path, self.criu.work_path.as_deref(), "restore.log", false)?;
-        let record = making::record(global, &self.id, &bundle)?;
+        let record = making::record(&self.id, &bundle)?;
         making::refuse_foreign_group(&record.cgroup)?;
         let container = Store::new(global.root()).create(record, &bundle.config)?;
         let Made { container, pidfd, master } = match self.restore(global, &container, &bundle, &images) {

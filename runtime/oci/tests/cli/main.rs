@@ -8,4 +8,5 @@ mod crashes;
 mod life;
 mod rig;
 mod sessions;
+mod systemd;
 mod words;

@@ -1,8 +1,8 @@
 //! Calls to systemd's manager over D-Bus (org.freedesktop.systemd1(5)), each waited for to its end.
 //!
-//! Root talks to systemd itself by its private socket, which needs no bus daemon; others, and hosts that hide that socket,
-//! by the bus. One connection serves one operation: nothing has to survive a restart of either side, and a process that
-//! makes no scopes has no thread for it.
+//! By the bus and not by systemd's own socket (/run/systemd/private): there systemd names itself as the sender of its answers by
+//! a name that is no unique name of a bus, at which zbus 5.19 panics. One connection serves one operation: nothing has to
+//! survive a restart of either side, and a process that makes no scopes has no thread for it.
 
 use super::properties::Property;
 use crate::error::Kind;
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use zbus::blocking::{Connection, connection::Builder};
 use zbus::zvariant::{OwnedObjectPath, OwnedValue};
 
+const SYSTEMD: &str = "org.freedesktop.systemd1";
 const MANAGER: &str = "/org/freedesktop/systemd1";
 const MANAGER_INTERFACE: &str = "org.freedesktop.systemd1.Manager";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
@@ -25,34 +26,23 @@ const GONE: [&str; 3] =
 
 pub(super) struct Bus {
     connection: Connection,
-    /// None on systemd's own socket, where there is nobody else.
-    destination: Option<&'static str>,
     version: Option<u32>,
 }
 
 impl Bus {
     pub(super) fn connect() -> Result<Self> {
         let mut last = None;
-        for (address, private) in addresses() {
-            let builder = match Builder::address(&*address) {
-                Ok(builder) => builder.method_timeout(PATIENCE),
-                Err(error) => {
-                    last = Some((address, error));
-                    continue;
-                }
-            };
-            match if private { builder.p2p().build() } else { builder.build() } {
-                Ok(connection) => {
-                    let destination = (!private).then_some("org.freedesktop.systemd1");
-                    return Ok(Self { connection, destination, version: None });
-                }
+        for address in addresses() {
+            let built = Builder::address(&*address).and_then(|b| b.method_timeout(PATIENCE).build());
+            match built {
+                Ok(connection) => return Ok(Self { connection, version: None }),
                 Err(error) => last = Some((address, error)),
             }
         }
         let (address, error) =
             last.unwrap_or_else(|| ("no address".into(), zbus::Error::Address("none".into())));
         Err(Error::new(Kind::Unsupported, "talk to systemd", format!("{address}: {error}")).hint(
-            "the systemd driver needs systemd's socket /run/systemd/private or the D-Bus system bus; use the cgroupfs driver where there is neither",
+            "the systemd driver needs the D-Bus bus that systemd is on (Debian: package dbus); use the cgroupfs driver where there is none",
         ))
     }
 
@@ -155,8 +145,7 @@ impl Bus {
     where
         T: for<'d> zbus::zvariant::DynamicDeserialize<'d>,
     {
-        let answer =
-            self.connection.call_method(self.destination, path, Some(interface), method, arguments)?;
+        let answer = self.connection.call_method(Some(SYSTEMD), path, Some(interface), method, arguments)?;
         answer.body().deserialize()
     }
 
@@ -178,19 +167,15 @@ impl Bus {
     }
 }
 
-/// Where systemd listens, and whether that is its own socket.
-fn addresses() -> Vec<(String, bool)> {
+/// The buses that systemd may be on: the system's, or the user's.
+fn addresses() -> Vec<String> {
     if rustix::process::geteuid().is_root() {
-        return vec![
-            ("unix:path=/run/systemd/private".into(), true),
-            ("unix:path=/run/dbus/system_bus_socket".into(), false),
-        ];
+        return vec!["unix:path=/run/dbus/system_bus_socket".into()];
     }
     let run = std::env::var("XDG_RUNTIME_DIR")
         .unwrap_or_else(|_| format!("/run/user/{}", rustix::process::geteuid().as_raw()));
-    let named = std::env::var("DBUS_SESSION_BUS_ADDRESS").ok().map(|address| (address, false));
-    let private = (format!("unix:path={run}/systemd/private"), true);
-    [private].into_iter().chain(named).chain([(format!("unix:path={run}/bus"), false)]).collect()
+    let named = std::env::var("DBUS_SESSION_BUS_ADDRESS").ok();
+    named.into_iter().chain([format!("unix:path={run}/bus")]).collect()
 }
 
 fn name_of(error: &zbus::Error) -> Option<&str> {
@@ -239,6 +224,6 @@ fn failed(step: &str, object: &str, error: &zbus::Error) -> Error {
 
 impl std::fmt::Debug for Bus {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Bus").field("destination", &self.destination).finish_non_exhaustive()
+        f.debug_struct("Bus").field("version", &self.version).finish_non_exhaustive()
     }
 }

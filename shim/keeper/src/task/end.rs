@@ -11,9 +11,12 @@ use crate::records::{self, Ended, OutOfMemory};
 use crate::stdio::{self, key};
 use containerd_shim_protos::events::task::{TaskDelete, TaskExit, TaskOOM};
 use slipway_runtime::cgroup::{Cgroup, OomLevel};
+use slipway_runtime::error::Kind;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Exit status of a process that SIGKILL ended, as the OOM killer does.
+const KILLED: u32 = 137;
 /// How long the last zombies may stay in a control group that is to be removed.
 const CGROUP_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a killed process is waited for.
@@ -127,7 +130,7 @@ impl Task {
     /// What must be done between the death of init and the moment anybody hears of it.
     async fn settle(self: &Arc<Self>, keeper: &Arc<Keeper>, ended: Ended) -> Ended {
         // First of all: a group that systemd made goes with its last process.
-        let early = self.out_of_memory().await;
+        let early = self.out_of_memory(ended).await;
         if self.facts.foreign_pids {
             let cgroup = self.facts.cgroup.clone();
             if let Err(error) = blocking(move || Ok(Cgroup::open(&cgroup)?.kill_all()?)).await {
@@ -142,15 +145,21 @@ impl Task {
             _ => {}
         }
         keeper.engine.remove(&self.facts.id);
-        Ended { oom: self.out_of_memory().await.or(early), ..ended }
+        Ended { oom: self.out_of_memory(ended).await.or(early), ..ended }
     }
 
     /// Whether the OOM killer was in the container's group, and why.
-    async fn out_of_memory(&self) -> Option<OutOfMemory> {
+    async fn out_of_memory(&self, ended: Ended) -> Option<OutOfMemory> {
         let cgroup = self.facts.cgroup.clone();
+        let before = self.facts.oom_before.filter(|_| ended.status == KILLED);
         blocking(move || {
-            let group = Cgroup::open(&cgroup)?;
-            let level = group.oom()?.map(|oom| oom.level);
+            let group = Cgroup::named(&cgroup)?;
+            let oom = match (group.oom(), before) {
+                // systemd was faster.
+                (Err(error), Some(before)) if error.kind() == Kind::NotFound => group.oom_since(&before)?,
+                (oom, _) => oom?,
+            };
+            let level = oom.map(|oom| oom.level);
             Ok(level.map(|level| match level {
                 OomLevel::Own => OutOfMemory::Container,
                 OomLevel::Above(above) if group.is_directly_below(&above) => OutOfMemory::Pod,
@@ -192,7 +201,7 @@ pub(crate) fn remove_cgroup(path: &str) -> Result<()> {
     }
     let cgroup = match Cgroup::open(path) {
         Ok(cgroup) => cgroup,
-        Err(error) if error.kind() == slipway_runtime::error::Kind::NotFound => return Ok(()),
+        Err(error) if error.kind() == Kind::NotFound => return Ok(()),
         Err(error) => return Err(error.into()),
     };
     if let Err(error) = cgroup.kill_all() {

@@ -165,6 +165,7 @@ fn make(keeper: &Keeper, new: NewTask) -> Result<Arc<Task>> {
         bundle: new.bundle,
         sandbox: sandbox_id,
         cgroup,
+        oom_before: None,
         streams: new.streams,
         foreign_pids: namespaces.foreign_pids,
         attended: slipway_runtime::container::is_attended(&spec),
@@ -195,6 +196,10 @@ fn make(keeper: &Keeper, new: NewTask) -> Result<Arc<Task>> {
     rollback.push("process and control group", move || {
         undo_process.kill_and_reap();
         let _ = remove_cgroup(&undo_cgroup);
+    });
+    facts.oom_before = cgroup.oom_before().unwrap_or_else(|error| {
+        tracing::warn!(id = facts.id, "{error}");
+        None
     });
     facts.born = born(pid).unwrap_or_default();
     let mut kept = opened.kept;

@@ -29,7 +29,7 @@ use containerd_shim_protos::api::Mount;
 use containerd_shim_protos::events::task::{TaskPaused, TaskResumed, TaskStart};
 use oci_spec::runtime::LinuxResources;
 use protobuf::well_known_types::any::Any;
-use slipway_runtime::cgroup::{Cgroup, Stats};
+use slipway_runtime::cgroup::{Cgroup, OomBefore, Stats};
 use slipway_runtime::container::StartPipe;
 use slipway_runtime::rootfs::Rootfs;
 use std::os::fd::AsFd;
@@ -57,6 +57,7 @@ struct Facts {
     bundle: PathBuf,
     sandbox: String,
     cgroup: String,
+    oom_before: Option<OomBefore>,
     streams: Streams,
     rootfs: Rootfs,
     foreign_pids: bool,
@@ -447,6 +448,7 @@ impl Facts {
             bundle: self.bundle.clone(),
             sandbox: self.sandbox.clone(),
             cgroup: self.cgroup.clone(),
+            oom_before: self.oom_before,
             streams: self.streams.clone(),
             rootfs: self.rootfs.clone(),
             foreign_pids: self.foreign_pids,

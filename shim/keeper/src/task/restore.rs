@@ -55,6 +55,7 @@ impl Task {
             bundle: record.bundle,
             sandbox: record.sandbox,
             cgroup: record.cgroup,
+            oom_before: record.oom_before,
             streams: record.streams,
             rootfs: record.rootfs,
             foreign_pids: record.foreign_pids,
