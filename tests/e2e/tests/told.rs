@@ -28,7 +28,7 @@ async fn of_itself(node: &mut Node) -> Result<()> {
     let numbers = version.runtime_version.split('.').filter(|n| n.parse::<u32>().is_ok()).count();
     ensure!(numbers == 3, "kubelet wants a semantic version: {version:?}");
 
-    let mut status = |verbose| {
+    let status = |verbose| {
         let mut runtime = runtime.clone();
         async move { Ok::<_, tonic::Status>(runtime.status(v1::StatusRequest { verbose }).await?.into_inner()) }
     };
