@@ -93,11 +93,28 @@ impl fmt::Display for Error {
         if let Some(source) = &self.source {
             write!(f, ": {source}")?;
         }
-        if let Some(hint) = &self.hint {
-            write!(f, "; {hint}")?;
+        match self.hint.as_deref().or_else(|| self.errno().and_then(usual_hint)) {
+            Some(hint) => write!(f, "; {hint}"),
+            None => Ok(()),
         }
-        Ok(())
     }
+}
+
+/// What an errno mostly means, where nothing better is known.
+fn usual_hint(errno: i32) -> Option<&'static str> {
+    Some(match errno {
+        libc::ENOMEM => "memory is short: the kernel's own, or below the control group's limit",
+        libc::ENOSPC | libc::EDQUOT => {
+            "no space is left, or a limit is reached: see df, /proc/sys/user and /proc/sys/fs/mount-max"
+        }
+        libc::EAGAIN => {
+            "a limit on processes or threads is reached: see RLIMIT_NPROC, the pids control group, kernel.pid_max"
+        }
+        libc::EMFILE | libc::ENFILE => "too many open files: see RLIMIT_NOFILE and fs.file-max",
+        libc::ENOSYS => "this kernel lacks the call, or a sandbox around us forbids it",
+        libc::EPERM => "this process lacks the right, or a sandbox around it forbids the call",
+        _ => return None,
+    })
 }
 
 impl std::error::Error for Error {

@@ -46,9 +46,10 @@ pub(super) fn to_its_end(
     timeout: Option<Duration>,
 ) -> io::Result<End> {
     let deadline = timeout.map(|timeout| Instant::now() + timeout);
-    rustix::io::ioctl_fionbio(&output, true)?;
+    // Whatever fails here, the process must be reaped: a pid namespace does not end before its last zombie.
+    let set = rustix::io::ioctl_fionbio(&output, true);
     let mut tail = Tail { reader: Some(output), bytes: Vec::new() };
-    let watched = watch(pidfd, &mut tail, deadline);
+    let watched = set.map_err(io::Error::from).and_then(|()| watch(pidfd, &mut tail, deadline));
     let late = if matches!(watched, Ok(true)) { None } else { timeout };
     if !matches!(watched, Ok(true)) {
         if let Some(group) = Pid::from_raw(pid) {

@@ -124,7 +124,10 @@ fn follow(
             Message::Report(Report { step: PARKED, .. }, _) => return Ok(pty),
             Message::Report(Report { step: TERMINAL, .. }, master) => pty = master.into_iter().next(),
             Message::Report(Report { step: REBORN, errno: pid }, rights) => {
-                let pidfd = rights.into_iter().next().ok_or(Failure::Silent)?;
+                // Our own child, which nobody else waits for: its number is its own.
+                let pidfd = rights.into_iter().next().map_or_else(|| process::open(pid), Ok);
+                let pidfd =
+                    pidfd.map_err(|e| Failure::Told(Error::sys("follow the launch", "pidfd_open", e)))?;
                 let former = std::mem::replace(born, Born { pid, pidfd });
                 let _ = process::reap(&former.pidfd);
                 for_the_reborn(program, born.pid).map_err(Failure::Told)?;

@@ -33,7 +33,11 @@ impl Child<'_> {
                 Ok(())
             }
             pid => {
-                let _ = self.send(Report { step: REBORN, errno: pid as i32 }, Some(pidfd));
+                // The launcher must hear of its new child, or nobody would ever wait for it.
+                let born = Report { step: REBORN, errno: pid as i32 };
+                if self.send(born, Some(pidfd)).is_err() {
+                    let _ = self.send(born, None);
+                }
                 exit()
             }
         }

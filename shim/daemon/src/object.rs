@@ -161,3 +161,27 @@ impl<R: Record> Table<R> {
         self.objects.write().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pods::PodRecord;
+    use tonic::Code;
+
+    /// CRI-GEN-08.
+    #[test]
+    fn a_prefix_must_be_of_one_only() {
+        let table = Table::<PodRecord>::default();
+        for id in ["aab", "aac", "b"] {
+            let record = PodRecord::intent(id.into(), Default::default(), String::new(), "/x".into(), true);
+            table.insert(Arc::new(Object::new(record)));
+        }
+        let found = |id: &str| table.get(id).map(|o| o.id.clone()).map_err(|e| e.code());
+        assert_eq!(found("b"), Ok("b".into()));
+        assert_eq!(found("aac"), Ok("aac".into()));
+        assert_eq!(found("aa"), Err(Code::InvalidArgument));
+        assert_eq!(found(""), Err(Code::NotFound), "no id is nobody's, not everybody's");
+        assert_eq!(found("aabb"), Err(Code::NotFound));
+        assert!(table.get_if_any("c").is_ok_and(|o| o.is_none()) && table.get_if_any("a").is_err());
+    }
+}

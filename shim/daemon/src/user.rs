@@ -211,7 +211,7 @@ mod tests {
         security
     }
 
-    /// CRI-USR-01, 03, 04, 05, 08.
+    /// CRI-USR-01, CRI-USR-03, CRI-USR-04, CRI-USR-05, CRI-USR-08.
     #[test]
     fn forms_of_user() {
         let who = |image: &str| {
@@ -226,7 +226,7 @@ mod tests {
         assert_eq!(who("4242:7"), (4242, 7, vec![7]));
     }
 
-    /// CRI-USR-02, 06, 09.
+    /// CRI-USR-02, CRI-USR-06, CRI-USR-09.
     #[test]
     fn requests_win_and_bad_ones_are_refused() {
         let strict = security(|s| {

@@ -143,7 +143,7 @@ async fn table(node: &mut Node) -> Result<()> {
     Ok(())
 }
 
-/// CRI-XS-01..05, CRI-XS-07.
+/// CRI-XS-01, CRI-XS-02, CRI-XS-03, CRI-XS-04, CRI-XS-05, CRI-XS-07, CRI-XS-07b.
 #[test]
 fn exec_sync_keeps_its_promises() {
     on_a_node(Setup::default(), |node| Box::pin(exec_sync(node)));
@@ -158,6 +158,18 @@ async fn exec_sync(node: &mut Node) -> Result<()> {
     ensure!((code, out.as_str(), err.as_str()) == (4, "out\n", "err\n"), "{code} {out:?} {err:?}");
     let (_, out, _) = node.exec(&id, &["sh", "-c", "head -c 3000000 /dev/zero | tr '\\0' x"]).await?;
     ensure!(out.len() == 3_000_000, "every byte: {}", out.len());
+    // What is too much is read and thrown away: the command neither waits nor fails.
+    let request = v1::ExecSyncRequest {
+        container_id: id.clone(),
+        cmd: ["sh", "-c", "head -c 20000000 /dev/zero; head -c 20000000 /dev/zero >&2"]
+            .map(Into::into)
+            .into(),
+        timeout: 60,
+    };
+    let mut runtime = node.runtime().await?.max_decoding_message_size(40 << 20);
+    let much = runtime.exec_sync(request).await?.into_inner();
+    let lengths = (much.exit_code, much.stdout.len(), much.stderr.len());
+    ensure!(lengths == (0, 16 << 20, 16 << 20), "16 MiB of each: {lengths:?}");
     refused("empty command", node.exec(&id, &[]).await, &[Code::InvalidArgument], &["cmd"])?;
     ensure!(node.exec(&id, &["/absent"]).await.is_err(), "a missing command is an RPC error");
     let request = v1::ExecSyncRequest {

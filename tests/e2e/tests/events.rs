@@ -6,7 +6,7 @@ use e2e::requests::{pod, shell};
 use e2e::{Node, Setup, on_a_node};
 use std::time::Duration;
 
-/// CRI-EVT-01..06.
+/// CRI-EVT-01, CRI-EVT-02, CRI-EVT-03, CRI-EVT-04, CRI-EVT-05, CRI-EVT-06.
 #[test]
 fn events_come_in_order_with_the_status_they_announce() {
     on_a_node(Setup::default(), |node| Box::pin(events(node)));

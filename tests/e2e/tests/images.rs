@@ -6,7 +6,7 @@ use e2e::registry::Registry;
 use e2e::requests::{pod, shell};
 use e2e::{Node, Setup, on_a_node};
 
-/// CRI-IMG-01..07, CRI-IMG-13, CRI-IMG-14, CRI-IMG-16, CRI-IMG-17, CRI-IMG-20, CRI-IMG-27, CRI-CSTAT-04.
+/// CRI-IMG-01, CRI-IMG-02, CRI-IMG-03, CRI-IMG-06, CRI-IMG-07, CRI-IMG-13, CRI-IMG-14, CRI-IMG-16, CRI-IMG-17, CRI-IMG-20, CRI-IMG-27, CRI-CSTAT-04.
 #[test]
 fn images_are_pulled_listed_run_and_removed() {
     on_a_node(Setup::default(), |node| Box::pin(pulled(node)));

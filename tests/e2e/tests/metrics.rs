@@ -137,6 +137,12 @@ const BUSY: &str = "nc -l -p 7070 >/dev/null & dd if=/dev/urandom of=/blob bs=64
 /// How long to wait for what comes by itself.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// None allowed, where there are any.
+fn huge_pages() -> Vec<v1::HugepageLimit> {
+    let any = std::path::Path::new("/sys/kernel/mm/hugepages/hugepages-2048kB").exists();
+    any.then(|| v1::HugepageLimit { page_size: "2MB".into(), limit: 0 }).into_iter().collect()
+}
+
 async fn told_and_counted(node: &mut Node) -> Result<()> {
     let image = node.import("busybox").await?;
     let config = pod(node, "counted");
@@ -148,7 +154,7 @@ async fn told_and_counted(node: &mut Node) -> Result<()> {
         cpu_shares: 512,
         memory_limit_in_bytes: 96 << 20,
         memory_swap_limit_in_bytes: 96 << 20,
-        hugepage_limits: vec![v1::HugepageLimit { page_size: "2MB".into(), limit: 0 }],
+        hugepage_limits: huge_pages(),
         ..Default::default()
     });
     let id = node.run(&sandbox, &config, busy).await?;

@@ -267,7 +267,7 @@ async fn wrong(node: &mut Node) -> Result<()> {
     Ok(())
 }
 
-/// STR-URL-01 to STR-URL-11, STR-UPG-01 to STR-UPG-11, STR-TST-06, STR-TST-10, STR-HTTP-01 to 03, STR-LOAD-03.
+/// CRI-XU-03, CRI-XU-04, STR-URL-01 to STR-URL-11, STR-UPG-01 to STR-UPG-11, STR-TST-06, STR-TST-10, STR-HTTP-01 to 03, STR-LOAD-03.
 #[test]
 fn the_port_is_for_holders_of_tokens_only() {
     on_a_node(Setup::default(), |node| Box::pin(tokens(node)));

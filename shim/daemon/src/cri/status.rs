@@ -57,8 +57,8 @@ pub(super) async fn status(daemon: &Daemon, verbose: bool) -> v1::StatusResponse
         runtime_handlers: handlers::list(user_namespaces),
         features: Some(v1::RuntimeFeatures {
             supplemental_groups_policy: true,
+            mount_options: true,
             user_namespaces_host_network: user_namespaces,
-            ..Default::default()
         }),
     }
 }

@@ -144,7 +144,7 @@ mod tests {
         })
     }
 
-    /// CRI-CAP-01 to CRI-CAP-06.
+    /// CRI-CAP-01, CRI-CAP-02, CRI-CAP-03, CRI-CAP-04, CRI-CAP-05, CRI-CAP-06.
     #[test]
     fn add_drop_all_and_ambient() {
         let main = |add: &[&str], drop: &[&str]| sets_of(add, drop, &[]).expect("valid").0;

@@ -1,6 +1,7 @@
 //! From (pod, container, image, user) to an OCI runtime spec. Pure: no system call decides anything here, except that the
 //! host's devices are listed for a privileged container.
 
+mod apparmor;
 mod capabilities;
 mod devices;
 mod mounts;

@@ -1,6 +1,6 @@
 //! `process`: command, environment, directory, user, limits.
 
-use super::{Inputs, capabilities};
+use super::{Inputs, apparmor, capabilities};
 use crate::error::{Error, Result};
 use cri_proto::v1;
 use serde_json::{Value, json};
@@ -28,6 +28,9 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<Value> {
         "capabilities": capabilities::build(&security)?,
         "noNewPrivileges": security.no_new_privs,
     });
+    if let Some(profile) = apparmor::profile(&security)? {
+        process["apparmorProfile"] = profile.into();
+    }
     let adjust = inputs.linux().resources.map_or(0, |r| r.oom_score_adj);
     if !(-1000..=1000).contains(&adjust) {
         return Err(Error::invalid(format!("oom_score_adj {adjust} is not between -1000 and 1000")));

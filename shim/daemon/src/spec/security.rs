@@ -16,7 +16,7 @@ use std::str::FromStr;
 
 pub(super) fn apply(linux: &mut Value, inputs: &Inputs<'_>) -> Result<()> {
     let security = inputs.security();
-    refuse_missing_lsm(&security)?;
+    check_selinux(security.selinux_options.as_ref())?;
     if security.privileged {
         return Ok(());
     }
@@ -67,16 +67,6 @@ fn profile_text(path: &Path) -> std::io::Result<Vec<u8>> {
         return Err(std::io::Error::other(format!("it is longer than {LARGEST_PROFILE} bytes")));
     }
     Ok(text)
-}
-
-/// AppArmor comes later: a profile must not be ignored silently, so it is refused (CRI-SEC-09).
-fn refuse_missing_lsm(security: &v1::LinuxContainerSecurityContext) -> Result<()> {
-    if let Some(profile) = &security.apparmor
-        && profile.profile_type() != ProfileType::Unconfined
-    {
-        return Err(Error::state("an AppArmor profile was asked for: AppArmor is not supported yet"));
-    }
-    check_selinux(security.selinux_options.as_ref())
 }
 
 /// SELinux options on a node without SELinux mean nothing, and pods with them run on such nodes everywhere: they are told

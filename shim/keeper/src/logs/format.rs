@@ -85,7 +85,7 @@ mod tests {
 
     #[test]
     fn whole_lines_are_taken_and_the_rest_waits() {
-        // CRI-LOG-03, 04, 09
+        // CRI-LOG-03, CRI-LOG-04, CRI-LOG-09
         assert_eq!(run("a\n\nb", 10, false), (3, "T stdout F a\nT stdout F \n".into()));
         assert_eq!(run("", 10, true), (0, String::new()));
     }
@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn the_limit_is_inclusive() {
-        // CRI-LOG-06, 06b
+        // CRI-LOG-06, CRI-LOG-06b
         assert_eq!(run("abcd\n", 4, false), (5, "T stdout F abcd\n".into()));
         assert_eq!(run("abcde\n", 4, false), (6, "T stdout P abcd\nT stdout F e\n".into()));
         assert_eq!(run("abcdefgh\n", 4, false), (9, "T stdout P abcd\nT stdout F efgh\n".into()));
