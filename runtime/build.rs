@@ -26,6 +26,10 @@ fn main() {
     {
         rustc.arg("-C").arg(format!("link-arg={argument}"));
     }
+    if setting("CARGO_CFG_TARGET_ENV") == "musl" {
+        // rustc would bring musl's own start code, which wants a main.
+        rustc.args(["-C", "link-self-contained=no"]);
+    }
     if let Ok(linker) = env::var("RUSTC_LINKER") {
         rustc.arg("-C").arg(format!("linker={linker}"));
     }
