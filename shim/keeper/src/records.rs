@@ -227,12 +227,16 @@ impl Record for SandboxRecord {
     }
 }
 
-/// Writes or replaces the record.
+/// Writes or replaces the record; on error (a full disk, say) the former one stays and nothing else does.
 pub(crate) fn save<R: Record>(dir: &Path, record: &R) -> io::Result<()> {
     let name = record.file_name();
     let temporary = dir.join(format!(".{name}"));
-    fs::write(&temporary, serde_json::to_vec(record)?)?;
-    fs::rename(&temporary, dir.join(name))
+    let content = serde_json::to_vec(record)?;
+    let saved = fs::write(&temporary, content).and_then(|()| fs::rename(&temporary, dir.join(name)));
+    if saved.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    saved
 }
 
 /// Reads one record.
@@ -324,6 +328,40 @@ mod tests {
         assert_eq!(names, ["a.json", "b.json", "c.json", "d.bad", "e.bad"]);
         remove(dir.path(), &records[0]).unwrap();
         remove(dir.path(), &records[0]).unwrap();
+    }
+
+    #[test]
+    fn a_full_disk_keeps_the_former_record_and_no_temporary() {
+        use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+        struct Mounted<'a>(&'a Path);
+        impl Drop for Mounted<'_> {
+            fn drop(&mut self) {
+                unmount(self.0, UnmountFlags::DETACH).unwrap();
+            }
+        }
+        let names = |dir: &Path| -> Vec<_> {
+            fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect()
+        };
+        let dir = tempfile::tempdir().unwrap();
+        mount("slipway-full", dir.path(), "tmpfs", MountFlags::empty(), Some(c"size=64k")).unwrap();
+        let mounted = Mounted(dir.path());
+        let former = task("a", TaskPhase::Creating);
+        save(dir.path(), &former).unwrap();
+        let filler = dir.path().join("filler");
+        fs::write(&filler, vec![0; 1 << 17]).unwrap_err();
+        for id in ["a", "b"] {
+            let mut big = task(id, TaskPhase::Created { pid: 4, steps: vec!["execve".into()] });
+            big.cgroup = "x".repeat(8192);
+            assert_eq!(save(dir.path(), &big).unwrap_err().kind(), io::ErrorKind::StorageFull);
+        }
+        fs::remove_file(filler).unwrap();
+        assert_eq!(names(dir.path()), ["a.json"]);
+        assert_eq!(load::<TaskRecord>(&dir.path().join("a.json")).unwrap(), former);
+        drop(mounted);
+        // Nor if it is the rename that fails.
+        fs::create_dir_all(dir.path().join("a.json/x")).unwrap();
+        save(dir.path(), &former).unwrap_err();
+        assert_eq!(names(dir.path()), ["a.json"]);
     }
 
     #[test]

@@ -20,13 +20,17 @@ use slipway_runtime::idmap::{IdMap, IdMappings};
 use slipway_runtime::sandbox::files::{self, Dns, PodFiles};
 use slipway_runtime::sandbox::{NamespaceKind, Sandbox as Namespaces, SandboxRequest};
 use std::collections::HashMap;
-use std::fs::File;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 /// SIGKILL, by its number on every architecture.
 const SIGKILL: i32 = 9;
+/// Status of a pod whose end nobody saw (CRI-EXIT-02).
+const LOST: u32 = 255;
 /// Name of the reaper's pidfd among the kept descriptors.
 const REAPER: &str = "reaper";
 
@@ -107,6 +111,8 @@ impl Sandbox {
             rollback.push("reaper", move || {
                 let _ = undo.signal(SIGKILL);
             });
+            // Named before anything else can fail: whoever undoes this finds it, whether or not its descriptor was kept.
+            save(keeper, &record)?;
         }
         let keys: Vec<_> =
             namespaces.iter().map(|(kind, fd)| (format!("{prefix}{}", name(*kind)), fd.as_fd())).collect();
@@ -146,8 +152,17 @@ impl Sandbox {
     ) -> Option<Arc<Self>> {
         let prefix = prefix(&record.id);
         let mut take = |name: &str| held.remove(&format!("{prefix}{name}"));
-        let reaper = take(REAPER).map(|pidfd| Process::new(record.pid, pidfd));
-        let namespaces: Vec<_> = KINDS.iter().filter_map(|kind| Some((*kind, take(name(*kind))?))).collect();
+        let mut namespaces: Vec<_> =
+            KINDS.iter().filter_map(|kind| Some((*kind, take(name(*kind))?))).collect();
+        let reaper = match take(REAPER) {
+            Some(pidfd) => Some(Process::new(record.pid, pidfd)),
+            // The guardian that kept the descriptors died too.
+            None => find_reaper(&record).inspect(|reaper| {
+                if matches!(record.phase, SandboxPhase::Created | SandboxPhase::Ready) {
+                    namespaces_of(reaper, &mut namespaces);
+                }
+            }),
+        };
         if record.phase == SandboxPhase::Creating {
             if let Some(reaper) = reaper {
                 let _ = reaper.signal(SIGKILL);
@@ -158,8 +173,12 @@ impl Sandbox {
             return None;
         }
         let adopted = reaper.as_ref().map(|reaper| keeper.deaths.expect(reaper.pid));
+        let died_unseen = record.reaper && reaper.is_none();
         let sandbox = Arc::new(Self::assemble(record, namespaces, reaper));
         sandbox.watch_reaper(keeper, adopted);
+        if died_unseen && let Err(error) = sandbox.set_stopped(keeper, now(), LOST) {
+            tracing::error!(id = sandbox.id(), "record the sandbox's end: {error}");
+        }
         Some(sandbox)
     }
 
@@ -289,14 +308,34 @@ impl Sandbox {
 
 /// Of a keeper that is gone, guardian included: what its sandbox still has. Missing is success. Blocks.
 pub(crate) fn remove_leftover(layout: &Layout, record: &SandboxRecord) -> Result<()> {
-    if record.reaper
-        && let Some(pidfd) = reopen(record.pid, record.born)
-    {
-        let _ = Process::new(record.pid, pidfd).signal(SIGKILL);
+    if let Some(reaper) = find_reaper(record) {
+        let _ = reaper.signal(SIGKILL);
     }
     PodFiles::remove(&layout.sandbox_files(&record.id))?;
     records::remove(&layout.sandboxes(), record)
         .map_err(|e| Error::io("remove record of sandbox", &record.id, &e))
+}
+
+/// The sandbox's reaper by its number.
+fn find_reaper(record: &SandboxRecord) -> Option<Process> {
+    let pidfd = record.reaper.then(|| reopen(record.pid, record.born)).flatten()?;
+    Some(Process::new(record.pid, pidfd))
+}
+
+/// Adds those of the pod's own namespaces that are missing. The reaper is in all of them; what it shares with us is the
+/// host's.
+fn namespaces_of(reaper: &Process, namespaces: &mut Vec<(NamespaceKind, OwnedFd)>) {
+    let open = |kind: NamespaceKind| -> io::Result<Option<OwnedFd>> {
+        let file = File::open(format!("/proc/{}/ns/{}", reaper.pid, name(kind)))?;
+        let (its, ours) = (file.metadata()?, fs::metadata(format!("/proc/self/ns/{}", name(kind)))?);
+        Ok(((its.dev(), its.ino()) != (ours.dev(), ours.ino())).then(|| file.into()))
+    };
+    let missing = SHARED.iter().filter(|kind| namespaces.iter().all(|(held, _)| held != *kind));
+    let found: Vec<_> = missing.filter_map(|kind| Some((*kind, open(*kind).ok()??))).collect();
+    // Asked after opening: alive still, so its number was nobody else's.
+    if reaper.signal(0).is_ok() {
+        namespaces.extend(found);
+    }
 }
 
 /// SHIM-SBX-04: options are CRI's own configuration.
@@ -381,6 +420,10 @@ const KINDS: [NamespaceKind; 8] = [
     NamespaceKind::Cgroup,
     NamespaceKind::Time,
 ];
+
+/// What a pod with a reaper can have of its own. The reaper's mount namespace is for itself alone.
+const SHARED: [NamespaceKind; 5] =
+    [NamespaceKind::Network, NamespaceKind::Ipc, NamespaceKind::Uts, NamespaceKind::Pid, NamespaceKind::User];
 
 /// The kernel's name of a kind, as in /proc/<pid>/ns.
 fn name(kind: NamespaceKind) -> &'static str {

@@ -1,10 +1,11 @@
 //! What survives what (DESIGN 4): keeper and guardian killed in every state.
 
+use crate::pods::{self, POD};
 use crate::rig::{Rig, code, kill, log_lines, soon, wait_until};
 use containerd_shim_protos::api::WaitRequest;
 use std::fs;
-use std::io::Read as _;
-use std::path::Path;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use ttrpc::Code;
 
@@ -195,6 +196,111 @@ fn both_killed_containers_are_found_again_and_the_lost_status_is_said_to_be_lost
     let info = rig.wait_task("c");
     assert_eq!((info.exit_status, info.status_known), (255, false));
     rig.delete("c", "").unwrap();
+}
+
+/// Guardian, then keeper; a new pair; `between` happens while there is none.
+fn both_anew(rig: &mut Rig, between: impl FnOnce(&Rig)) {
+    let keeper = rig.info().keeper_pid;
+    kill(rig.guardian, 9);
+    kill(keeper, 9);
+    wait_until("the keeper's end", || !Path::new(&format!("/proc/{keeper}")).exists());
+    between(rig);
+    crate::rig::address_of(&rig.shim("node", "start"));
+    rig.reconnect();
+    rig.guardian = rig.info().guardian_pid;
+}
+
+/// A process's own namespaces of a pod, as the kernel names them: `ipc:[4026532456]`.
+fn namespaces(pid: i32) -> Vec<PathBuf> {
+    let read = |kind| fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
+    ["ipc", "uts", "pid", "mnt"].into_iter().map(read).collect()
+}
+
+/// An open file of each process that is in one of these namespaces: unlike a number it never means another process.
+fn inside(namespaces: &[PathBuf]) -> Vec<fs::File> {
+    let is_inside = |dir: &Path| {
+        let mut links = fs::read_dir(dir.join("ns")).into_iter().flatten().flatten();
+        links.any(|link| fs::read_link(link.path()).is_ok_and(|link| namespaces.contains(&link)))
+    };
+    let processes = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path());
+    processes.filter(|dir| is_inside(dir)).filter_map(|dir| fs::File::open(dir.join("stat")).ok()).collect()
+}
+
+/// Fails to be read once its process is gone, and not even a zombie.
+fn is_gone(mut stat: &fs::File) -> bool {
+    stat.seek(SeekFrom::Start(0)).unwrap();
+    stat.read(&mut [0; 64]).is_err()
+}
+
+#[test]
+fn both_killed_a_pods_reaper_is_found_again_and_goes_with_the_pod() {
+    // SHIM-SBX-09
+    let mut rig = Rig::new();
+    pods::create(&rig, "pod", POD, &[]).unwrap();
+    let reaper = pods::start(&rig, "pod");
+    let own = namespaces(reaper.cast_signed());
+    let kinds = ["ipc", "uts", "pid"];
+    let join = |rig: &Rig, id: &str| {
+        rig.create(&pods::member(rig, id, "pod", reaper, &kinds, "sleep 1000")).unwrap();
+        let pid = rig.start(id, "").unwrap();
+        assert_eq!(namespaces(pid.cast_signed())[..3], own[..3], "{id}");
+    };
+    join(&rig, "before");
+    // Once more: the second pair has nothing from a guardian that had everything.
+    for id in ["after", "again"] {
+        both_anew(&mut rig, |_| ());
+        assert_eq!(pods::state(&rig, "pod").unwrap(), "SANDBOX_READY");
+        assert_eq!(pods::start(&rig, "pod"), reaper);
+        join(&rig, id);
+    }
+    let processes = inside(&own);
+    assert_eq!(processes.len(), 4, "the reaper and three containers");
+    for id in ["before", "after", "again"] {
+        rig.kill(id, "", 9, true).unwrap();
+        rig.wait(id, "").unwrap();
+        rig.delete(id, "").unwrap();
+    }
+    pods::shut_down(&rig, "pod");
+    wait_until("the end of all in the pod", || processes.iter().all(is_gone));
+    let holds = |pid: i32| {
+        let mut open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+        open.any(|fd| fs::read_link(fd.path()).is_ok_and(|link| own.contains(&link)))
+    };
+    let info = rig.info();
+    wait_until("no namespace held", || ![info.keeper_pid, info.guardian_pid].into_iter().any(holds));
+}
+
+#[test]
+fn both_killed_a_found_reaper_is_watched_and_a_dead_one_is_noticed() {
+    // SHIM-SBX-09
+    let mut rig = Rig::new();
+    let pods = ["watched", "dead", "half-made"].map(|id| {
+        pods::create(&rig, id, POD, &[]).unwrap();
+        (id, pods::start(&rig, id).cast_signed())
+    });
+    let processes = pods.map(|(_, reaper)| fs::File::open(format!("/proc/{reaper}/stat")).unwrap());
+    let [watched, dead, half_made] = &processes;
+    both_anew(&mut rig, |rig| {
+        kill(pods[1].1, 9);
+        wait_until("the reaper's end", || is_gone(dead));
+        let states = fs::read_dir(rig.dir()).unwrap().map(|entry| entry.unwrap().path());
+        let records: Vec<_> =
+            states.map(|dir| dir.join("sandboxes/half-made.json")).filter(|path| path.exists()).collect();
+        let [record] = &records[..] else { panic!("{records:?}") };
+        let text = fs::read_to_string(record).unwrap();
+        let earlier = text.replace(r#""phase":"ready""#, r#""phase":"creating""#);
+        assert_ne!(earlier, text);
+        fs::write(record, earlier).unwrap();
+    });
+    wait_until("the end of what was half-made", || is_gone(half_made));
+    assert_eq!(code(pods::state(&rig, "half-made")), Code::NOT_FOUND);
+    assert_eq!(pods::state(&rig, "dead").unwrap(), "SANDBOX_NOTREADY");
+    assert_eq!(pods::state(&rig, "watched").unwrap(), "SANDBOX_READY");
+    kill(pods[0].1, 9);
+    wait_until("the pod's end", || pods::state(&rig, "watched").unwrap() == "SANDBOX_NOTREADY");
+    wait_until("no zombie", || is_gone(watched));
+    pods::shut_down(&rig, "watched");
+    pods::shut_down(&rig, "dead");
 }
 
 #[test]

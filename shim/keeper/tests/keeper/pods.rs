@@ -13,10 +13,10 @@ use std::fs;
 use ttrpc::Code;
 
 /// CRI's NamespaceMode.
-const POD: i32 = 0;
+pub const POD: i32 = 0;
 const CONTAINER: i32 = 1;
 
-fn create(rig: &Rig, id: &str, pid_mode: i32, sysctls: &[(&str, &str)]) -> ttrpc::Result<()> {
+pub fn create(rig: &Rig, id: &str, pid_mode: i32, sysctls: &[(&str, &str)]) -> ttrpc::Result<()> {
     let options = NamespaceOption { pid: pid_mode, ..Default::default() };
     let context = LinuxSandboxSecurityContext { namespace_options: Some(options), ..Default::default() };
     let linux = LinuxPodSandboxConfig {
@@ -35,12 +35,12 @@ fn create(rig: &Rig, id: &str, pid_mode: i32, sysctls: &[(&str, &str)]) -> ttrpc
     rig.run(rig.sandboxes().create_sandbox(soon(), &request)).map(drop)
 }
 
-fn start(rig: &Rig, id: &str) -> u32 {
+pub fn start(rig: &Rig, id: &str) -> u32 {
     let request = StartSandboxRequest { sandbox_id: id.into(), ..Default::default() };
     rig.run(rig.sandboxes().start_sandbox(soon(), &request)).unwrap().pid
 }
 
-fn state(rig: &Rig, id: &str) -> ttrpc::Result<String> {
+pub fn state(rig: &Rig, id: &str) -> ttrpc::Result<String> {
     let request = SandboxStatusRequest { sandbox_id: id.into(), ..Default::default() };
     rig.run(rig.sandboxes().sandbox_status(soon(), &request)).map(|answer| answer.state)
 }
@@ -50,13 +50,13 @@ fn stop(rig: &Rig, id: &str) {
     rig.run(rig.sandboxes().stop_sandbox(soon(), &request)).unwrap();
 }
 
-fn shut_down(rig: &Rig, id: &str) {
+pub fn shut_down(rig: &Rig, id: &str) {
     let request = ShutdownSandboxRequest { sandbox_id: id.into(), ..Default::default() };
     rig.run(rig.sandboxes().shutdown_sandbox(soon(), &request)).unwrap();
 }
 
 /// A container of the pod whose namespaces of these kinds are the pod's.
-fn member(rig: &Rig, id: &str, pod: &str, pid: u32, kinds: &[&str], script: &str) -> Bundle {
+pub fn member(rig: &Rig, id: &str, pod: &str, pid: u32, kinds: &[&str], script: &str) -> Bundle {
     let mut bundle = rig.bundle(id, &["sh", "-c", script]);
     bundle.stdout = format!("cri-log://{}", rig.log_path(id).display());
     bundle.spec["annotations"] = json!({"io.kubernetes.cri.sandbox-id": pod});
