@@ -14,7 +14,7 @@ pub use stdio::Stdio;
 
 use crate::cgroup::Join;
 use crate::error::Kind;
-use crate::program::{EXECUTE, FIND_COMMAND, PidNamespace, Program, scheduling_sentence};
+use crate::program::{EXECUTE, FIND_COMMAND, JOIN_PROCESS, PidNamespace, Program, scheduling_sentence};
 use crate::seccomp::Filter;
 use crate::sys::child::{LISTENER, MET, PARKED, REBORN, Report, Script, TERMINAL};
 use crate::sys::clone::{Born, spawn};
@@ -218,6 +218,7 @@ fn kind_of(sentence: &str, errno: i32) -> Option<Kind> {
         }
         libc::EXDEV | libc::ENOTDIR | libc::ELOOP | libc::ENAMETOOLONG | libc::EINVAL => Some(Kind::Invalid),
         libc::ENODEV => Some(Kind::Unsupported),
+        libc::ESRCH if sentence == JOIN_PROCESS => Some(Kind::State),
         _ => None,
     }
 }
@@ -225,6 +226,7 @@ fn kind_of(sentence: &str, errno: i32) -> Option<Kind> {
 fn hint_for(sentence: &str, errno: i32) -> Option<&'static str> {
     let is = |start: &str| sentence.starts_with(start);
     match errno {
+        libc::ESRCH if is(JOIN_PROCESS) => Some("the container is not running"),
         libc::ENOENT if is(FIND_COMMAND) => {
             Some("no such command in the container: check the image and PATH")
         }

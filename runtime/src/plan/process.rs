@@ -164,9 +164,10 @@ fn limits(process: &Process) -> Result<Vec<Limit>> {
     Ok(limits)
 }
 
+#[allow(clippy::unnecessary_cast, reason = "musl's constants are signed")]
 fn resource_number(kind: PosixRlimitType) -> u32 {
     use PosixRlimitType as R;
-    match kind {
+    let number = match kind {
         R::RlimitCpu => libc::RLIMIT_CPU,
         R::RlimitFsize => libc::RLIMIT_FSIZE,
         R::RlimitData => libc::RLIMIT_DATA,
@@ -183,7 +184,8 @@ fn resource_number(kind: PosixRlimitType) -> u32 {
         R::RlimitNice => libc::RLIMIT_NICE,
         R::RlimitRtprio => libc::RLIMIT_RTPRIO,
         R::RlimitRttime => libc::RLIMIT_RTTIME,
-    }
+    };
+    number as u32
 }
 
 fn score(process: &Process) -> Result<Option<i32>> {

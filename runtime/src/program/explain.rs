@@ -12,6 +12,7 @@ use std::ffi::CStr;
 
 /// How the sentences of the two last steps begin; after a start only the sentences are left to tell what failed.
 pub const FIND_COMMAND: &str = "find command";
+pub const JOIN_PROCESS: &str = "join the container's namespaces";
 pub const EXECUTE: &str = "execute";
 /// The sentence of [`Step::Park`].
 pub const PARK: &str = "wait for the start byte";
@@ -82,7 +83,7 @@ impl Program {
             Step::SessionKeyring(name) => format!("join session keyring {}", lossy(name)),
             Step::WriteProc { path, value, .. } => format!("write {} to {}", lossy(value), lossy(path)),
             Step::JoinNamespace { from, .. } => format!("join {}", self.name(*from)),
-            Step::JoinProcess { .. } => "join the container's namespaces".to_owned(),
+            Step::JoinProcess { .. } => JOIN_PROCESS.to_owned(),
             Step::Unshare(kinds) => format!("new {} namespaces", kind_names(*kinds)),
             Step::Rebirth { outside } => {
                 let said = outside.iter().map(scheduling_sentence);

@@ -9,7 +9,7 @@ mod pod;
 mod wish;
 
 pub(crate) use explain::scheduling_sentence;
-pub use explain::{EXECUTE, Explanation, FIND_COMMAND, PARK};
+pub use explain::{EXECUTE, Explanation, FIND_COMMAND, JOIN_PROCESS, PARK};
 pub use hook::HookPlace;
 pub use pod::PodPlan;
 

@@ -26,6 +26,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 /// SIGKILL, by its number on every architecture.
 const SIGKILL: i32 = 9;
@@ -176,8 +177,8 @@ impl Sandbox {
         let died_unseen = record.reaper && reaper.is_none();
         let sandbox = Arc::new(Self::assemble(record, namespaces, reaper));
         sandbox.watch_reaper(keeper, adopted);
-        if died_unseen && let Err(error) = sandbox.set_stopped(keeper, now(), LOST) {
-            tracing::error!(id = sandbox.id(), "record the sandbox's end: {error}");
+        if died_unseen {
+            sandbox.set_stopped(keeper, now(), LOST);
         }
         Some(sandbox)
     }
@@ -188,9 +189,7 @@ impl Sandbox {
         let (sandbox, keeper) = (Arc::clone(self), Arc::clone(keeper));
         tokio::spawn(async move {
             let end = wait_end(&reaper, adopted).await;
-            if let Err(error) = sandbox.set_stopped(&keeper, end.ended.at, end.ended.status) {
-                tracing::error!(id = sandbox.id(), "record the sandbox's end: {error}");
-            }
+            sandbox.set_stopped(&keeper, end.ended.at, end.ended.status);
             reaper.reap();
             if let Some(report) = end.report {
                 keeper.guardian.recorded(report);
@@ -218,28 +217,34 @@ impl Sandbox {
         let (sandbox, keeper) = (Arc::clone(self), Arc::clone(keeper));
         detached(async move {
             let id = sandbox.id();
-            for task in keeper.tasks.all() {
-                if task.sandbox() == id {
-                    task.end_by_force().await?;
-                }
+            // All at once, so that one that cannot die holds no other up.
+            let mut ends = JoinSet::new();
+            for task in keeper.tasks.all().into_iter().filter(|task| task.sandbox() == id) {
+                ends.spawn(async move { task.end_by_force().await });
             }
+            let ends = ends.join_all().await;
             if let Some(reaper) = &sandbox.reaper {
                 let _ = reaper.signal(SIGKILL);
             }
-            sandbox.set_stopped(&keeper, now(), 0)
+            ends.into_iter().collect::<Result<()>>()?;
+            sandbox.set_stopped(&keeper, now(), 0);
+            Ok(())
         })
         .await
     }
 
-    fn set_stopped(&self, keeper: &Keeper, at: i64, status: u32) -> Result<()> {
+    /// In memory first, whatever the disk says: a sandbox known to be dead is never told as alive, and it must go on a
+    /// full disk, too.
+    fn set_stopped(&self, keeper: &Keeper, at: i64, status: u32) {
         {
             let mut record = self.lock();
             if matches!(record.phase, SandboxPhase::Stopped { .. }) {
-                return Ok(());
+                return;
             }
-            let stopped = SandboxRecord { phase: SandboxPhase::Stopped { at, status }, ..record.clone() };
-            save(keeper, &stopped)?;
-            *record = stopped;
+            record.phase = SandboxPhase::Stopped { at, status };
+            if let Err(error) = save(keeper, &record) {
+                tracing::error!(id = record.id, "record the sandbox's end: {error}");
+            }
             for kind in KINDS {
                 keeper.guardian.forget(&format!("{}{}", prefix(&record.id), name(kind)));
             }
@@ -249,7 +254,6 @@ impl Sandbox {
             tracing::warn!("{error}");
         }
         self.stopped.send_replace(Some((at, status)));
-        Ok(())
     }
 
     /// WaitSandbox: time and status of the end.
