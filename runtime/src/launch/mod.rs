@@ -218,7 +218,7 @@ fn kind_of(sentence: &str, errno: i32) -> Option<Kind> {
         }
         libc::EXDEV | libc::ENOTDIR | libc::ELOOP | libc::ENAMETOOLONG | libc::EINVAL => Some(Kind::Invalid),
         libc::ENODEV => Some(Kind::Unsupported),
-        libc::ESRCH if sentence == JOIN_PROCESS => Some(Kind::State),
+        libc::ESRCH if sentence.starts_with(JOIN_PROCESS) => Some(Kind::State),
         _ => None,
     }
 }

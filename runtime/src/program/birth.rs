@@ -101,6 +101,7 @@ impl Builder {
         process: &ProcessPlan,
         user: &UserPlan,
         kinds: u32,
+        root: Option<Handle>,
     ) -> PidNamespace {
         self.hard_limits(process);
         if let Some(uid) = process.host_uid {
@@ -108,16 +109,37 @@ impl Builder {
         }
         let kinds = kinds | NamespaceKind::User.clone_flag();
         let groups = user.setgroups == Setgroups::Allow;
-        if user.ordinary {
-            self.push(Step::JoinProcess { pidfd: target, kinds: kinds | NamespaceKind::Pid.clone_flag() });
-            self.again(priorities(process));
-            self.push(Step::BecomeNamespaceRoot { groups });
-            return PidNamespace::Inherited;
-        }
-        self.steps.extend(priorities(process));
-        self.push(Step::JoinProcess { pidfd: target, kinds });
+        let pid_namespace = if user.ordinary {
+            self.join_and_go_on(target, kinds, root, priorities(process))
+        } else {
+            self.steps.extend(priorities(process));
+            self.push(Step::JoinProcess { pidfd: target, kinds });
+            self.steps.extend(root.map(Step::ChangeRoot));
+            PidNamespace::OfProcess(target)
+        };
         self.push(Step::BecomeNamespaceRoot { groups });
-        PidNamespace::OfProcess(target)
+        pid_namespace
+    }
+
+    /// Joins these kinds of the process behind `target`, and its PID namespace by the extra clone. The new process is seen
+    /// inside only once it has the container's tree: whoever may trace there would find the host's behind /proc/PID/root
+    /// before. (With a user namespace between, nobody inside may trace who was born outside.)
+    pub(super) fn join_and_go_on(
+        &mut self,
+        target: Handle,
+        kinds: u32,
+        root: Option<Handle>,
+        outside: Vec<Step>,
+    ) -> PidNamespace {
+        let cgroup = NamespaceKind::Cgroup.clone_flag();
+        let first = kinds & !cgroup | NamespaceKind::Pid.clone_flag();
+        self.push(Step::JoinProcess { pidfd: target, kinds: first });
+        self.steps.extend(root.map(Step::ChangeRoot));
+        self.again(outside);
+        // Not before: whoever is in a cgroup namespace can go into no group that is not below its root, nor come from one,
+        // and the clone goes from ours into the container's (cgroup_namespaces(7); nsdelegate).
+        self.push(Step::JoinProcess { pidfd: target, kinds: kinds & cgroup });
+        PidNamespace::Inherited
     }
 
     pub(super) fn enter_user_namespace(&mut self, from: Handle) {

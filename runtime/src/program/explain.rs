@@ -12,7 +12,7 @@ use std::ffi::CStr;
 
 /// How the sentences of the two last steps begin; after a start only the sentences are left to tell what failed.
 pub const FIND_COMMAND: &str = "find command";
-pub const JOIN_PROCESS: &str = "join the container's namespaces";
+pub const JOIN_PROCESS: &str = "join the container's";
 pub const EXECUTE: &str = "execute";
 /// The sentence of [`Step::Park`].
 pub const PARK: &str = "wait for the start byte";
@@ -83,7 +83,10 @@ impl Program {
             Step::SessionKeyring(name) => format!("join session keyring {}", lossy(name)),
             Step::WriteProc { path, value, .. } => format!("write {} to {}", lossy(value), lossy(path)),
             Step::JoinNamespace { from, .. } => format!("join {}", self.name(*from)),
-            Step::JoinProcess { .. } => JOIN_PROCESS.to_owned(),
+            Step::JoinProcess { kinds, .. } if *kinds == NamespaceKind::Cgroup.clone_flag() => {
+                format!("{JOIN_PROCESS} cgroup namespace")
+            }
+            Step::JoinProcess { .. } => format!("{JOIN_PROCESS} namespaces"),
             Step::Unshare(kinds) => format!("new {} namespaces", kind_names(*kinds)),
             Step::Rebirth { outside } => {
                 let said = outside.iter().map(scheduling_sentence);

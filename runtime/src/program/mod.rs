@@ -161,25 +161,11 @@ impl Program {
         if time {
             kinds |= NamespaceKind::Time.clone_flag();
         }
+        let root = root.then(|| builder.handle(Prepare::TargetRoot));
         let pid_namespace = match user {
-            None => {
-                builder.push(Step::JoinProcess {
-                    pidfd: target,
-                    kinds: kinds | NamespaceKind::Pid.clone_flag(),
-                });
-                PidNamespace::Inherited
-            }
-            Some(user) => builder.enter_user_namespace_of(target, process, user, kinds),
+            None => builder.join_and_go_on(target, kinds, root, Vec::new()),
+            Some(user) => builder.enter_user_namespace_of(target, process, user, kinds, root),
         };
-        if root {
-            let root = builder.handle(Prepare::TargetRoot);
-            builder.push(Step::ChangeRoot(root));
-        }
-        if user.is_none() {
-            // Seen inside only from here on: whoever may trace there would find the host's tree behind /proc/PID/root
-            // before. (In a user namespace nobody may trace who was born outside.)
-            builder.again(Vec::new());
-        }
         if process.terminal {
             builder.push(Step::OpenTerminal);
         }
