@@ -40,6 +40,32 @@ pub fn namespaces() -> v1::NamespaceOption {
     }
 }
 
+pub fn pod_security(pod: &mut v1::PodSandboxConfig) -> &mut v1::LinuxSandboxSecurityContext {
+    pod.linux.get_or_insert_default().security_context.get_or_insert_default()
+}
+
+/// Namespace modes of a pod.
+pub fn pod_modes(pod: &mut v1::PodSandboxConfig) -> &mut v1::NamespaceOption {
+    pod_security(pod).namespace_options.get_or_insert_default()
+}
+
+pub fn security(container: &mut v1::ContainerConfig) -> &mut v1::LinuxContainerSecurityContext {
+    container.linux.get_or_insert_default().security_context.get_or_insert_default()
+}
+
+/// Namespace modes of a container.
+pub fn modes(container: &mut v1::ContainerConfig) -> &mut v1::NamespaceOption {
+    security(container).namespace_options.get_or_insert_default()
+}
+
+/// The container with its pod's namespace modes, as the kubelet sends it.
+pub fn in_pod(pod: &v1::PodSandboxConfig, mut container: v1::ContainerConfig) -> v1::ContainerConfig {
+    let modes =
+        pod.linux.as_ref().and_then(|linux| linux.security_context.as_ref()?.namespace_options.clone());
+    security(&mut container).namespace_options = modes;
+    container
+}
+
 /// A container with a command line; its log is `<name>/0.log`.
 pub fn container(name: &str, image: &str, command: &[&str]) -> v1::ContainerConfig {
     v1::ContainerConfig {

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use cri_proto::v1;
-use e2e::requests::{bind, container, pod, shell};
+use e2e::requests::{bind, container, pod, security, shell};
 use e2e::{Node, Setup, on_a_node};
 use tonic::Code;
 
@@ -63,18 +63,14 @@ async fn table(node: &mut Node) -> Result<()> {
         &["command", "bare"],
     )?;
     let mut user = c("user");
-    let security = |c: &mut v1::ContainerConfig, f: fn(&mut v1::LinuxContainerSecurityContext)| {
-        f(c.linux.get_or_insert_default().security_context.get_or_insert_default());
-    };
-    security(&mut user, |s| s.run_as_username = "nobody-here".into());
+    security(&mut user).run_as_username = "nobody-here".into();
     refused("unknown user", create(user).await, &[Code::InvalidArgument, Code::NotFound], &["nobody-here"])?;
     let mut group = c("group");
-    security(&mut group, |s| s.run_as_group = Some(v1::Int64Value { value: 5 }));
+    security(&mut group).run_as_group = Some(v1::Int64Value { value: 5 });
     refused("group without user", create(group).await, &invalid, &["run_as_group"])?;
     let mut capability = c("capability");
-    security(&mut capability, |s| {
-        s.capabilities = Some(v1::Capability { add_capabilities: vec!["FLY".into()], ..Default::default() });
-    });
+    security(&mut capability).capabilities =
+        Some(v1::Capability { add_capabilities: vec!["FLY".into()], ..Default::default() });
     refused("unknown capability", create(capability).await, &invalid, &["FLY"])?;
     let mut source = c("source");
     source.mounts.push(bind(std::path::Path::new("/no/such/source"), "/mnt"));
@@ -102,20 +98,18 @@ async fn table(node: &mut Node) -> Result<()> {
     refused("swap below memory", create(memory).await, &invalid, &["swap"])?;
 
     // What this kernel lacks, or what nobody installed.
+    let local = |path: &str| {
+        let kind = v1::security_profile::ProfileType::Localhost.into();
+        Some(v1::SecurityProfile { profile_type: kind, localhost_ref: path.into() })
+    };
     let mut profile = c("apparmor");
-    security(&mut profile, |s| {
-        let kind = v1::security_profile::ProfileType::Localhost.into();
-        s.apparmor = Some(v1::SecurityProfile { profile_type: kind, localhost_ref: "localhost/mine".into() });
-    });
+    security(&mut profile).apparmor = local("localhost/mine");
     refused("AppArmor without AppArmor", create(profile).await, &bad_limit, &["AppArmor"])?;
-    let mut profile = c("seccomp");
-    security(&mut profile, |s| {
-        let kind = v1::security_profile::ProfileType::Localhost.into();
-        s.seccomp =
-            Some(v1::SecurityProfile { profile_type: kind, localhost_ref: "/no/such/profile.json".into() });
-    });
-    let codes = [Code::InvalidArgument, Code::NotFound];
-    refused("absent seccomp profile", create(profile).await, &codes, &["/no/such/profile.json"])?;
+    for (path, word) in [("/no/such/profile.json", "No such file"), ("/dev/zero", "regular file")] {
+        let mut profile = c("seccomp");
+        security(&mut profile).seccomp = local(path);
+        refused("no seccomp profile", create(profile).await, &invalid, &[path, word])?;
+    }
     let mut pages = c("pages");
     pages.linux.get_or_insert_default().resources = Some(v1::LinuxContainerResources {
         hugepage_limits: vec![v1::HugepageLimit { page_size: "3MB".into(), limit: 1 << 20 }],

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use cri_proto::v1::{self, MountPropagation};
-use e2e::requests::{bind, pod, shell};
+use e2e::requests::{bind, pod, pod_security, security, shell};
 use e2e::{Node, Setup, on_a_node};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use std::path::Path;
@@ -57,13 +57,11 @@ async fn propagated(node: &Node, made: &Sources) -> Result<()> {
     let [shared, slave, lone] = &made.0;
     let image = node.import("busybox").await?;
     let mut config = pod(node, "propagates");
-    let security = config.linux.as_mut().and_then(|l| l.security_context.as_mut()).context("security")?;
-    security.privileged = true;
+    pod_security(&mut config).privileged = true;
     let sandbox = node.run_pod(&config).await?;
     let with = |name: &str, source: &Path, propagation: MountPropagation| {
         let mut container = shell(name, &image, "trap 'exit 0' TERM; while :; do sleep 0.1; done");
-        let security = container.linux.get_or_insert_default().security_context.get_or_insert_default();
-        security.privileged = true;
+        security(&mut container).privileged = true;
         container.mounts = vec![v1::Mount { propagation: propagation.into(), ..bind(source, "/m") }];
         container
     };

@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, ensure};
 use cri_proto::v1;
-use e2e::requests::{bind, pod, shell};
+use e2e::requests::{bind, in_pod, pod, pod_modes, shell};
 use e2e::{Node, Setup, on_a_node};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -23,8 +23,7 @@ async fn statistics(node: &mut Node) -> Result<()> {
     let id = node.run(&sandbox, &config, shell("main", &image, burn)).await?;
     node.sh(&id, "ping -c 1 -w 2 10.88.0.1 >/dev/null || true").await?;
     let mut host = pod(node, "on-the-host");
-    let modes = host.linux.as_mut().and_then(|l| l.security_context.as_mut()).context("security")?;
-    modes.namespace_options.get_or_insert_default().network = v1::NamespaceMode::Node.into();
+    pod_modes(&mut host).network = v1::NamespaceMode::Node.into();
     let host = node.run_pod(&host).await?;
 
     let of = |id: &str| v1::PodSandboxStatsRequest { pod_sandbox_id: id.into() };
@@ -73,12 +72,9 @@ fn a_pod_whose_first_process_dies_is_not_ready() {
 async fn reaper_dies(node: &mut Node) -> Result<()> {
     let image = node.import("busybox").await?;
     let mut config = pod(node, "shared");
-    let modes = config.linux.as_mut().and_then(|l| l.security_context.as_mut()).context("security")?;
-    modes.namespace_options.get_or_insert_default().pid = v1::NamespaceMode::Pod.into();
+    pod_modes(&mut config).pid = v1::NamespaceMode::Pod.into();
     let sandbox = node.run_pod(&config).await?;
-    let mut main = shell("main", &image, "exec sleep 1000");
-    let modes = main.linux.as_mut().and_then(|l| l.security_context.as_mut()).context("security")?;
-    modes.namespace_options.get_or_insert_default().pid = v1::NamespaceMode::Pod.into();
+    let main = in_pod(&config, shell("main", &image, "exec sleep 1000"));
     let id = node.run(&sandbox, &config, main).await?;
     let mut events = node.runtime().await?.get_container_events(v1::GetEventsRequest {}).await?.into_inner();
     let request = v1::PodSandboxStatusRequest { pod_sandbox_id: sandbox.clone(), verbose: true };

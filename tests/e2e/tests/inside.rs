@@ -3,16 +3,12 @@
 
 use anyhow::{Context, Result, ensure};
 use cri_proto::v1;
-use e2e::requests::{bind, pod, shell};
+use e2e::requests::{bind, modes, pod, pod_modes, pod_security, security, shell};
 use e2e::{Node, Setup, on_a_node};
 use std::collections::HashMap;
 use tonic::Code;
 
 const SLEEP: &str = "exec sleep 1000";
-
-fn secure(container: &mut v1::ContainerConfig) -> &mut v1::LinuxContainerSecurityContext {
-    container.linux.get_or_insert_default().security_context.get_or_insert_default()
-}
 
 /// A line of a process's /proc/<pid>/status or limits on the host.
 fn line_of(pid: i32, file: &str, key: &str) -> Result<String> {
@@ -59,10 +55,8 @@ async fn parameters(node: &mut Node) -> Result<()> {
     let before = std::fs::read_to_string("/proc/sys/kernel/shm_rmid_forced")?;
     for (name, ipc) in [("net.ipv4.ip_unprivileged_port_start", false), ("kernel.shm_rmid_forced", true)] {
         let mut host = pod(node, "on-the-host");
-        let linux = host.linux.get_or_insert_default();
-        linux.sysctls = sysctl(name, "1");
-        let options =
-            linux.security_context.get_or_insert_default().namespace_options.get_or_insert_default();
+        host.linux.get_or_insert_default().sysctls = sysctl(name, "1");
+        let options = pod_modes(&mut host);
         let mode = if ipc { &mut options.ipc } else { &mut options.network };
         *mode = v1::NamespaceMode::Node.into();
         let error =
@@ -72,11 +66,10 @@ async fn parameters(node: &mut Node) -> Result<()> {
     ensure!(std::fs::read_to_string("/proc/sys/kernel/shm_rmid_forced")? == before);
 
     let mut host = pod(node, "host-ipc");
-    let security = host.linux.get_or_insert_default().security_context.get_or_insert_default();
-    security.namespace_options.get_or_insert_default().ipc = v1::NamespaceMode::Node.into();
+    pod_modes(&mut host).ipc = v1::NamespaceMode::Node.into();
     let sandbox = node.run_pod(&host).await?;
     let mut main = shell("main", &image, SLEEP);
-    secure(&mut main).namespace_options.get_or_insert_default().ipc = v1::NamespaceMode::Node.into();
+    modes(&mut main).ipc = v1::NamespaceMode::Node.into();
     let main = node.run(&sandbox, &host, main).await?;
     let ours = std::fs::read_link("/proc/self/ns/ipc")?;
     ensure!(
@@ -113,11 +106,11 @@ async fn confined(node: &mut Node) -> Result<()> {
     }];
     main.linux.get_or_insert_default().resources =
         Some(v1::LinuxContainerResources { oom_score_adj: 500, ..Default::default() });
-    let security = secure(&mut main);
-    security.no_new_privs = true;
-    security.readonly_rootfs = true;
-    security.masked_paths = ["/etc/passwd", "/sys/kernel", "/absent"].map(Into::into).into();
-    security.readonly_paths = vec!["/proc/sys".into()];
+    let wants = security(&mut main);
+    wants.no_new_privs = true;
+    wants.readonly_rootfs = true;
+    wants.masked_paths = ["/etc/passwd", "/sys/kernel", "/absent"].map(Into::into).into();
+    wants.readonly_paths = vec!["/proc/sys".into()];
     let id = node.run(&sandbox, &config, main).await?;
 
     ensure!(
@@ -161,7 +154,7 @@ async fn confined(node: &mut Node) -> Result<()> {
     }
 
     let mut stranger = shell("stranger", &image, "id -u; id -g; echo $HOME; exec sleep 1000");
-    secure(&mut stranger).run_as_user = Some(v1::Int64Value { value: 4242 });
+    security(&mut stranger).run_as_user = Some(v1::Int64Value { value: 4242 });
     let stranger = node.run(&sandbox, &config, stranger).await?;
     node.log_shows(&stranger, |line| line == "/").await?;
     let lines: Vec<_> = node.log(&stranger).await?.into_iter().map(|(_, _, line)| line).collect();
@@ -196,7 +189,7 @@ async fn capabilities(node: &mut Node) -> Result<()> {
     let with = |name: &str, add: &[&str], drop: &[&str]| {
         let mut container = shell(name, &image, SLEEP);
         let list = |names: &[&str]| names.iter().map(|&n| n.to_owned()).collect();
-        secure(&mut container).capabilities = Some(v1::Capability {
+        security(&mut container).capabilities = Some(v1::Capability {
             add_capabilities: list(add),
             drop_capabilities: list(drop),
             ..Default::default()
@@ -212,13 +205,13 @@ async fn capabilities(node: &mut Node) -> Result<()> {
     ensure!(bounding(one).await? == "CapBnd:\t0000000000001000");
 
     let mut privileged = shell("privileged", &image, SLEEP);
-    secure(&mut privileged).privileged = true;
-    secure(&mut privileged).masked_paths = vec!["/proc/kcore".into(), "/sys/kernel".into()];
-    secure(&mut privileged).readonly_paths = vec!["/proc/sys".into()];
+    security(&mut privileged).privileged = true;
+    security(&mut privileged).masked_paths = vec!["/proc/kcore".into(), "/sys/kernel".into()];
+    security(&mut privileged).readonly_paths = vec!["/proc/sys".into()];
     let refused = node.create(&sandbox, &plain, privileged.clone()).await.err().context("the pod is not")?;
     ensure!(refused.downcast::<tonic::Status>()?.code() == Code::InvalidArgument);
     let mut config = pod(node, "privileged");
-    config.linux.get_or_insert_default().security_context.get_or_insert_default().privileged = true;
+    pod_security(&mut config).privileged = true;
     let sandbox = node.run_pod(&config).await?;
     let id = node.run(&sandbox, &config, privileged).await?;
     ensure!(node.sh(&id, "grep CapBnd /proc/1/status").await?.trim() == ours);

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use cri_proto::v1;
-use e2e::requests::{container, pod};
+use e2e::requests::{container, modes, pod, pod_modes};
 use e2e::streams::payload;
 use e2e::{Node, Setup, on_a_node};
 use std::process::Stdio;
@@ -85,10 +85,8 @@ async fn servers(node: &Node, name: &str, network: v1::NamespaceMode) -> Result<
     let image = node.import("python3").await?;
     let mut config = pod(node, name);
     let mut server = container("servers", &image, &["python3", "-c", SERVERS]);
-    let of_pod = config.linux.as_mut().and_then(|l| l.security_context.as_mut()?.namespace_options.as_mut());
-    of_pod.context("options")?.network = network.into();
-    let own = server.linux.as_mut().and_then(|l| l.security_context.as_mut()?.namespace_options.as_mut());
-    own.context("options")?.network = network.into();
+    pod_modes(&mut config).network = network.into();
+    modes(&mut server).network = network.into();
     let sandbox = node.run_pod(&config).await?;
     let id = node.run(&sandbox, &config, server).await?;
     node.log_shows(&id, |line| line == "ready").await?;

@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, ensure};
 use cri_proto::v1;
-use e2e::requests::{pod, shell};
+use e2e::requests::{in_pod, pod, pod_modes, shell};
 use e2e::{Node, Setup, on_a_node};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -15,20 +15,17 @@ fn on_systemd() -> bool {
 
 fn host_pod(node: &Node, name: &str) -> v1::PodSandboxConfig {
     let mut config = pod(node, name);
-    let security = config.linux.get_or_insert_default().security_context.get_or_insert_default();
-    security.namespace_options.get_or_insert_default().network = v1::NamespaceMode::Node.into();
+    pod_modes(&mut config).network = v1::NamespaceMode::Node.into();
     config
 }
 
 fn limited(
     config: &v1::PodSandboxConfig,
-    mut container: v1::ContainerConfig,
+    container: v1::ContainerConfig,
     memory: i64,
 ) -> v1::ContainerConfig {
-    let linux = container.linux.get_or_insert_default();
-    let pods = config.linux.as_ref().and_then(|l| l.security_context.as_ref()?.namespace_options.clone());
-    linux.security_context.get_or_insert_default().namespace_options = pods;
-    linux.resources = Some(resources(memory));
+    let mut container = in_pod(config, container);
+    container.linux.get_or_insert_default().resources = Some(resources(memory));
     container
 }
 

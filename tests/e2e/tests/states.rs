@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use cri_proto::v1;
 use e2e::kernel::{Group, is_v2};
-use e2e::requests::{pod, shell};
+use e2e::requests::{in_pod, pod, pod_modes, shell};
 use e2e::{Node, Setup, on_a_node};
 use std::time::{Duration, Instant};
 use tonic::Code;
@@ -92,15 +92,9 @@ fn a_stop_is_the_signal_that_was_asked_for_or_none() {
 async fn signals(node: &mut Node) -> Result<()> {
     let image = node.import("busybox").await?;
     let mut config = pod(node, "signals");
-    let shared = config.linux.as_mut().and_then(|l| l.security_context.as_mut()).context("security")?;
-    shared.namespace_options.get_or_insert_default().pid = v1::NamespaceMode::Pod.into();
+    pod_modes(&mut config).pid = v1::NamespaceMode::Pod.into();
     let sandbox = node.run_pod(&config).await?;
-    let in_pod = |name: &str, script: &str| {
-        let mut container = shell(name, &image, script);
-        let security = container.linux.get_or_insert_default().security_context.get_or_insert_default();
-        security.namespace_options.get_or_insert_default().pid = v1::NamespaceMode::Pod.into();
-        container
-    };
+    let in_pod = |name: &str, script: &str| in_pod(&config, shell(name, &image, script));
 
     let deaf = "trap 'echo TERM' TERM; setsid sh -c \"trap '' TERM; echo up; while :; do sleep 0.1; done\" & \
         while :; do sleep 0.1; done";

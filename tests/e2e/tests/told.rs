@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use cri_proto::v1;
-use e2e::requests::{pod, shell};
+use e2e::requests::{pod, pod_modes, security, shell};
 use e2e::{Node, Setup, on_a_node};
 use serde_json::Value;
 use std::collections::HashMap;
@@ -83,8 +83,7 @@ async fn of_pods(node: &mut Node) -> Result<()> {
     first.annotations = odd_words();
     let mut second = pod(node, "odd");
     second.metadata.get_or_insert_default().attempt = 1;
-    let options = second.linux.as_mut().and_then(|l| l.security_context.as_mut()).context("security")?;
-    options.namespace_options.get_or_insert_default().network = v1::NamespaceMode::Node.into();
+    pod_modes(&mut second).network = v1::NamespaceMode::Node.into();
     let ids = [node.run_pod(&first).await?, node.run_pod_under(&second, "slipway").await?];
 
     let mut created = Vec::new();
@@ -172,7 +171,7 @@ async fn of_containers(node: &mut Node) -> Result<()> {
     let mut one = shell("one", &image, "id; head -c 300000 /dev/zero > /tmp/blob; echo up; exec sleep 1000");
     one.labels = odd_words();
     one.annotations = odd_words();
-    let security = one.linux.get_or_insert_default().security_context.get_or_insert_default();
+    let security = security(&mut one);
     security.run_as_user = Some(v1::Int64Value { value: 1234 });
     security.run_as_group = Some(v1::Int64Value { value: 77 });
     security.supplemental_groups = vec![88, 99];

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use cri_proto::v1;
 use e2e::containerd::{Handler, Release, setup};
-use e2e::requests::{bind, pod, shell};
+use e2e::requests::{bind, in_pod, modes, pod, pod_modes, shell};
 use e2e::{Node, Setup, on_a_node};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::time::{Duration, Instant};
@@ -19,23 +19,10 @@ fn user() -> Option<v1::UserNamespace> {
     Some(v1::UserNamespace { mode: v1::NamespaceMode::Pod.into(), uids: map(), gids: map() })
 }
 
-/// The options of a pod's request.
-fn options(config: &mut v1::PodSandboxConfig) -> &mut v1::NamespaceOption {
-    let security = config.linux.get_or_insert_default().security_context.get_or_insert_default();
-    security.namespace_options.get_or_insert_default()
-}
-
 fn user_pod(node: &Node, name: &str) -> v1::PodSandboxConfig {
     let mut config = pod(node, name);
-    options(&mut config).userns_options = user();
+    pod_modes(&mut config).userns_options = user();
     config
-}
-
-/// As the kubelet asks for a container of such a pod: with the pod's options.
-fn in_pod(config: &v1::PodSandboxConfig, mut container: v1::ContainerConfig) -> v1::ContainerConfig {
-    let pods = config.linux.as_ref().and_then(|l| l.security_context.as_ref()?.namespace_options.clone());
-    container.linux.get_or_insert_default().security_context.get_or_insert_default().namespace_options = pods;
-    container
 }
 
 fn mapped(mut mount: v1::Mount) -> v1::Mount {
@@ -164,7 +151,7 @@ fn a_shared_pid_namespace_and_the_host_s_network() {
 async fn other_modes(node: &mut Node) -> Result<()> {
     let image = node.import("busybox").await?;
     let mut config = user_pod(node, "shared");
-    options(&mut config).pid = v1::NamespaceMode::Pod.into();
+    pod_modes(&mut config).pid = v1::NamespaceMode::Pod.into();
     let sandbox = node.run_pod(&config).await?;
     let one = node.run(&sandbox, &config, in_pod(&config, shell("one", &image, "exec sleep 1000"))).await?;
     let two = node.run(&sandbox, &config, in_pod(&config, shell("two", &image, "exec sleep 2000"))).await?;
@@ -177,7 +164,7 @@ async fn other_modes(node: &mut Node) -> Result<()> {
     node.remove_pod(&sandbox).await?;
     // CRI-UNS-09: where the network is the host's, its sysfs can be seen only.
     let mut config = user_pod(node, "hostnet");
-    options(&mut config).network = v1::NamespaceMode::Node.into();
+    pod_modes(&mut config).network = v1::NamespaceMode::Node.into();
     let sandbox = node.run_pod(&config).await?;
     let main = node.run(&sandbox, &config, in_pod(&config, shell("main", &image, "exec sleep 1000"))).await?;
     let seen =
@@ -235,7 +222,7 @@ async fn refusals(node: &mut Node) -> Result<()> {
         (with(Pod, vec![line(3, ROOT, 9)], vec![line(3, ROOT, 9)]), "must be 0"),
     ] {
         let mut config = pod(node, "bad");
-        options(&mut config).userns_options = asked;
+        pod_modes(&mut config).userns_options = asked;
         let error = node.run_pod(&config).await.err().context(word)?;
         let status = error.downcast_ref::<tonic::Status>().context("a status")?;
         ensure!(
@@ -246,9 +233,7 @@ async fn refusals(node: &mut Node) -> Result<()> {
     let config = user_pod(node, "good");
     let sandbox = node.run_pod(&config).await?;
     let mut foreign = in_pod(&config, shell("foreign", &image, "true"));
-    let security = foreign.linux.get_or_insert_default().security_context.get_or_insert_default();
-    security.namespace_options.get_or_insert_default().userns_options =
-        with(Pod, vec![line(0, 9, 65536)], vec![line(0, 9, 65536)]);
+    modes(&mut foreign).userns_options = with(Pod, vec![line(0, 9, 65536)], vec![line(0, 9, 65536)]);
     let error = node.create(&sandbox, &config, foreign).await.err().context("another mapping")?;
     ensure!(error.to_string().contains("must be the sandbox's"), "{error}");
     // A file system that cannot be id-mapped: named, with what to do.

@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, ensure};
 use cri_proto::v1;
-use e2e::requests::{pod, shell};
+use e2e::requests::{in_pod, pod, pod_modes, pod_security, security, shell};
 use e2e::{Node, Setup, on_a_node};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -16,20 +16,8 @@ fn user_pod(node: &Node, name: &str, length: u32) -> v1::PodSandboxConfig {
     let mut config = pod(node, name);
     let map = vec![v1::IdMapping { container_id: 0, host_id: ROOT, length }];
     let user = v1::UserNamespace { mode: v1::NamespaceMode::Pod.into(), uids: map.clone(), gids: map };
-    let security = config.linux.get_or_insert_default().security_context.get_or_insert_default();
-    security.namespace_options.get_or_insert_default().userns_options = Some(user);
+    pod_modes(&mut config).userns_options = Some(user);
     config
-}
-
-/// A container of such a pod, as the kubelet asks for it: with the pod's options.
-fn in_pod(config: &v1::PodSandboxConfig, mut container: v1::ContainerConfig) -> v1::ContainerConfig {
-    let pods = config.linux.as_ref().and_then(|l| l.security_context.as_ref()?.namespace_options.clone());
-    security(&mut container).namespace_options = pods;
-    container
-}
-
-fn security(container: &mut v1::ContainerConfig) -> &mut v1::LinuxContainerSecurityContext {
-    container.linux.get_or_insert_default().security_context.get_or_insert_default()
 }
 
 /// CRI-UNS-01, CRI-UNS-09: its root has no rights on the host, whatever it finds.
@@ -164,7 +152,7 @@ fn privileged_is_not_the_host_s_root() {
 async fn privileged(node: &mut Node) -> Result<()> {
     let image = node.import("busybox").await?;
     let mut config = user_pod(node, "privileged", 65536);
-    config.linux.get_or_insert_default().security_context.get_or_insert_default().privileged = true;
+    pod_security(&mut config).privileged = true;
     let sandbox = node.run_pod(&config).await?;
     let mut main = in_pod(&config, shell("main", &image, "exec sleep 1000"));
     security(&mut main).privileged = true;
@@ -192,8 +180,7 @@ fn kills_in_the_middle_lose_nothing() {
 async fn kills(node: &mut Node) -> Result<()> {
     let image = node.import("busybox").await?;
     let mut config = user_pod(node, "kills", 65536);
-    let options = config.linux.get_or_insert_default().security_context.get_or_insert_default();
-    options.namespace_options.get_or_insert_default().pid = v1::NamespaceMode::Pod.into();
+    pod_modes(&mut config).pid = v1::NamespaceMode::Pod.into();
     let sandbox = node.run_pod(&config).await?;
     let steady = in_pod(&config, shell("steady", &image, "trap 'exit 9' TERM; while :; do sleep 0.1; done"));
     let steady = node.run(&sandbox, &config, steady).await?;

@@ -16,299 +16,147 @@ pub(super) struct Family {
     pub(super) labels: &'static [&'static str],
 }
 
-const fn family(
-    name: &'static str,
-    help: &'static str,
-    kind: MetricType,
-    labels: &'static [&'static str],
-) -> Family {
-    Family { name, help, kind, labels }
+/// A static for each row, and [`ALL`] of them in this order.
+macro_rules! families {
+    ($($row:ident: $kind:ident $name:literal [$($label:literal)*] $help:literal)*) => {
+        $(pub(super) static $row: Family =
+            Family { name: $name, help: $help, kind: $kind, labels: &[$($label),*] };)*
+        static ALL: &[&Family] = &[$(&$row),*];
+    };
 }
 
-pub(super) static CPU_USER: Family =
-    family("container_cpu_user_seconds_total", "User CPU time consumed", Counter, &[]);
-pub(super) static CPU_SYSTEM: Family =
-    family("container_cpu_system_seconds_total", "System CPU time consumed", Counter, &[]);
-pub(super) static CPU_USAGE: Family =
-    family("container_cpu_usage_seconds_total", "CPU time consumed", Counter, &["cpu"]);
-pub(super) static CPU_PERIODS: Family =
-    family("container_cpu_cfs_periods_total", "Elapsed periods of the CPU quota", Counter, &[]);
-pub(super) static CPU_THROTTLED_PERIODS: Family = family(
-    "container_cpu_cfs_throttled_periods_total",
-    "Periods in which the CPU quota was used up",
-    Counter,
-    &[],
-);
-pub(super) static CPU_THROTTLED: Family = family(
-    "container_cpu_cfs_throttled_seconds_total",
-    "Time for which the container was held back by its CPU quota",
-    Counter,
-    &[],
-);
-pub(super) static CPU_BURST_PERIODS: Family = family(
-    "container_cpu_cfs_burst_periods_total",
-    "Periods in which more than the CPU quota was used",
-    Counter,
-    &[],
-);
-pub(super) static CPU_BURST: Family =
-    family("container_cpu_cfs_burst_seconds_total", "CPU time used above the quota", Counter, &[]);
-pub(super) static MEMORY_CACHE: Family = family("container_memory_cache", "Page cache, in bytes", Gauge, &[]);
-pub(super) static MEMORY_RSS: Family =
-    family("container_memory_rss", "Anonymous memory, in bytes", Gauge, &[]);
-pub(super) static MEMORY_KERNEL: Family = family(
-    "container_memory_kernel_usage",
-    "Memory that the kernel holds for the container (page tables, stacks, slab), in bytes",
-    Gauge,
-    &[],
-);
-pub(super) static MEMORY_MAPPED: Family =
-    family("container_memory_mapped_file", "Mapped files, in bytes", Gauge, &[]);
-pub(super) static MEMORY_SWAP: Family = family("container_memory_swap", "Swap in use, in bytes", Gauge, &[]);
-pub(super) static MEMORY_FAILCNT: Family =
-    family("container_memory_failcnt", "How often the memory limit was hit", Counter, &[]);
-pub(super) static MEMORY_USAGE: Family =
-    family("container_memory_usage_bytes", "Memory in use, page cache included, in bytes", Gauge, &[]);
-pub(super) static MEMORY_MAX_USAGE: Family =
-    family("container_memory_max_usage_bytes", "The most memory that was ever in use, in bytes", Gauge, &[]);
-pub(super) static MEMORY_WORKING_SET: Family = family(
-    "container_memory_working_set_bytes",
-    "Memory in use less the inactive page cache, in bytes",
-    Gauge,
-    &[],
-);
-pub(super) static MEMORY_ACTIVE_FILE: Family =
-    family("container_memory_total_active_file_bytes", "Active page cache, in bytes", Gauge, &[]);
-pub(super) static MEMORY_INACTIVE_FILE: Family =
-    family("container_memory_total_inactive_file_bytes", "Inactive page cache, in bytes", Gauge, &[]);
-pub(super) static MEMORY_FAILURES: Family =
-    family("container_memory_failures_total", "Page faults", Counter, &["failure_type", "scope"]);
-pub(super) static MEMORY_EVENTS_HIGH: Family = family(
-    "container_memory_events_high_total",
-    "How often processes were slowed because memory.high was passed",
-    Counter,
-    &[],
-);
-pub(super) static MEMORY_EVENTS_MAX: Family =
-    family("container_memory_events_max_total", "How often memory.max was about to be passed", Counter, &[]);
-pub(super) static MEMORY_DIRTY: Family =
-    family("container_memory_file_dirty_bytes", "Page cache that must yet be written, in bytes", Gauge, &[]);
-pub(super) static MEMORY_WRITEBACK: Family =
-    family("container_memory_file_writeback_bytes", "Page cache that is being written, in bytes", Gauge, &[]);
-pub(super) static OOM_EVENTS: Family =
-    family("container_oom_events_total", "Processes that the OOM killer ended", Counter, &[]);
-pub(super) static PRESSURE_CPU_WAITING: Family = family(
-    "container_pressure_cpu_waiting_seconds_total",
-    "Time in which some task waited for CPU",
-    Counter,
-    &[],
-);
-pub(super) static PRESSURE_CPU_STALLED: Family = family(
-    "container_pressure_cpu_stalled_seconds_total",
-    "Time in which all tasks waited for CPU",
-    Counter,
-    &[],
-);
-pub(super) static PRESSURE_MEMORY_WAITING: Family = family(
-    "container_pressure_memory_waiting_seconds_total",
-    "Time in which some task waited for memory",
-    Counter,
-    &[],
-);
-pub(super) static PRESSURE_MEMORY_STALLED: Family = family(
-    "container_pressure_memory_stalled_seconds_total",
-    "Time in which all tasks waited for memory",
-    Counter,
-    &[],
-);
-pub(super) static PRESSURE_IO_WAITING: Family = family(
-    "container_pressure_io_waiting_seconds_total",
-    "Time in which some task waited for I/O",
-    Counter,
-    &[],
-);
-pub(super) static PRESSURE_IO_STALLED: Family = family(
-    "container_pressure_io_stalled_seconds_total",
-    "Time in which all tasks waited for I/O",
-    Counter,
-    &[],
-);
-pub(super) static HUGETLB_USAGE: Family =
-    family("container_hugetlb_usage_bytes", "Huge pages in use, in bytes", Gauge, &["pagesize"]);
-pub(super) static HUGETLB_MAX_USAGE: Family = family(
-    "container_hugetlb_max_usage_bytes",
-    "The most huge pages that were ever in use, in bytes",
-    Gauge,
-    &["pagesize"],
-);
-pub(super) static NETWORK_RECEIVE_BYTES: Family =
-    family("container_network_receive_bytes_total", "Bytes received", Counter, &["interface"]);
-pub(super) static NETWORK_RECEIVE_PACKETS: Family =
-    family("container_network_receive_packets_total", "Packets received", Counter, &["interface"]);
-pub(super) static NETWORK_RECEIVE_DROPPED: Family = family(
-    "container_network_receive_packets_dropped_total",
-    "Packets dropped while receiving",
-    Counter,
-    &["interface"],
-);
-pub(super) static NETWORK_RECEIVE_ERRORS: Family =
-    family("container_network_receive_errors_total", "Errors while receiving", Counter, &["interface"]);
-pub(super) static NETWORK_TRANSMIT_BYTES: Family =
-    family("container_network_transmit_bytes_total", "Bytes sent", Counter, &["interface"]);
-pub(super) static NETWORK_TRANSMIT_PACKETS: Family =
-    family("container_network_transmit_packets_total", "Packets sent", Counter, &["interface"]);
-pub(super) static NETWORK_TRANSMIT_DROPPED: Family = family(
-    "container_network_transmit_packets_dropped_total",
-    "Packets dropped while sending",
-    Counter,
-    &["interface"],
-);
-pub(super) static NETWORK_TRANSMIT_ERRORS: Family =
-    family("container_network_transmit_errors_total", "Errors while sending", Counter, &["interface"]);
-pub(super) static FS_INODES_FREE: Family = family(
-    "container_fs_inodes_free",
-    "Free inodes of the file system of the writable layer",
-    Gauge,
-    &["device"],
-);
-pub(super) static FS_INODES_TOTAL: Family = family(
-    "container_fs_inodes_total",
-    "Inodes of the file system of the writable layer",
-    Gauge,
-    &["device"],
-);
-pub(super) static FS_LIMIT: Family = family(
-    "container_fs_limit_bytes",
-    "Size of the file system of the writable layer, in bytes",
-    Gauge,
-    &["device"],
-);
-pub(super) static FS_USAGE: Family =
-    family("container_fs_usage_bytes", "Size of the writable layer, in bytes", Gauge, &["device"]);
-pub(super) static FS_READS_BYTES: Family =
-    family("container_fs_reads_bytes_total", "Bytes read from block devices", Counter, &["device"]);
-pub(super) static FS_READS: Family =
-    family("container_fs_reads_total", "Reads from block devices", Counter, &["device"]);
-pub(super) static FS_WRITES_BYTES: Family =
-    family("container_fs_writes_bytes_total", "Bytes written to block devices", Counter, &["device"]);
-pub(super) static FS_WRITES: Family =
-    family("container_fs_writes_total", "Writes to block devices", Counter, &["device"]);
-pub(super) static BLKIO_USAGE: Family = family(
-    "container_blkio_device_usage_total",
-    "Bytes moved from and to block devices",
-    Counter,
-    &["device", "major", "minor", "operation"],
-);
-pub(super) static PROCESSES: Family = family("container_processes", "Processes", Gauge, &[]);
-pub(super) static FILE_DESCRIPTORS: Family =
-    family("container_file_descriptors", "Open file descriptors of all processes", Gauge, &[]);
-pub(super) static SOCKETS: Family = family("container_sockets", "Open sockets of all processes", Gauge, &[]);
-pub(super) static THREADS: Family = family("container_threads", "Threads", Gauge, &[]);
-pub(super) static THREADS_MAX: Family =
-    family("container_threads_max", "The most threads allowed; 0: no limit", Gauge, &[]);
-pub(super) static ULIMITS_SOFT: Family =
-    family("container_ulimits_soft", "Soft limits of the first process", Gauge, &["ulimit"]);
-pub(super) static LAST_SEEN: Family =
-    family("container_last_seen", "When the container was seen last, in seconds since the epoch", Gauge, &[]);
-pub(super) static CREATION_TIME: Family = family(
-    "container_creation_time_seconds",
-    "When the container was created, in seconds since the epoch",
-    Gauge,
-    &[],
-);
-pub(super) static START_TIME: Family = family(
-    "container_start_time_seconds",
-    "When the container was started, in seconds since the epoch",
-    Gauge,
-    &[],
-);
-pub(super) static SPEC_CPU_PERIOD: Family =
-    family("container_spec_cpu_period", "Period of the CPU quota, in microseconds", Gauge, &[]);
-pub(super) static SPEC_CPU_QUOTA: Family =
-    family("container_spec_cpu_quota", "CPU quota in a period, in microseconds; absent: none", Gauge, &[]);
-pub(super) static SPEC_CPU_SHARES: Family = family("container_spec_cpu_shares", "CPU shares", Gauge, &[]);
-pub(super) static SPEC_MEMORY_LIMIT: Family =
-    family("container_spec_memory_limit_bytes", "Memory limit, in bytes; 0: none", Gauge, &[]);
-pub(super) static SPEC_MEMORY_RESERVATION: Family = family(
-    "container_spec_memory_reservation_limit_bytes",
-    "Memory that is spared as long as others have some to give (memory.low), in bytes",
-    Gauge,
-    &[],
-);
-pub(super) static SPEC_MEMORY_SWAP_LIMIT: Family = family(
-    "container_spec_memory_swap_limit_bytes",
-    "Limit of memory and swap together, in bytes; 0: none",
-    Gauge,
-    &[],
-);
-
-static ALL: [&Family; 65] = [
-    &CPU_USER,
-    &CPU_SYSTEM,
-    &CPU_USAGE,
-    &CPU_PERIODS,
-    &CPU_THROTTLED_PERIODS,
-    &CPU_THROTTLED,
-    &CPU_BURST_PERIODS,
-    &CPU_BURST,
-    &MEMORY_CACHE,
-    &MEMORY_RSS,
-    &MEMORY_KERNEL,
-    &MEMORY_MAPPED,
-    &MEMORY_SWAP,
-    &MEMORY_FAILCNT,
-    &MEMORY_USAGE,
-    &MEMORY_MAX_USAGE,
-    &MEMORY_WORKING_SET,
-    &MEMORY_ACTIVE_FILE,
-    &MEMORY_INACTIVE_FILE,
-    &MEMORY_FAILURES,
-    &MEMORY_EVENTS_HIGH,
-    &MEMORY_EVENTS_MAX,
-    &MEMORY_DIRTY,
-    &MEMORY_WRITEBACK,
-    &OOM_EVENTS,
-    &PRESSURE_CPU_WAITING,
-    &PRESSURE_CPU_STALLED,
-    &PRESSURE_MEMORY_WAITING,
-    &PRESSURE_MEMORY_STALLED,
-    &PRESSURE_IO_WAITING,
-    &PRESSURE_IO_STALLED,
-    &HUGETLB_USAGE,
-    &HUGETLB_MAX_USAGE,
-    &NETWORK_RECEIVE_BYTES,
-    &NETWORK_RECEIVE_PACKETS,
-    &NETWORK_RECEIVE_DROPPED,
-    &NETWORK_RECEIVE_ERRORS,
-    &NETWORK_TRANSMIT_BYTES,
-    &NETWORK_TRANSMIT_PACKETS,
-    &NETWORK_TRANSMIT_DROPPED,
-    &NETWORK_TRANSMIT_ERRORS,
-    &FS_INODES_FREE,
-    &FS_INODES_TOTAL,
-    &FS_LIMIT,
-    &FS_USAGE,
-    &FS_READS_BYTES,
-    &FS_READS,
-    &FS_WRITES_BYTES,
-    &FS_WRITES,
-    &BLKIO_USAGE,
-    &PROCESSES,
-    &FILE_DESCRIPTORS,
-    &SOCKETS,
-    &THREADS,
-    &THREADS_MAX,
-    &ULIMITS_SOFT,
-    &LAST_SEEN,
-    &CREATION_TIME,
-    &START_TIME,
-    &SPEC_CPU_PERIOD,
-    &SPEC_CPU_QUOTA,
-    &SPEC_CPU_SHARES,
-    &SPEC_MEMORY_LIMIT,
-    &SPEC_MEMORY_RESERVATION,
-    &SPEC_MEMORY_SWAP_LIMIT,
-];
+families! {
+    CPU_USER: Counter "container_cpu_user_seconds_total" []
+        "User CPU time consumed"
+    CPU_SYSTEM: Counter "container_cpu_system_seconds_total" []
+        "System CPU time consumed"
+    CPU_USAGE: Counter "container_cpu_usage_seconds_total" ["cpu"]
+        "CPU time consumed"
+    CPU_PERIODS: Counter "container_cpu_cfs_periods_total" []
+        "Elapsed periods of the CPU quota"
+    CPU_THROTTLED_PERIODS: Counter "container_cpu_cfs_throttled_periods_total" []
+        "Periods in which the CPU quota was used up"
+    CPU_THROTTLED: Counter "container_cpu_cfs_throttled_seconds_total" []
+        "Time for which the container was held back by its CPU quota"
+    CPU_BURST_PERIODS: Counter "container_cpu_cfs_burst_periods_total" []
+        "Periods in which more than the CPU quota was used"
+    CPU_BURST: Counter "container_cpu_cfs_burst_seconds_total" []
+        "CPU time used above the quota"
+    MEMORY_CACHE: Gauge "container_memory_cache" []
+        "Page cache, in bytes"
+    MEMORY_RSS: Gauge "container_memory_rss" []
+        "Anonymous memory, in bytes"
+    MEMORY_KERNEL: Gauge "container_memory_kernel_usage" []
+        "Memory that the kernel holds for the container (page tables, stacks, slab), in bytes"
+    MEMORY_MAPPED: Gauge "container_memory_mapped_file" []
+        "Mapped files, in bytes"
+    MEMORY_SWAP: Gauge "container_memory_swap" []
+        "Swap in use, in bytes"
+    MEMORY_FAILCNT: Counter "container_memory_failcnt" []
+        "How often the memory limit was hit"
+    MEMORY_USAGE: Gauge "container_memory_usage_bytes" []
+        "Memory in use, page cache included, in bytes"
+    MEMORY_MAX_USAGE: Gauge "container_memory_max_usage_bytes" []
+        "The most memory that was ever in use, in bytes"
+    MEMORY_WORKING_SET: Gauge "container_memory_working_set_bytes" []
+        "Memory in use less the inactive page cache, in bytes"
+    MEMORY_ACTIVE_FILE: Gauge "container_memory_total_active_file_bytes" []
+        "Active page cache, in bytes"
+    MEMORY_INACTIVE_FILE: Gauge "container_memory_total_inactive_file_bytes" []
+        "Inactive page cache, in bytes"
+    MEMORY_FAILURES: Counter "container_memory_failures_total" ["failure_type" "scope"]
+        "Page faults"
+    MEMORY_EVENTS_HIGH: Counter "container_memory_events_high_total" []
+        "How often processes were slowed because memory.high was passed"
+    MEMORY_EVENTS_MAX: Counter "container_memory_events_max_total" []
+        "How often memory.max was about to be passed"
+    MEMORY_DIRTY: Gauge "container_memory_file_dirty_bytes" []
+        "Page cache that must yet be written, in bytes"
+    MEMORY_WRITEBACK: Gauge "container_memory_file_writeback_bytes" []
+        "Page cache that is being written, in bytes"
+    OOM_EVENTS: Counter "container_oom_events_total" []
+        "Processes that the OOM killer ended"
+    PRESSURE_CPU_WAITING: Counter "container_pressure_cpu_waiting_seconds_total" []
+        "Time in which some task waited for CPU"
+    PRESSURE_CPU_STALLED: Counter "container_pressure_cpu_stalled_seconds_total" []
+        "Time in which all tasks waited for CPU"
+    PRESSURE_MEMORY_WAITING: Counter "container_pressure_memory_waiting_seconds_total" []
+        "Time in which some task waited for memory"
+    PRESSURE_MEMORY_STALLED: Counter "container_pressure_memory_stalled_seconds_total" []
+        "Time in which all tasks waited for memory"
+    PRESSURE_IO_WAITING: Counter "container_pressure_io_waiting_seconds_total" []
+        "Time in which some task waited for I/O"
+    PRESSURE_IO_STALLED: Counter "container_pressure_io_stalled_seconds_total" []
+        "Time in which all tasks waited for I/O"
+    HUGETLB_USAGE: Gauge "container_hugetlb_usage_bytes" ["pagesize"]
+        "Huge pages in use, in bytes"
+    HUGETLB_MAX_USAGE: Gauge "container_hugetlb_max_usage_bytes" ["pagesize"]
+        "The most huge pages that were ever in use, in bytes"
+    NETWORK_RECEIVE_BYTES: Counter "container_network_receive_bytes_total" ["interface"]
+        "Bytes received"
+    NETWORK_RECEIVE_PACKETS: Counter "container_network_receive_packets_total" ["interface"]
+        "Packets received"
+    NETWORK_RECEIVE_DROPPED: Counter "container_network_receive_packets_dropped_total" ["interface"]
+        "Packets dropped while receiving"
+    NETWORK_RECEIVE_ERRORS: Counter "container_network_receive_errors_total" ["interface"]
+        "Errors while receiving"
+    NETWORK_TRANSMIT_BYTES: Counter "container_network_transmit_bytes_total" ["interface"]
+        "Bytes sent"
+    NETWORK_TRANSMIT_PACKETS: Counter "container_network_transmit_packets_total" ["interface"]
+        "Packets sent"
+    NETWORK_TRANSMIT_DROPPED: Counter "container_network_transmit_packets_dropped_total" ["interface"]
+        "Packets dropped while sending"
+    NETWORK_TRANSMIT_ERRORS: Counter "container_network_transmit_errors_total" ["interface"]
+        "Errors while sending"
+    FS_INODES_FREE: Gauge "container_fs_inodes_free" ["device"]
+        "Free inodes of the file system of the writable layer"
+    FS_INODES_TOTAL: Gauge "container_fs_inodes_total" ["device"]
+        "Inodes of the file system of the writable layer"
+    FS_LIMIT: Gauge "container_fs_limit_bytes" ["device"]
+        "Size of the file system of the writable layer, in bytes"
+    FS_USAGE: Gauge "container_fs_usage_bytes" ["device"]
+        "Size of the writable layer, in bytes"
+    FS_READS_BYTES: Counter "container_fs_reads_bytes_total" ["device"]
+        "Bytes read from block devices"
+    FS_READS: Counter "container_fs_reads_total" ["device"]
+        "Reads from block devices"
+    FS_WRITES_BYTES: Counter "container_fs_writes_bytes_total" ["device"]
+        "Bytes written to block devices"
+    FS_WRITES: Counter "container_fs_writes_total" ["device"]
+        "Writes to block devices"
+    BLKIO_USAGE: Counter "container_blkio_device_usage_total" ["device" "major" "minor" "operation"]
+        "Bytes moved from and to block devices"
+    PROCESSES: Gauge "container_processes" []
+        "Processes"
+    FILE_DESCRIPTORS: Gauge "container_file_descriptors" []
+        "Open file descriptors of all processes"
+    SOCKETS: Gauge "container_sockets" []
+        "Open sockets of all processes"
+    THREADS: Gauge "container_threads" []
+        "Threads"
+    THREADS_MAX: Gauge "container_threads_max" []
+        "The most threads allowed; 0: no limit"
+    ULIMITS_SOFT: Gauge "container_ulimits_soft" ["ulimit"]
+        "Soft limits of the first process"
+    LAST_SEEN: Gauge "container_last_seen" []
+        "When the container was seen last, in seconds since the epoch"
+    CREATION_TIME: Gauge "container_creation_time_seconds" []
+        "When the container was created, in seconds since the epoch"
+    START_TIME: Gauge "container_start_time_seconds" []
+        "When the container was started, in seconds since the epoch"
+    SPEC_CPU_PERIOD: Gauge "container_spec_cpu_period" []
+        "Period of the CPU quota, in microseconds"
+    SPEC_CPU_QUOTA: Gauge "container_spec_cpu_quota" []
+        "CPU quota in a period, in microseconds; absent: none"
+    SPEC_CPU_SHARES: Gauge "container_spec_cpu_shares" []
+        "CPU shares"
+    SPEC_MEMORY_LIMIT: Gauge "container_spec_memory_limit_bytes" []
+        "Memory limit, in bytes; 0: none"
+    SPEC_MEMORY_RESERVATION: Gauge "container_spec_memory_reservation_limit_bytes" []
+        "Memory that is spared as long as others have some to give (memory.low), in bytes"
+    SPEC_MEMORY_SWAP_LIMIT: Gauge "container_spec_memory_swap_limit_bytes" []
+        "Limit of memory and swap together, in bytes; 0: none"
+}
 
 /// The same for the life of the process (CRI-MET-01).
 pub(crate) fn descriptors() -> Vec<v1::MetricDescriptor> {
