@@ -5,7 +5,7 @@ use super::journal::{Journal, pipe_id};
 use super::listeners::{Listener, Listeners};
 use super::peek::{Peeker, Seen};
 use super::sink::{Hold, Ready, Sink};
-use super::{Command, Input, Log, Source, Stream};
+use super::{Command, Drained, Input, Log, Source, Stream};
 use rustix::event::{Timespec, epoll};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
@@ -14,6 +14,7 @@ use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io;
 use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
 
 /// Pipes that stay busy grow to this many bytes.
 const BUSY_PIPE: usize = 256 * 1024;
@@ -25,6 +26,9 @@ const TURN: u32 = 4;
 const QUIET_BUFFER: usize = 64 * 1024;
 /// A line that is never to be cut is cut here all the same: memory has an end.
 const LONGEST_LINE: usize = 16 * 1024 * 1024;
+/// After a failure that is not the file's (no memory, say) a stream is served again: its pipe may be full, and then no edge
+/// ever comes.
+const RETRY: Duration = Duration::from_millis(250);
 /// Token of the command bell; streams count upwards from 1.
 const BELL: u64 = 0;
 
@@ -83,6 +87,9 @@ pub(super) struct Worker {
     taps: HashMap<u64, Tap>,
     listeners: Listeners,
     ready: VecDeque<u64>,
+    /// Streams that failed, and since when the oldest of them waits.
+    failed: Vec<u64>,
+    failed_at: Instant,
     next: u64,
     peeker: Peeker,
     /// Held bytes and peeked ones together, where there are both.
@@ -108,6 +115,8 @@ impl Worker {
             taps: HashMap::new(),
             listeners: Listeners::default(),
             ready: VecDeque::new(),
+            failed: Vec::new(),
+            failed_at: Instant::now(),
             next: BELL,
             peeker: Peeker::default(),
             joined: Vec::new(),
@@ -131,11 +140,14 @@ impl Worker {
     fn wait(&mut self) -> bool {
         let kept = self.peeker.kept() + self.joined.capacity() + self.text.capacity();
         let big = kept > QUIET_BUFFER;
-        let timeout = match (self.ready.is_empty(), big) {
-            (false, _) => Some(Timespec { tv_sec: 0, tv_nsec: 0 }),
-            (true, true) => Some(Timespec { tv_sec: 1, tv_nsec: 0 }),
-            (true, false) => None,
+        let timeout = match (self.ready.is_empty(), self.failed.is_empty(), big) {
+            (false, _, _) => Some(Duration::ZERO),
+            (true, false, _) => Some(RETRY),
+            (true, true, true) => Some(Duration::from_secs(1)),
+            (true, true, false) => None,
         };
+        // All are a second at most.
+        let timeout = timeout.and_then(|limit| Timespec::try_from(limit).ok());
         let mut events: [epoll::Event; 64] = std::array::from_fn(|_| epoll::Event {
             flags: epoll::EventFlags::empty(),
             data: epoll::EventData::new_u64(0),
@@ -148,6 +160,9 @@ impl Worker {
                 return false;
             }
         };
+        if !self.failed.is_empty() && self.failed_at.elapsed() >= RETRY {
+            self.ready.extend(self.failed.drain(..));
+        }
         if count == 0 && self.ready.is_empty() {
             self.peeker.rest();
             (self.joined, self.text) = (Vec::new(), Vec::new());
@@ -292,10 +307,13 @@ impl Worker {
     fn turn(&mut self, token: u64) {
         let Some(tap) = self.taps.get_mut(&token) else { return };
         tap.queued = false;
-        let turn = self.serve(token, false).unwrap_or_else(|error| {
-            tracing::error!("log thread: {error}");
-            Turn::Idle
-        });
+        let turn = match self.serve(token, false) {
+            Ok(turn) => turn,
+            Err(error) => {
+                tracing::error!("log thread: {error}");
+                return self.serve_later(token);
+            }
+        };
         match turn {
             Turn::Idle => {}
             Turn::More => {
@@ -306,6 +324,15 @@ impl Worker {
             }
             Turn::End => self.end(token),
         }
+    }
+
+    fn serve_later(&mut self, token: u64) {
+        let Some(tap) = self.taps.get_mut(&token) else { return };
+        tap.queued = true;
+        if self.failed.is_empty() {
+            self.failed_at = Instant::now();
+        }
+        self.failed.push(token);
     }
 
     fn end(&mut self, token: u64) {
@@ -319,8 +346,8 @@ impl Worker {
 
     /// All that is in the container's pipes now, the last unfinished lines too. At most as much as the pipes can hold
     /// is waited for, so that a process which goes on printing cannot hold up the answer.
-    fn drain(&mut self, id: &str) -> u64 {
-        let Some(entry) = self.entry(id) else { return 0 };
+    fn drain(&mut self, id: &str) -> Drained {
+        let Some(entry) = self.entry(id) else { return Drained::default() };
         for token in entry.taps.clone() {
             for _ in 0..8 {
                 match self.serve(token, true) {
@@ -337,7 +364,10 @@ impl Worker {
                 }
             }
         }
-        self.entry(id).map_or(0, |entry| entry.sink.dropped())
+        self.entry(id).map_or_else(Drained::default, |entry| Drained {
+            dropped: entry.sink.dropped(),
+            orphaned: entry.sink.orphaned(),
+        })
     }
 
     /// Moves up to [`TURN`] batches of a stream to its file. `flush`: an unfinished line too.

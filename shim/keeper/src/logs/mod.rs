@@ -91,12 +91,21 @@ pub(crate) fn hold() -> io::Result<OwnedFd> {
     Ok(rustix::fs::memfd_create("slipway-line", rustix::fs::MemfdFlags::CLOEXEC)?)
 }
 
+/// A log whose pipes are empty.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Drained {
+    /// Lines that could not be written.
+    pub(crate) dropped: u64,
+    /// Nobody can find the file: it was deleted or replaced.
+    pub(crate) orphaned: bool,
+}
+
 /// What the engine is told.
 #[derive(Debug)]
 enum Command {
     Add(Log, oneshot::Sender<io::Result<()>>),
     Reopen(String, File, oneshot::Sender<bool>),
-    Drain(String, oneshot::Sender<u64>),
+    Drain(String, oneshot::Sender<Drained>),
     Attach(String, Listener, oneshot::Sender<io::Result<bool>>),
     Remove(String),
     Recovered,
@@ -136,9 +145,9 @@ impl Engine {
         answer.await.map_err(|_| gone())
     }
 
-    /// Returns once all that was in the pipes is in the file, a last line without newline included, with the number of
-    /// dropped lines. Bounded: a process that goes on printing does not hold it up (CRI-LOG-15, 16).
-    pub(crate) async fn drain(&self, id: &str) -> io::Result<u64> {
+    /// Returns once all that was in the pipes is in the file, a last line without newline included. Bounded: a process that
+    /// goes on printing does not hold it up (CRI-LOG-15, 16).
+    pub(crate) async fn drain(&self, id: &str) -> io::Result<Drained> {
         let (reply, answer) = oneshot::channel();
         self.send(Command::Drain(id.into(), reply));
         answer.await.map_err(|_| gone())

@@ -3,7 +3,7 @@
 use super::journal::{Batch, FileId, Journal};
 use std::fs::File;
 use std::io::{self, Write as _};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 
 /// A batch: lines formatted and ready, and where they came from.
@@ -101,11 +101,22 @@ impl Sink {
         self.dropped
     }
 
-    /// Later batches go to `file`.
-    pub(super) fn replace(&mut self, file: File) -> io::Result<()> {
+    /// Later batches go to `file`. Lines that no name leads to any more come along: whoever rotates puts the old file back
+    /// over ours if the answer to its reopening got lost on the way (the kubelet does), and asks again later.
+    pub(super) fn replace(&mut self, mut file: File) -> io::Result<()> {
         self.id = identity(&file)?;
+        if let Some(former) = self.file.as_ref().filter(|_| self.orphaned())
+            && let Err(error) = bring_along(former, &mut file)
+        {
+            tracing::error!("lines of a log whose file was replaced are lost: {error}");
+        }
         self.file = Some(file);
         Ok(())
+    }
+
+    /// The file has no name any more.
+    pub(super) fn orphaned(&self) -> bool {
+        self.file.as_ref().is_some_and(|file| file.metadata().is_ok_and(|meta| meta.nlink() == 0))
     }
 
     /// Appends the batch and takes its input out of pipe and hold, exactly once whatever happens to us in between. A file
@@ -135,6 +146,26 @@ impl Sink {
         journal.count(bytes as u64, kept, lines - kept);
         taken
     }
+}
+
+/// More than this, in bytes, is no file that was replaced between two rotations, but one that was deleted to make room.
+const ORPHAN: u64 = 64 << 20;
+
+/// Moves what `former`, which nobody else can open, holds to the end of `file`.
+fn bring_along(former: &File, file: &mut File) -> io::Result<()> {
+    let length = former.metadata()?.len();
+    if length > ORPHAN {
+        return Err(io::Error::other(format!("{length} bytes are too many to move")));
+    }
+    // Ours is open for writing only.
+    let mut text = File::open(format!("/proc/self/fd/{}", former.as_raw_fd()))?;
+    let end = file.metadata()?.len();
+    if let Err(error) = io::copy(&mut text, file) {
+        let _ = file.set_len(end);
+        return Err(error);
+    }
+    // The next keeper may find it among what it was left, and must not move it again.
+    former.set_len(0)
 }
 
 /// Writes all of `text`; the error is how much of it was written.

@@ -38,7 +38,7 @@ impl Rig {
     }
 
     fn drain(&self) -> u64 {
-        self.runtime.block_on(self.engine.drain("c")).unwrap()
+        self.runtime.block_on(self.engine.drain("c")).unwrap().dropped
     }
 
     /// Tags and contents, streams in their own order.

@@ -140,9 +140,14 @@ impl Task {
         for exec in self.execs.all() {
             let _ = tokio::time::timeout(EXEC_PATIENCE, exec.wait_if_running()).await;
         }
-        match keeper.engine.drain(&self.facts.id).await {
-            Ok(dropped) if dropped > 0 => self.dropped.store(dropped, std::sync::atomic::Ordering::Relaxed),
-            _ => {}
+        let drained = keeper.engine.drain(&self.facts.id).await.unwrap_or_default();
+        if drained.dropped > 0 {
+            self.dropped.store(drained.dropped, std::sync::atomic::Ordering::Relaxed);
+        }
+        if drained.orphaned
+            && let Err(error) = self.put_log(keeper).await
+        {
+            tracing::warn!(id = self.facts.id, "the end of the log has no file: {error}");
         }
         keeper.engine.remove(&self.facts.id);
         Ended { oom: self.out_of_memory(ended).await.or(early), ..ended }

@@ -259,21 +259,24 @@ impl Task {
             if task.ended().is_some() {
                 return Err(task.wrong("reopen the log of", "it has ended"));
             }
-            let Target::Log { path: Some(path), .. } = Target::parse(&task.facts.streams.stdout)? else {
-                return Err(task.wrong("reopen the log of", "it has no log file"));
-            };
-            let file = blocking(move || stdio::open_log(&path)).await?;
-            let fail = |e: std::io::Error| Error::io("reopen the log of", &task.facts.id, &e);
-            keeper
-                .guardian
-                .keep(&[(&format!("{}{}", task.prefix(), key::LOG), file.as_fd())])
-                .map_err(fail)?;
-            if !keeper.engine.reopen(&task.facts.id, file).await.map_err(fail)? {
-                return Err(task.wrong("reopen the log of", "its output is over"));
-            }
-            Ok(())
+            task.put_log(&keeper).await
         })
         .await
+    }
+
+    /// Opens the log file under its path, and lets all later lines go there.
+    async fn put_log(&self, keeper: &Keeper) -> Result<()> {
+        let Target::Log { path: Some(path), .. } = Target::parse(&self.facts.streams.stdout)? else {
+            return Err(self.wrong("reopen the log of", "it has no log file"));
+        };
+        let file = blocking(move || stdio::open_log(&path)).await?;
+        let fail = |e: std::io::Error| Error::io("reopen the log of", &self.facts.id, &e);
+        let name = format!("{}{}", self.prefix(), key::LOG);
+        keeper.guardian.keep(&[(&name, file.as_fd())]).map_err(fail)?;
+        if !keeper.engine.reopen(&self.facts.id, file).await.map_err(fail)? {
+            return Err(self.wrong("reopen the log of", "its output is over"));
+        }
+        Ok(())
     }
 
     pub(crate) fn resize(&self, width: u32, height: u32) -> Result<()> {

@@ -53,6 +53,48 @@ fn logs_rotate_while_lines_are_written() {
     rig.delete("c", "").unwrap();
 }
 
+/// As the kubelet does whose ReopenContainerLog was carried out, but whose answer got lost: the old file comes back over the
+/// new one, and is rotated again later, or never.
+#[test]
+fn a_log_file_that_is_replaced_loses_no_line() {
+    for rotated_again in [true, false] {
+        let rig = Rig::new();
+        let script =
+            "for part in /one /two /three; do seq 1000; until [ -e $part ]; do sleep 0.1; done; done";
+        let mut bundle = rig.bundle("c", &["sh", "-c", script]);
+        let (path, old) = (rig.log_path("c"), rig.dir().join("old"));
+        bundle.stdout = format!("cri-log://{}", path.display());
+        rig.create(&bundle).unwrap();
+        rig.start("c", "").unwrap();
+        let lines_are = |count: u64| wait_until("lines are written", || rig.info().log_lines == count);
+        let go_on = |part: &str| {
+            rig.exec("c", part, &["sh", "-c", &format!(": > /{part}")], "").unwrap();
+            rig.start("c", part).unwrap();
+        };
+        lines_are(1000);
+        fs::rename(&path, &old).unwrap();
+        reopen(&rig, "c").unwrap();
+        go_on("one");
+        lines_are(2000);
+        fs::rename(&old, &path).unwrap();
+        go_on("two");
+        lines_are(3000);
+        assert_eq!(log_lines(&path, "stdout").len(), 1000, "the others are in a file without a name");
+        let mut lines = Vec::new();
+        if rotated_again {
+            fs::rename(&path, &old).unwrap();
+            reopen(&rig, "c").unwrap();
+            lines.extend(log_lines(&old, "stdout"));
+        }
+        go_on("three");
+        rig.wait("c", "").unwrap();
+        lines.extend(log_lines(&path, "stdout"));
+        let thousand = (1..=1000).map(|i| i.to_string());
+        assert_eq!(lines, std::iter::repeat_n(thousand, 3).flatten().collect::<Vec<_>>());
+        rig.delete("c", "").unwrap();
+    }
+}
+
 #[test]
 fn output_nobody_wants_does_not_block() {
     // CRI-LOG-02
