@@ -137,6 +137,11 @@ const BUSY: &str = "nc -l -p 7070 >/dev/null & dd if=/dev/urandom of=/blob bs=64
 /// How long to wait for what comes by itself.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Pressure of a group: version 2, on a kernel with CONFIG_PSI.
+fn has_pressure() -> bool {
+    is_v2() && std::path::Path::new("/proc/pressure/cpu").exists()
+}
+
 /// None allowed, where there are any.
 fn huge_pages() -> Vec<v1::HugepageLimit> {
     let any = std::path::Path::new("/sys/kernel/mm/hugepages/hugepages-2048kB").exists();
@@ -218,7 +223,7 @@ async fn names_and_labels(node: &Node, sandbox: &str, id: &str, image: &str) -> 
         let full = format!("container_{name}");
         ensure!(keys.contains_key(&full), "{full} is not described");
         let depends =
-            DEPENDS.iter().any(|d| name.starts_with(d)) || name.starts_with("pressure_") && !is_v2();
+            DEPENDS.iter().any(|d| name.starts_with(d)) || name.starts_with("pressure_") && !has_pressure();
         ensure!(depends || answer.all().any(|told| told.name == full), "{full} is not told");
     }
     for told in answer.of_containers.get(id).context("the container")? {
