@@ -36,6 +36,11 @@ async fn fit(node: &mut Node) -> Result<()> {
         let found = finding(&findings, subject)?;
         ensure!(found["verdict"] != "failure", "{found}");
     }
+    // Also where a hybrid host has it on version 2 alone.
+    let unified = ["/sys/fs/cgroup/cgroup.controllers", "/sys/fs/cgroup/unified/cgroup.controllers"];
+    let has = unified.iter().any(|f| std::fs::read_to_string(f).is_ok_and(|text| text.contains("hugetlb")));
+    let lacks = finding(&findings, "cgroup controllers")?["found"].to_string().contains("no hugetlb");
+    ensure!(!(has && lacks), "{findings:?}");
     ensure!(code == 0, "exit code {code}: {findings:?}");
     ensure!(findings.iter().all(|f| f["verdict"] == "ok" || f["remedy"].is_string()), "{findings:?}");
     ensure!(std::fs::read_dir(&root)?.next().is_none(), "something stayed in {}", root.display());

@@ -14,7 +14,7 @@ const NEEDED_V1: [&str; 2] = ["devices", "freezer"];
 pub(super) fn check() -> Vec<Finding> {
     let host = Host::current();
     let (layout, controllers) = match host.cgroups {
-        CgroupLayout::V2 => (version_2(), unified_controllers()),
+        CgroupLayout::V2 => (version_2(), unified_controllers(Path::new(TOP))),
         CgroupLayout::V1 => (version_1(), hierarchy_controllers(&host.hierarchies)),
     };
     let needed = match host.cgroups {
@@ -39,13 +39,15 @@ fn version_1() -> Finding {
     )
 }
 
-fn unified_controllers() -> Vec<String> {
-    let text = std::fs::read_to_string(Path::new(TOP).join("cgroup.controllers")).unwrap_or_default();
+fn unified_controllers(mount: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(mount.join("cgroup.controllers")).unwrap_or_default();
     text.split_whitespace().map(str::to_owned).collect()
 }
 
+/// Of version 1, and what a hybrid host has on version 2 beside it.
 fn hierarchy_controllers(hierarchies: &[Hierarchy]) -> Vec<String> {
-    hierarchies.iter().flat_map(|h| h.name.split(',')).map(str::to_owned).collect()
+    let of_version_1 = hierarchies.iter().flat_map(|h| h.name.split(',')).map(str::to_owned);
+    of_version_1.chain(unified_controllers(&Path::new(TOP).join("unified"))).collect()
 }
 
 fn complete(controllers: &[String], needed: &[&str]) -> Finding {
