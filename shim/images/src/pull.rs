@@ -49,7 +49,7 @@ async fn run(
     auth: Option<&Auth>,
     progress: Option<ProgressFn>,
 ) -> Result<Pulled> {
-    let registry = Arc::new(Registry::open(reference, auth, &inner.options, &inner.connector)?);
+    let registry = Arc::new(open(inner, reference, auth).await?);
     let resolved = registry.resolve(reference).await?;
     let tags: Vec<String> = reference.tag.iter().map(|_| reference.to_string()).collect();
     let digest_name = reference.with_digest(&resolved.digest);
@@ -78,6 +78,14 @@ async fn run(
         digests: vec![digest_name],
     };
     commit(inner, new, pinned).await
+}
+
+async fn open(inner: &Arc<Inner>, reference: &Reference, auth: Option<&Auth>) -> Result<Registry> {
+    let (inner, reference, auth) = (inner.clone(), reference.clone(), auth.cloned());
+    let opened = tokio::task::spawn_blocking(move || {
+        Registry::open(&reference, auth.as_ref(), &inner.registries(), &inner.connector)
+    });
+    opened.await.unwrap_or_else(|_| Err(Error::cancelled("pull", "task")))
 }
 
 pub(crate) async fn commit(

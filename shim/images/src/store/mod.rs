@@ -16,7 +16,7 @@ mod volumes;
 use crate::digest::Digest;
 use crate::flight::Flights;
 use crate::pull::Pulled;
-use crate::types::{Auth, FsInfo, Image, Options, ProgressFn};
+use crate::types::{Auth, FsInfo, Image, Options, ProgressFn, Registries};
 use crate::{Error, Result};
 use catalog::Catalog;
 use janitor::{Janitor, Shared};
@@ -34,7 +34,8 @@ pub struct Store {
 }
 
 pub(crate) struct Inner {
-    pub(crate) options: Options,
+    root: std::path::PathBuf,
+    registries: RwLock<Arc<Registries>>,
     shared: Arc<Shared>,
     catalog: RwLock<Arc<Catalog>>,
     janitor: Janitor,
@@ -51,7 +52,7 @@ pub(crate) struct Inner {
 
 impl std::fmt::Debug for Inner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Store").field("root", &self.options.root).finish_non_exhaustive()
+        f.debug_struct("Store").field("root", &self.root).finish_non_exhaustive()
     }
 }
 
@@ -97,6 +98,12 @@ impl Store {
         self.inner.fetched.load(Ordering::Relaxed)
     }
 
+    /// How registries are asked from now on; pulls under way go on as they began.
+    pub fn set_registries(&self, registries: Registries) {
+        let mut current = self.inner.registries.write().unwrap_or_else(PoisonError::into_inner);
+        *current = Arc::new(registries);
+    }
+
     pub fn list(&self) -> Vec<Arc<Image>> {
         self.inner.catalog().list()
     }
@@ -121,13 +128,17 @@ impl Store {
             used_bytes += layer.usage.bytes;
             inodes_used += layer.usage.inodes;
         }
-        Ok(FsInfo { mountpoint: self.inner.options.root.clone(), used_bytes, inodes_used })
+        Ok(FsInfo { mountpoint: self.inner.root.clone(), used_bytes, inodes_used })
     }
 }
 
 impl Inner {
     pub(crate) fn catalog(&self) -> Arc<Catalog> {
         self.catalog.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn registries(&self) -> Arc<Registries> {
+        self.registries.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(crate) fn layout(&self) -> &layout::Layout {

@@ -38,7 +38,8 @@ impl Inner {
         let janitor =
             Janitor::start(shared.clone()).map_err(|e| Error::io("start janitor", &options.root, e))?;
         let inner = Self {
-            options,
+            root: options.root,
+            registries: RwLock::new(Arc::new(options.registries)),
             shared,
             catalog: RwLock::new(Arc::new(catalog)),
             janitor,
