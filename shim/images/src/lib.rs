@@ -35,5 +35,5 @@ mod unpack;
 
 pub use error::{Error, Kind, Result};
 pub use registry::{EndpointAsked, Explanation, FileLooked, explain};
-pub use store::Store;
+pub use store::{Store, Verdict, Verified};
 pub use types::{Auth, FsInfo, Image, ImageConfig, Options, Progress, ProgressFn, Registries};

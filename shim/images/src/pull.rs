@@ -105,6 +105,9 @@ async fn already_here(inner: &Arc<Inner>, digest_name: &str, tags: &[String]) ->
     else {
         return Ok(None);
     };
+    if stored.record.layers.iter().any(|layer| inner.is_damaged(&layer.key)) {
+        return Ok(None);
+    }
     if tags.iter().all(|tag| stored.record.tags.contains(tag)) {
         return Ok(Some(stored.image.clone()));
     }

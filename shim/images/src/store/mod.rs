@@ -11,6 +11,8 @@ pub(crate) mod layout;
 mod ledger;
 mod open;
 pub(crate) mod record;
+mod seal;
+mod verify;
 mod volumes;
 
 use crate::digest::Digest;
@@ -26,6 +28,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+pub use verify::{Verdict, Verified};
 
 /// The image store. Cheap to clone; all calls may run at once; lists come from memory.
 #[derive(Debug, Clone)]
@@ -44,6 +47,8 @@ pub(crate) struct Inner {
     /// One unpacking of a diff id at a time, whatever lies below it.
     pub(crate) diff_locks: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
     pub(crate) connector: crate::registry::Connector,
+    /// Layers that a verification found to be something else than was unpacked.
+    pub(crate) damaged: Mutex<std::collections::HashSet<String>>,
     /// Bytes of blobs taken from registries since the store was opened.
     pub(crate) fetched: AtomicU64,
     /// Released by the kernel when the process ends.
@@ -69,7 +74,12 @@ pub(crate) struct NewImage {
 impl Store {
     /// Opens the store, sets aside and names what is damaged, removes what an unclean stop left half-made.
     pub fn open(options: Options) -> Result<Self> {
-        Inner::open(options).map(|inner| Self { inner: Arc::new(inner) })
+        let (inner, unclean) = Inner::open(options)?;
+        let inner = Arc::new(inner);
+        if unclean {
+            verify::in_the_background(&inner);
+        }
+        Ok(Self { inner })
     }
 
     /// Pulls `reference` (tag, digest, or both: then the digest decides). Single flight per image and per layer.
