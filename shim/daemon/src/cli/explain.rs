@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 use slipway_images::ImageConfig;
-use slipway_runtime::container::{CreateRequest, Options, Stdio, explain};
-use slipway_runtime::program::{Explanation, Parking};
+use slipway_runtime::cgroup::Cgroup;
+use slipway_runtime::host::Host;
+use slipway_runtime::plan::{self, Plan};
+use slipway_runtime::program::{Explanation, Parking, Program};
 use slipway_runtime::rootfs::{Overlay, Rootfs};
 
 use super::facts;
@@ -50,13 +52,17 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<()> {
     }
     let host = facts::offline(&args.file, &args.serve.root)?;
     let (file, cgroups) = crate::config::look(&args.serve)?;
+    // The daemon's rights, whoever asks.
+    let current = Host::current().clone();
+    let kernel = Host { capabilities: current.known_capabilities, setgroups_denied: false, ..current };
     let mut all = Vec::new();
     for pod in &parsed.pods {
         // Those of this host would be asked of the daemon: any range explains the same steps.
         let facts = host.for_pod(Some(1 << 16));
         let name = &pod.metadata.name;
         translate::check(pod, &facts).with_context(|| format!("pod {name}"))?;
-        let node = Node { pod, facts: &facts, file: &file, cgroups: &cgroups, state: &args.serve.state };
+        let state = &args.serve.state;
+        let node = Node { pod, facts: &facts, file: &file, cgroups: &cgroups, host: &kernel, state };
         all.extend(node.explain().with_context(|| format!("pod {name}"))?);
     }
     match output {
@@ -71,6 +77,7 @@ struct Node<'a> {
     facts: &'a Facts,
     file: &'a File,
     cgroups: &'a Cgroups,
+    host: &'a Host,
     state: &'a Path,
 }
 
@@ -148,16 +155,14 @@ impl Node<'_> {
             volatile: false,
             idmap: None,
         };
-        let request = CreateRequest {
-            id: container.id.clone(),
-            bundle: container.bundle.clone(),
-            spec,
-            rootfs: Rootfs::Overlay(overlay),
-            join: Vec::new(),
-            stdio: Stdio::default(),
-            options: Options::default(),
-        };
-        let program = explain(&request, Parking::CommandOpen)?;
+        let rootfs = Rootfs::Overlay(overlay);
+        let bundle = &container.bundle;
+        let facts = plan::Facts { host: self.host, bundle, rootfs: &rootfs, given: &[], home: None };
+        let plan = Plan::new(&container.id, &spec, &facts)?;
+        let limits = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+        let groups = Cgroup::explain(&plan.cgroup_path, limits)?;
+        let program = Program::create(&plan, Parking::CommandOpen)?;
+        let program = Explanation { groups, ..program.explanation() };
         Ok(Explained { pod: pod.label(), container: container.id, assumed, program })
     }
 }

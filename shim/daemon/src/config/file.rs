@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 /// Everything that can be written.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
 pub(crate) struct File {
     /// "cgroupfs" or "systemd"; must be the same as the kubelet's cgroupDriver. Without it: systemd where systemd manages
     /// cgroup version 2, else cgroupfs.
@@ -64,7 +64,7 @@ pub(crate) enum LogFormat {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
 pub(crate) struct Socket {
     /// Permissions of the socket, octal; nothing for others can be given. Whoever can connect can become root on this node.
     pub(crate) mode: Mode,
@@ -73,14 +73,14 @@ pub(crate) struct Socket {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
 pub(crate) struct Keeper {
     /// The keeper's program. Without it: containerd-shim-slipway-v1 beside this program, then in PATH.
     pub(crate) path: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
 pub(crate) struct Cni {
     /// Directory of network configurations; the first by name counts, for new pods from the moment it is there.
     pub(crate) conf_dir: PathBuf,
@@ -98,7 +98,7 @@ impl Default for Cni {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
 pub(crate) struct Network {
     /// Whether pods get addresses from a bridge of our own while there is no CNI configuration; false: then the node's
     /// network is not ready.
@@ -116,7 +116,7 @@ impl Default for Network {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
 pub(crate) struct Images {
     /// Directories of mirrors and certificates, HOST/hosts.toml as for containerd's config_path; the first that knows a
     /// registry counts. What lies in them is read for each pull.
@@ -137,7 +137,7 @@ impl Default for Images {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
 pub(crate) struct Pods {
     /// Kernel settings for the namespaces that a pod has of its own, "NAME=VALUE" each; what the pod itself asks for comes
     /// first. containerd 2 has "net.ipv4.ip_unprivileged_port_start=0" and "net.ipv4.ping_group_range=0 2147483647" by itself.
@@ -145,14 +145,14 @@ pub(crate) struct Pods {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
 pub(crate) struct Containers {
     /// Limits of getrlimit(2), "NAME=SOFT:HARD" each, such as "nofile=1024:524288". Others are those of the keeper.
     pub(crate) default_ulimits: Vec<Ulimit>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
 pub(crate) struct Logs {
     /// Bytes of one line of a container's log before it is cut into partial ones; 0 never cuts (CRI-LOG-06).
     pub(crate) max_line: usize,
@@ -165,7 +165,7 @@ impl Default for Logs {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
 pub(crate) struct Streaming {
     /// Where they are served; port 0 is any free one. The token in the URL is the only credential: stay on loopback.
     pub(crate) address: SocketAddr,
@@ -181,7 +181,7 @@ impl Default for Streaming {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
 pub(crate) struct Cdi {
     /// Directories of device files; of the same device the later one's counts.
     pub(crate) spec_dirs: Vec<PathBuf>,
@@ -194,7 +194,7 @@ impl Default for Cdi {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
 pub(crate) struct Metrics {
     /// Where Prometheus finds /metrics, such as "127.0.0.1:9479". Without it: nowhere. There is no authentication: a loopback
     /// address, or one that only the scraper reaches.

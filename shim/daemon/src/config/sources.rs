@@ -180,10 +180,7 @@ impl Document {
         let parsed = DeTable::parse(text).map_err(|error| vec![walk.fault(&error)])?;
         walk.table("", parsed.get_ref());
         // Types and values: serde knows them, and stops at the first.
-        let unknown = !walk.faults.is_empty();
-        if let Err(error) = toml::from_str::<File>(text)
-            && !(unknown && error.message().starts_with("unknown field"))
-        {
+        if let Err(error) = toml::from_str::<File>(text) {
             let fault = walk.fault(&error);
             walk.faults.push(fault);
         }

@@ -11,7 +11,7 @@ const NODE_STATE: &str = "/run/slipway";
 
 /// As written.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
 pub(crate) struct Keys {
     /// true: no plugins at all.
     disable: bool,
@@ -48,7 +48,7 @@ impl Default for Keys {
 
 /// `[nri.default_validator]`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
 struct ValidatorKeys {
     /// Whether anything of this table is in force.
     enable: bool,
