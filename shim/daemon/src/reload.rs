@@ -20,7 +20,7 @@ impl Hangups {
     /// Reloads at each, until it is dropped.
     pub(crate) async fn serve(mut self, daemon: Arc<Daemon>, args: ServeArgs, logging: Logging) {
         while self.0.recv().await.is_some() {
-            supervisor::reloading();
+            supervisor::reloading().await;
             let (of, args) = (Arc::clone(&daemon), args.clone());
             let read = crate::daemon::blocking(move || {
                 let loaded = Config::load(&args, &of.config.address);
@@ -30,11 +30,11 @@ impl Hangups {
                 Ok(new) => {
                     let changes = apply(&daemon, new, &logging);
                     tracing::info!("configuration reloaded; {changes}");
-                    supervisor::ready(daemon.pods.list().len());
+                    supervisor::ready(daemon.pods.list().len()).await;
                 }
                 Err(error) => {
                     tracing::error!("configuration not reloaded, what was in force still is: {error}");
-                    supervisor::unchanged(&error.to_string());
+                    supervisor::unchanged(&error.to_string()).await;
                 }
             }
         }

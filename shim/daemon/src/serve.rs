@@ -47,7 +47,7 @@ pub(crate) async fn serve(config: Config, args: ServeArgs, logging: Logging) -> 
     let metrics = metrics.map(|endpoint| tokio::spawn(endpoint.serve(Arc::clone(&daemon))));
     let reloads = tokio::spawn(hangups.serve(Arc::clone(&daemon), args, logging));
     let watchdog = tokio::spawn(supervisor::watchdog(Arc::clone(&daemon)));
-    supervisor::ready(daemon.pods.list().len());
+    supervisor::ready(daemon.pods.list().len()).await;
     let (tell, told) = tokio::sync::watch::channel(false);
     let served = tonic::transport::Server::builder()
         .max_concurrent_streams(MAX_STREAMS)
@@ -62,7 +62,7 @@ pub(crate) async fn serve(config: Config, args: ServeArgs, logging: Logging) -> 
         .add_service(LocalServer::new(LocalApi(Arc::clone(&daemon))))
         .serve_with_incoming_shutdown(incoming::of(listener, daemon.config.group.is_some()), async move {
             asked_to_end().await;
-            supervisor::stopping();
+            supervisor::stopping().await;
             restarter.abort();
             tell.send_replace(true);
         });

@@ -59,9 +59,9 @@ async fn reload(node: &mut Node) -> Result<()> {
     let config = pod(node, "configured");
     let sandbox =
         node.run_pod_under(&config, "runc").await.context("a handler that the configuration adds")?;
-    let look = "ulimit -n; ulimit -Hn; cat /proc/sys/net/ipv4/ip_unprivileged_port_start; exec sleep 1000";
+    let look = r#"echo "$(ulimit -n) $(ulimit -Hn) $(cat /proc/sys/net/ipv4/ip_unprivileged_port_start)"; exec sleep 1000"#;
     let first = node.run(&sandbox, &config, shell("first", &image, look)).await?;
-    node.log_shows(&first, |log| log.contains("77") && log.contains("78") && log.contains("81")).await?;
+    node.log_shows(&first, |line| line == "77 78 81").await?;
     ensure!(node.run_pod_under(&pod(node, "other"), "crun").await.is_err(), "an unknown handler");
     every_line_is_json(node)?;
     pods_are_named(&log(node))?;
@@ -74,7 +74,7 @@ async fn reload(node: &mut Node) -> Result<()> {
     let wanted = format!("{}:2: unknown key", bad.display());
     ensure!(told.contains(&wanted) && told.contains("containers.default_ulimits"), "{told}");
     let second = node.run(&sandbox, &config, shell("second", &image, look)).await?;
-    node.log_shows(&second, |log| log.contains("77")).await?;
+    node.log_shows(&second, |line| line == "77 78 81").await?;
 
     // What may change does; the rest is told.
     std::fs::remove_file(bad)?;
@@ -89,7 +89,7 @@ async fn reload(node: &mut Node) -> Result<()> {
     ensure!(told.contains("applied: containers.default_ulimits, runtime_handlers;"), "{told}");
     ensure!(told.contains("needs a restart: network.bridge"), "{told}");
     let third = node.run(&sandbox, &config, shell("third", &image, look)).await?;
-    node.log_shows(&third, |log| log.contains("55") && !log.contains("77")).await?;
+    node.log_shows(&third, |line| line == "55 55 81").await?;
     let crun = node.run_pod_under(&pod(node, "other"), "crun").await.context("a handler that came later")?;
     let runs = node.container_status(&first).await?;
     ensure!(runs.state() == v1::ContainerState::ContainerRunning, "what ran runs on");
