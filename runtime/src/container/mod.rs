@@ -4,6 +4,7 @@
 //! survive its own death with them (DESIGN 1B). Nobody here waits for exits: that is the holder of the pidfd.
 
 mod agent;
+mod groups;
 mod home;
 mod life;
 mod net_devices;
@@ -63,6 +64,8 @@ pub struct Options {
     /// Descriptors that the container's process keeps, by number (LISTEN_FDS of sd_listen_fds(3) and the like); open and
     /// without close-on-exec.
     pub preserved: Vec<i32>,
+    /// When control groups cannot be made: a spec that asks for none of them, nor for limits, does without.
+    pub no_group: bool,
     /// Enter the root without pivot_root(2), for hosts whose root is an initramfs.
     pub no_pivot: bool,
     /// The container's table of mounts lists them in the order of its specification ([`Program::in_order_of_the_spec`]).
@@ -167,8 +170,8 @@ pub fn create(request: CreateRequest) -> Result<Created> {
     let plan = Plan::new(&id, &spec, &facts)?;
     let parking = if options.listener.is_some() { Parking::CommandFound } else { Parking::CommandOpen };
     let program = options.apply(Program::create(&plan, parking)?, &id);
-    let Options { listener, preserved, .. } = options;
-    let mut cgroup = Cgroup::create(&plan.cgroup_path, resources(&spec).as_ref())?;
+    let Options { listener, preserved, no_group: options_groups, .. } = options;
+    let mut cgroup = groups::make(&plan, &spec, options_groups)?;
     let subject = Subject { id: &id, bundle: &bundle, spec: &spec };
     let (mut met, mut lent) = (false, Lent::default());
     let given = plan.group_owner().map_or(Ok(()), |uid| cgroup.give_to(uid));

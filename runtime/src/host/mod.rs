@@ -37,6 +37,8 @@ pub struct Host {
     /// Supplementary groups may not be changed in our user namespace, nor in any below (user_namespaces(7),
     /// `/proc/<pid>/setgroups`): so it is for an ordinary user's.
     pub setgroups_denied: bool,
+    /// Control groups can be made here, as far as their permissions say: not by an ordinary user.
+    pub makes_groups: bool,
     pub apparmor: bool,
     pub selinux: bool,
 }
@@ -61,6 +63,7 @@ impl Host {
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
         let last = fs::read_to_string("/proc/sys/kernel/cap_last_cap").unwrap_or_default();
         Self {
+            makes_groups: makes_groups(&hierarchies),
             cgroups,
             hierarchies,
             capabilities: capability_line(&status, "CapPrm:") & capability_line(&status, "CapBnd:"),
@@ -121,4 +124,12 @@ mod tests {
         assert_eq!(capability_line("", "CapPrm:"), 0);
         assert_eq!(up_to(40), 0x1ff_ffff_ffff);
     }
+}
+
+/// Whether any of the hierarchies lets this process make groups at its top.
+fn makes_groups(hierarchies: &[Hierarchy]) -> bool {
+    use rustix::fs::{Access, access};
+    let makes = |path: &std::path::Path| access(path, Access::WRITE_OK).is_ok();
+    makes(std::path::Path::new("/sys/fs/cgroup")) && hierarchies.is_empty()
+        || hierarchies.iter().any(|h| makes(&h.path))
 }

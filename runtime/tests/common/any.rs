@@ -28,6 +28,7 @@ fn host(cgroups: CgroupLayout) -> Host {
         capabilities: (1 << 41) - 1,
         known_capabilities: (1 << 41) - 1,
         setgroups_denied: false,
+        makes_groups: true,
         apparmor: true,
         selinux: true,
     }
