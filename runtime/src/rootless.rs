@@ -8,8 +8,16 @@ use std::fs;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 const STEP: &str = "gain rights over mounts";
+
+static GAINED: AtomicBool = AtomicBool::new(false);
+
+/// True after [`gain_rights`] had to make a user namespace: what we may do then is less than root inside one expects.
+pub(crate) fn gained() -> bool {
+    GAINED.load(Ordering::Relaxed)
+}
 
 /// Does nothing where this process has them already: the host's root, and whoever an engine has put into a user namespace with
 /// mounts of its own. Call it before any thread is made. After an execve an ordinary user must call it again.
@@ -38,6 +46,7 @@ pub fn gain_rights() -> Result<()> {
         let path = format!("/proc/self/{file}");
         fs::write(&path, line).map_err(|e| Error::sys(STEP, path, e))?;
     }
+    GAINED.store(true, Ordering::Relaxed);
     Ok(())
 }
 

@@ -88,7 +88,7 @@ fn before(request: &StartRequest<'_>, hooks: &HookPlans) -> Result<()> {
     };
     let home = home::find_in_process(request.pid, process);
     let host = Host::current();
-    let user = user::differs(request.pid, "user").then(|| plan::of_running(spec, host)).transpose()?;
+    let user = user::of_running(spec, host, request.pid)?;
     let plan = plan::exec(process, spec, host, home.as_deref(), user.as_ref())?;
     let inside = Inside { pid: request.pid, pidfd: request.pidfd.as_fd() };
     let root = root::of_running(spec, request.pid, request.pidfd)?;

@@ -272,7 +272,7 @@ pub fn exec(request: ExecRequest<'_>) -> Result<Exec> {
     let filter = filter(spec)?;
     let home = home::find_in_process(pid, process);
     let host = Host::current();
-    let inside = user::differs(pid, "user").then(|| plan::of_running(spec, host)).transpose()?;
+    let inside = user::of_running(spec, host, pid)?;
     let plan = plan::exec(process, spec, host, home.as_deref(), inside.as_ref())?;
     let root = root::of_running(spec, pid, pidfd)?;
     let joined = Joined { user: inside.as_ref(), time: user::differs(pid, "time"), root: root.is_some() };

@@ -2,6 +2,7 @@
 //!
 //! Plans are made against these facts, so that a plan is a pure function and a test can invent a host.
 
+use crate::rootless;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -37,6 +38,8 @@ pub struct Host {
     /// Supplementary groups may not be changed in our user namespace, nor in any below (user_namespaces(7),
     /// `/proc/<pid>/setgroups`): so it is for an ordinary user's.
     pub setgroups_denied: bool,
+    /// The rights that we have are over what we make only ([`crate::rootless`]): a container needs a user namespace of its own.
+    pub rights_gained: bool,
     /// Control groups can be made here, as far as their permissions say: not by an ordinary user.
     pub makes_groups: bool,
     pub apparmor: bool,
@@ -63,6 +66,7 @@ impl Host {
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
         let last = fs::read_to_string("/proc/sys/kernel/cap_last_cap").unwrap_or_default();
         Self {
+            rights_gained: rootless::gained(),
             makes_groups: makes_groups(&hierarchies),
             cgroups,
             hierarchies,

@@ -29,6 +29,7 @@ fn host(cgroups: CgroupLayout) -> Host {
         known_capabilities: (1 << 41) - 1,
         setgroups_denied: false,
         makes_groups: true,
+        rights_gained: false,
         apparmor: true,
         selinux: true,
     }
