@@ -108,6 +108,14 @@ fn capability_line(status: &str, key: &str) -> u64 {
     u64::from_str_radix(value.trim(), 16).unwrap_or(0)
 }
 
+/// Whether any of the hierarchies lets this process make groups at its top.
+fn makes_groups(hierarchies: &[Hierarchy]) -> bool {
+    use rustix::fs::{Access, access};
+    let makes = |path: &std::path::Path| access(path, Access::WRITE_OK).is_ok();
+    makes(std::path::Path::new("/sys/fs/cgroup")) && hierarchies.is_empty()
+        || hierarchies.iter().any(|h| makes(&h.path))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -128,12 +136,4 @@ mod tests {
         assert_eq!(capability_line("", "CapPrm:"), 0);
         assert_eq!(up_to(40), 0x1ff_ffff_ffff);
     }
-}
-
-/// Whether any of the hierarchies lets this process make groups at its top.
-fn makes_groups(hierarchies: &[Hierarchy]) -> bool {
-    use rustix::fs::{Access, access};
-    let makes = |path: &std::path::Path| access(path, Access::WRITE_OK).is_ok();
-    makes(std::path::Path::new("/sys/fs/cgroup")) && hierarchies.is_empty()
-        || hierarchies.iter().any(|h| makes(&h.path))
 }
