@@ -8,6 +8,7 @@ mod groups;
 mod home;
 mod life;
 mod net_devices;
+mod rdt;
 mod resources;
 mod root;
 mod user;
@@ -17,6 +18,7 @@ pub use life::{Parked, StartRequest, Started, after_delete, during_restore, is_a
 pub use resources::resources;
 
 use self::net_devices::Lent;
+use self::rdt::Assigned;
 use crate::cgroup::Cgroup;
 use crate::error::Kind;
 use crate::hooks::Inside;
@@ -173,7 +175,7 @@ pub fn create(request: CreateRequest) -> Result<Created> {
     let Options { listener, preserved, no_group: options_groups, .. } = options;
     let mut cgroup = groups::make(&plan, &spec, options_groups)?;
     let subject = Subject { id: &id, bundle: &bundle, spec: &spec };
-    let (mut met, mut lent) = (false, Lent::default());
+    let (mut met, mut lent, mut assigned) = (false, Lent::default(), Assigned::default());
     let given = plan.group_owner().map_or(Ok(()), |uid| cgroup.give_to(uid));
     let launched = given.and_then(|()| cgroup.join()).and_then(|group| {
         let given = join.into_iter().map(|(_, fd)| fd).collect();
@@ -193,6 +195,7 @@ pub fn create(request: CreateRequest) -> Result<Created> {
         let mut meet = |born: &Born| {
             met = true;
             lent.lend(&plan.net_devices, born.pid)?;
+            plan.rdt.iter().try_for_each(|rdt| assigned.assign(rdt, born.pid))?;
             meet(&plan, &subject, Inside { pid: born.pid, pidfd: born.pidfd.as_fd() })
         };
         // The filter is loaded at the start.
@@ -201,6 +204,8 @@ pub fn create(request: CreateRequest) -> Result<Created> {
         let launched = launch::launch_attended(&program, launch, attend)?;
         if !met {
             let lending = lent.lend(&plan.net_devices, launched.pid);
+            let lending =
+                lending.and_then(|()| plan.rdt.iter().try_for_each(|rdt| assigned.assign(rdt, launched.pid)));
             lending.inspect_err(|_| process::end(&launched.pidfd))?;
         }
         Ok(launched)
@@ -213,6 +218,7 @@ pub fn create(request: CreateRequest) -> Result<Created> {
         }
         Err(error) => {
             lent.back();
+            assigned.back();
             // The first error is the one to tell; what is left of the group the audit will find.
             let _ = cgroup.remove(PATIENCE);
             if met {
@@ -318,6 +324,7 @@ pub fn explain(request: &CreateRequest, parking: Parking) -> Result<Explanation>
     let program = request.options.apply(Program::create(&plan, parking)?, &request.id);
     let mut explanation = Explanation { groups, ..program.explanation() };
     explanation.prepare.extend(plan.net_devices.iter().map(net_devices::sentence));
+    explanation.prepare.extend(plan.rdt.iter().map(rdt::sentence));
     Ok(explanation)
 }
 

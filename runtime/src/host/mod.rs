@@ -42,6 +42,8 @@ pub struct Host {
     pub rights_gained: bool,
     /// Control groups can be made here, as far as their permissions say: not by an ordinary user.
     pub makes_groups: bool,
+    /// Where the resctrl file system is mounted (resctrl.rst).
+    pub resctrl: Option<PathBuf>,
     pub apparmor: bool,
     pub selinux: bool,
 }
@@ -73,6 +75,7 @@ impl Host {
             capabilities: capability_line(&status, "CapPrm:") & capability_line(&status, "CapBnd:"),
             known_capabilities: up_to(last.trim().parse().unwrap_or(40)),
             setgroups_denied: fs::read("/proc/self/setgroups").is_ok_and(|text| text.starts_with(b"deny")),
+            resctrl: mount_of("resctrl", &mounts),
             apparmor: fs::read("/sys/module/apparmor/parameters/enabled").is_ok_and(|v| v.starts_with(b"Y"))
                 && fs::metadata("/proc/self/attr/apparmor/exec").is_ok(),
             selinux: fs::metadata("/sys/fs/selinux/enforce").is_ok(),
@@ -106,6 +109,15 @@ fn up_to(last: u32) -> u64 {
 fn capability_line(status: &str, key: &str) -> u64 {
     let value = status.lines().find_map(|line| line.strip_prefix(key)).unwrap_or("0");
     u64::from_str_radix(value.trim(), 16).unwrap_or(0)
+}
+
+/// The first place of a file system of this type.
+fn mount_of(fstype: &str, mountinfo: &str) -> Option<PathBuf> {
+    let places = mountinfo.lines().filter_map(|line| {
+        let (left, right) = line.split_once(" - ")?;
+        (right.split(' ').next()? == fstype).then(|| left.split(' ').nth(4).map(PathBuf::from))?
+    });
+    places.into_iter().next()
 }
 
 /// Whether any of the hierarchies lets this process make groups at its top.

@@ -30,6 +30,7 @@ fn host(cgroups: CgroupLayout) -> Host {
         setgroups_denied: false,
         makes_groups: true,
         rights_gained: false,
+        resctrl: None,
         apparmor: true,
         selinux: true,
     }
