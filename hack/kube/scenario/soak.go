@@ -70,6 +70,8 @@ type soaked struct {
 	since  time.Time
 	proven bool
 	going  bool
+	// hasty: it goes so soon, whether it has done what it is there for or not; zero: not before.
+	hasty time.Duration
 }
 
 type soak struct {
@@ -131,13 +133,17 @@ func (s *soak) come() {
 	s.made++
 	name := fmt.Sprintf("%s-%d", soakKinds[kind].name, s.made)
 	s.T.run(soakKinds[kind].make(name))
-	s.pods[name] = &soaked{kind: kind, since: time.Now()}
+	p := &soaked{kind: kind, since: time.Now()}
+	if rand.IntN(10) == 0 {
+		p.hasty = time.Duration(1 + rand.Int64N(int64(10*time.Second)))
+	}
+	s.pods[name] = p
 }
 
-// leave sends away one that has done its work, or one in ten before it has.
+// leave sends away one that has done its work, or a hasty one.
 func (s *soak) leave() {
 	for name, p := range s.pods {
-		if !p.going && (p.proven || rand.IntN(10) == 0) {
+		if !p.going && (p.proven || p.hasty > 0 && time.Since(p.since) > p.hasty) {
 			s.Must(os.Remove(s.manifest(name)))
 			p.going, p.since = true, time.Now()
 			return
