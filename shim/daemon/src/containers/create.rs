@@ -118,6 +118,11 @@ impl Daemon {
             cdi: &cdi,
             target_pid: target,
         })?;
+        let profile = built.process().as_ref().and_then(|process| process.apparmor_profile().as_deref());
+        if profile == Some(crate::apparmor::DEFAULT) {
+            // Somebody may have unloaded it; nothing is done if not.
+            blocking(crate::apparmor::load).await?;
+        }
         let mut built =
             serde_json::to_value(built).map_err(|e| Error::internal(format!("encode the spec: {e}")))?;
         let admission = self.nri.admit().await;
