@@ -255,7 +255,7 @@ impl Daemon {
 
     /// Kills and forgets a task in any state; unknown is success.
     pub(crate) async fn discard_task(&self, id: &str) -> Result<()> {
-        self.keeper.kill_all(id, "").await?;
+        self.keeper.kill_made(id).await?;
         match self.keeper.wait_task(id).await {
             // Never made, or forgotten meanwhile by whoever watched its end.
             Err(error) if error.code() == Code::NotFound => return Ok(()),
