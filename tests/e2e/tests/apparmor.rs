@@ -32,12 +32,8 @@ async fn refusal(
     pod: &v1::PodSandboxConfig,
     config: v1::ContainerConfig,
 ) -> Result<tonic::Status> {
-    Ok(node
-        .run(sandbox, pod, config)
-        .await
-        .err()
-        .context("it must be refused")?
-        .downcast::<tonic::Status>()?)
+    let error = node.run(sandbox, pod, config).await.err().context("it must be refused")?;
+    error.downcast::<tonic::Status>()
 }
 
 /// AA-01, AA-02, AA-03, AA-05, AA-07, CRI-SEC-06, CRI-SEC-08, CRI-SEC-09, CRI-CAP-08, CRI-XS-08.
