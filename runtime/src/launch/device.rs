@@ -42,7 +42,7 @@ impl Nodes {
         };
         let cloned = match mount::clone_fd(&node, false) {
             // Before 6.15 nothing is copied out of a mount that is in no mount namespace.
-            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => self.clone_attached(place, &node),
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => self.clone_attached(&place, &node),
             cloned => cloned,
         };
         let attr = crate::sys::raw::MountAttr { propagation: libc::MS_PRIVATE, ..Default::default() };
@@ -52,13 +52,13 @@ impl Nodes {
 
     /// The bind, made while the file system hangs in a mount namespace that nobody else sees. With that namespace it is gone,
     /// so that the next node needs another one.
-    fn clone_attached(&mut self, place: OwnedFd, node: &OwnedFd) -> io::Result<OwnedFd> {
+    fn clone_attached(&mut self, place: &OwnedFd, node: &OwnedFd) -> io::Result<OwnedFd> {
         self.place = None;
         namespace::on_own_thread("devices", || {
             namespace::unshare((libc::CLONE_NEWNS | libc::CLONE_FS) as u32)?;
             mount::make_tree_private()?;
             // Any directory that is there will do.
-            mount::attach(&place, c"/proc")?;
+            mount::attach(place, c"/proc")?;
             mount::clone_fd(node, false)
         })?
     }
