@@ -28,7 +28,7 @@ fn linux() -> Value {
         "seccomp": seccomp(),
         "apparmor": {"enabled": true},
         "selinux": {"enabled": true},
-        "intelRdt": {"enabled": false},
+        "intelRdt": {"enabled": true, "schemata": true, "monitoring": true},
         "mountExtensions": {"idmap": {"enabled": maps_mounts()}},
         "netDevices": {"enabled": true},
     })

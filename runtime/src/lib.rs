@@ -21,6 +21,7 @@ pub mod namespace;
 pub mod plan;
 pub mod program;
 pub mod rootfs;
+pub mod rootless;
 pub mod sandbox;
 pub mod seccomp;
 pub mod spec;

@@ -32,6 +32,20 @@ impl NamespaceKind {
         };
         flag as u32
     }
+
+    /// Its link in `/proc/<pid>/ns` (namespaces(7)).
+    pub fn link(self) -> &'static str {
+        match self {
+            Self::Network => "net",
+            Self::Ipc => "ipc",
+            Self::Uts => "uts",
+            Self::Pid => "pid",
+            Self::User => "user",
+            Self::Mount => "mnt",
+            Self::Cgroup => "cgroup",
+            Self::Time => "time",
+        }
+    }
 }
 
 impl std::fmt::Display for NamespaceKind {

@@ -28,6 +28,9 @@ fn host(cgroups: CgroupLayout) -> Host {
         capabilities: (1 << 41) - 1,
         known_capabilities: (1 << 41) - 1,
         setgroups_denied: false,
+        makes_groups: true,
+        rights_gained: false,
+        resctrl: None,
         apparmor: true,
         selinux: false,
     }

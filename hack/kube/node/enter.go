@@ -131,5 +131,9 @@ func shadowTunables(dir string) (string, error) {
 		}
 		script = append(script, fmt.Sprintf("mount --bind %s /proc/sys/%s", file, name))
 	}
+	// cAdvisor does not start where no processor tells its clock, as in user-mode Linux (hack/vm).
+	cpus := filepath.Join(dir, "cpuinfo")
+	script = append(script, "grep -q 'cpu MHz' /proc/cpuinfo || { (cat /proc/cpuinfo; echo 'cpu MHz : 1000.0') > "+cpus+
+		"; mount --bind "+cpus+" /proc/cpuinfo; }")
 	return strings.Join(script, "\n"), nil
 }

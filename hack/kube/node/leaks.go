@@ -32,6 +32,9 @@ func hierarchies() []string {
 func makeCgroups(root string) error {
 	for _, hierarchy := range hierarchies() {
 		dir := hierarchy + root
+		if err := delegate(hierarchy); err != nil {
+			return err
+		}
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}
@@ -43,6 +46,23 @@ func makeCgroups(root string) error {
 			if err := os.WriteFile(filepath.Join(dir, file), value, 0o644); err != nil {
 				return err
 			}
+		}
+	}
+	return nil
+}
+
+// delegate lets groups below the top have all controllers, as systemd does at its start, where version 2 is all there is.
+func delegate(top string) error {
+	if top != cgroupMount {
+		return nil
+	}
+	controllers, err := os.ReadFile(filepath.Join(top, "cgroup.controllers"))
+	if err != nil {
+		return err
+	}
+	for _, name := range strings.Fields(string(controllers)) {
+		if err := os.WriteFile(filepath.Join(top, "cgroup.subtree_control"), []byte("+"+name), 0o644); err != nil {
+			return fmt.Errorf("controller %s: %w", name, err)
 		}
 	}
 	return nil

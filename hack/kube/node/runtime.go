@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -57,12 +58,22 @@ conf_dir = %q
 `, n.Path("root"), n.Path("state"), n.Socket(), n.Path("cni"))
 }
 
-// bridgeCni is the CNI configuration that both runtimes get where they are compared.
-const bridgeCni = `{"cniVersion": "1.0.0", "name": "kube", "plugins": [
+// bridgeCni is the CNI configuration that both runtimes get where they are compared; portmap follows where it can work.
+const (
+	bridgeCni = `{"cniVersion": "1.0.0", "name": "kube", "plugins": [
   {"type": "bridge", "bridge": "cni-kube", "isGateway": true, "ipMasq": false,
-   "ipam": {"type": "host-local", "dataDir": %q, "ranges": [[{"subnet": "10.99.0.0/16"}]]}},
-  {"type": "portmap", "capabilities": {"portMappings": true}}]}
+   "ipam": {"type": "host-local", "dataDir": %q, "ranges": [[{"subnet": "10.99.0.0/16"}]]}}%s]}
 `
+	portmapCni = `,
+  {"type": "portmap", "capabilities": {"portMappings": true}}`
+)
+
+// translates says whether this kernel has NAT for IPv4: user-mode Linux (hack/vm) has not. The rules are this network
+// namespace's own, and gone again.
+var translates = sync.OnceValue(func() bool {
+	add := exec.Command("nft", "add table ip probe; add chain ip probe nat { type nat hook postrouting priority 100; }; delete table ip probe")
+	return add.Run() == nil
+})
 
 func (n *Node) newRuntime() (*Process, error) {
 	config := n.slipwayConfig()
@@ -74,8 +85,12 @@ func (n *Node) newRuntime() (*Process, error) {
 	if err := os.WriteFile(n.Path("config.toml"), []byte(config), 0o644); err != nil {
 		return nil, err
 	}
-	if n.options.Runtime == Containerd || n.options.CNI {
-		conflist := fmt.Sprintf(bridgeCni, n.Path("ipam"))
+	if n.options.Runtime == Containerd || n.options.CNI || !translates() {
+		portmap := ""
+		if translates() {
+			portmap = portmapCni
+		}
+		conflist := fmt.Sprintf(bridgeCni, n.Path("ipam"), portmap)
 		if err := os.WriteFile(n.Path("cni/10-kube.conflist"), []byte(conflist), 0o644); err != nil {
 			return nil, err
 		}

@@ -17,9 +17,11 @@ import (
 	"slipway/hack/kube/node"
 )
 
-// Most pods at a time, and how long one may take to do what it is there for, or to go; a shared machine is the measure.
+// Most pods at a time beside those that are going (kubelet removes dead sandboxes once a minute), how often one comes or
+// goes, and how long one may take to do what it is there for, or to go; a shared machine is the measure.
 const (
 	soakCrowd    = 20
+	soakBeat     = 700 * time.Millisecond
 	soakPatience = 4 * time.Minute
 )
 
@@ -70,6 +72,8 @@ type soaked struct {
 	since  time.Time
 	proven bool
 	going  bool
+	// hasty: it goes so soon, whether it has done what it is there for or not; zero: not before.
+	hasty time.Duration
 }
 
 type soak struct {
@@ -112,18 +116,30 @@ func Soak(ctx context.Context, length time.Duration) (err error) {
 
 func (s *soak) churn(length time.Duration) {
 	told := time.Now()
-	for end := time.Now().Add(length); time.Now().Before(end); s.sleep(300 * time.Millisecond) {
+	for end := time.Now().Add(length); time.Now().Before(end); s.sleep(soakBeat) {
 		s.observe()
-		if len(s.pods) < 3 || len(s.pods) < soakCrowd && rand.IntN(2) == 0 {
+		if staying := s.staying(); staying < 3 || staying < soakCrowd && rand.IntN(2) == 0 {
 			s.come()
 		} else {
 			s.leave()
 		}
 		if time.Since(told) > time.Minute {
-			fmt.Printf("%s: %d pods so far, %d now; %s\n", time.Now().Format(time.TimeOnly), s.made, len(s.pods), s.usage())
+			staying := s.staying()
+			fmt.Printf("%s: %d pods so far, %d now, %d going; %s\n", time.Now().Format(time.TimeOnly), s.made, staying,
+				len(s.pods)-staying, s.usage())
 			told = time.Now()
 		}
 	}
+}
+
+func (s *soak) staying() int {
+	count := 0
+	for _, p := range s.pods {
+		if !p.going {
+			count++
+		}
+	}
+	return count
 }
 
 func (s *soak) come() {
@@ -131,13 +147,17 @@ func (s *soak) come() {
 	s.made++
 	name := fmt.Sprintf("%s-%d", soakKinds[kind].name, s.made)
 	s.T.run(soakKinds[kind].make(name))
-	s.pods[name] = &soaked{kind: kind, since: time.Now()}
+	p := &soaked{kind: kind, since: time.Now()}
+	if rand.IntN(10) == 0 {
+		p.hasty = time.Duration(1 + rand.Int64N(int64(10*time.Second)))
+	}
+	s.pods[name] = p
 }
 
-// leave sends away one that has done its work, or one in ten before it has.
+// leave sends away one that has done its work, or a hasty one.
 func (s *soak) leave() {
 	for name, p := range s.pods {
-		if !p.going && (p.proven || rand.IntN(10) == 0) {
+		if !p.going && (p.proven || p.hasty > 0 && time.Since(p.since) > p.hasty) {
 			s.Must(os.Remove(s.manifest(name)))
 			p.going, p.since = true, time.Now()
 			return

@@ -4,7 +4,8 @@
 //!
 //! Prints, per contender, the median (p10 in brackets) in milliseconds of a whole life of /bin/true with the default seccomp
 //! profile: with and without a network namespace of its own, and with 100 ms of rest before each; of the parts of a life
-//! and of `run`; the CPU time of a life; the peak of memory of a `run`; the smallest memory limit under which it works.
+//! and of `run`; the CPU time of a life; what the seccomp profile costs; the peak of memory of a `run`; the smallest memory
+//! limit under which it works.
 //! As root.
 
 #![allow(clippy::unwrap_used, reason = "a measurement that cannot be made has nothing to say")]
@@ -12,6 +13,7 @@
 
 #[path = "../../tests/common/mod.rs"]
 mod common;
+mod filter;
 mod floor;
 mod memory;
 mod peers;
@@ -93,6 +95,7 @@ fn main() {
         row(peer.name(), lives.iter().map(|column| column[index].as_slice()).collect(), cpu[index + 1]);
     }
     parts(&peers, &lives[0], &bundles[0], rounds);
+    filter::table(&bundles[0].config["linux"]["seccomp"]);
     memory::table(&peers, &bundles[0]);
 }
 

@@ -10,6 +10,7 @@ use slipway_runtime::plan::capability_names;
 use slipway_runtime::rootfs::Rootfs;
 use slipway_runtime::spec::{self, LARGEST};
 use slipway_runtime::unit::ScopeName;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -117,10 +118,16 @@ pub(crate) fn tolerant<T: DeserializeOwned>(
         let words = list.as_array().into_iter().flatten().filter_map(Value::as_str);
         words.map(move |word| (set, word))
     });
-    let ignored = named
-        .filter(|(_, word)| !is_known(&word.to_ascii_uppercase()))
-        .map(|(set, word)| format!("{name}: process.capabilities.{set}: {word} is not known here"));
-    Ok((value, ignored.collect()))
+    // One sentence each, however many sets it is in.
+    let mut ignored: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for (set, word) in named.filter(|(_, word)| !is_known(&word.to_ascii_uppercase())) {
+        ignored.entry(word).or_default().insert(set);
+    }
+    let sentence = |(word, sets): (&str, BTreeSet<&str>)| {
+        let sets: Vec<&str> = sets.into_iter().collect();
+        format!("{name}: process.capabilities: {word} is not known here ({})", sets.join(", "))
+    };
+    Ok((value, ignored.into_iter().map(sentence).collect()))
 }
 
 /// Semantic versioning: all of 1.x that we know of, and later ones, which may not take away (semver.org).
@@ -162,7 +169,7 @@ mod tests {
         };
         let (process, ignored) = read("CAP_TEST", "0").unwrap();
         assert_eq!(process.capabilities().as_ref().unwrap().bounding().as_ref().unwrap().len(), 1);
-        assert_eq!(ignored, ["process: process.capabilities.bounding: CAP_TEST is not known here"]);
+        assert_eq!(ignored, ["process: process.capabilities: CAP_TEST is not known here (bounding)"]);
         assert!(read("CAP_CHOWN", "0").unwrap().1.is_empty());
         assert!(read("CAP_TEST", "-1").unwrap_err().to_string().contains("user.uid"));
     }

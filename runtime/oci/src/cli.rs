@@ -3,6 +3,7 @@
 use crate::commands::Command;
 use crate::log::Log;
 use clap::{Args, Parser, ValueEnum};
+use slipway_runtime::host::Host;
 use std::path::PathBuf;
 
 /// An OCI runtime: creates and runs containers from bundles, straight onto the kernel.
@@ -38,7 +39,7 @@ pub(crate) struct Global {
     pub(crate) systemd_cgroup: bool,
     /// Tolerate what only root may do with control groups: true, false or auto
     #[arg(long, value_name = "BOOL", default_value = "auto")]
-    pub(crate) rootless: String,
+    pub(crate) rootless: Rootless,
     /// CRIU, for checkpoint and restore [default: criu, from PATH]
     #[arg(long, value_name = "PATH")]
     pub(crate) criu: Option<PathBuf>,
@@ -50,6 +51,15 @@ pub(crate) struct Global {
     pub(crate) journal: Log,
 }
 
+/// Whether control groups that cannot be made may be done without.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Rootless {
+    True,
+    False,
+    /// By who is not the host's root.
+    Auto,
+}
+
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogFormat {
     #[default]
@@ -58,6 +68,14 @@ pub(crate) enum LogFormat {
 }
 
 impl Global {
+    pub(crate) fn tolerates_missing_groups(&self) -> bool {
+        match self.rootless {
+            Rootless::True => true,
+            Rootless::False => false,
+            Rootless::Auto => !Host::current().makes_groups,
+        }
+    }
+
     pub(crate) fn root(&self) -> PathBuf {
         let home = || std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty() && !is_root());
         let default = || home().map_or_else(|| PathBuf::from("/run"), PathBuf::from).join("slipway-oci");

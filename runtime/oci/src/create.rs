@@ -136,6 +136,7 @@ fn launch(global: &Global, container: &Container, bundle: &Bundle, args: &Create
         options: Options {
             listener: Some(listener),
             preserved: preserved(&global.inherited, args.preserve_fds),
+            no_group: global.tolerates_missing_groups(),
             no_pivot: args.no_pivot,
             in_order: true,
             no_new_keyring: args.no_new_keyring,

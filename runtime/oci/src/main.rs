@@ -18,6 +18,7 @@ mod criu;
 mod fault;
 mod foreground;
 mod log;
+mod output;
 mod record;
 mod signal;
 mod status;

@@ -1,7 +1,9 @@
 //! `state.json`: what one container is, for the next command. Written to a temporary name and renamed.
 
-use anyhow::{Context, Result};
+use crate::fault::Fault;
+use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
+use slipway_runtime::cgroup::Cgroup;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
@@ -40,6 +42,26 @@ pub(crate) struct Record {
 pub(crate) const VERSION: u32 = 1;
 
 impl Record {
+    /// The container's control group.
+    ///
+    /// # Errors
+    /// `NotFound` if it has gone.
+    pub(crate) fn group(&self) -> Result<Cgroup> {
+        if self.cgroup.is_empty() { Ok(Cgroup::none()) } else { Ok(Cgroup::open(&self.cgroup)?) }
+    }
+
+    /// For what cannot be done without one.
+    pub(crate) fn own_group(&self) -> Result<Cgroup> {
+        if self.cgroup.is_empty() {
+            bail!(Fault::State(format!(
+                "container {} has no control group: it was made by a user who may not make any; have one delegated (cgroups(7)) \
+                 and name it in linux.cgroupsPath",
+                self.id
+            )));
+        }
+        self.group()
+    }
+
     /// Reads the record of a state directory; none if there is none.
     pub(crate) fn load(directory: &Path) -> Result<Option<Self>> {
         let path = directory.join(FILE);

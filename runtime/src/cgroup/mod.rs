@@ -165,6 +165,18 @@ impl Cgroup {
         Ok(Self { base, unified, name, holder: None })
     }
 
+    /// What stands for the group of a container that has none and stays in its maker's: nobody is in it, it has no limits, and
+    /// whoever joins it stays where it is.
+    #[must_use]
+    pub fn none() -> Self {
+        Self { name: Name::none(), base: None, unified: false, holder: None }
+    }
+
+    /// True of [`Cgroup::none`].
+    pub fn is_none(&self) -> bool {
+        self.name.text.is_empty()
+    }
+
     /// The group of that name, whether it is there or not (any more); for one that was made whole.
     ///
     /// # Errors
@@ -185,6 +197,9 @@ impl Cgroup {
 
     /// What the launcher needs so that the child enters this group.
     pub fn join(&self) -> Result<Join> {
+        if self.is_none() {
+            return Ok(Join::WriteTasks(Vec::new()));
+        }
         let layout = Layout::get()?;
         let open = |path: String, flags: OFlags| {
             rustix::fs::open(&*path, flags | OFlags::CLOEXEC, Mode::empty())

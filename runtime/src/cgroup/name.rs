@@ -37,6 +37,11 @@ impl Name {
         })
     }
 
+    /// Of a container without one. There is no such directory: the kernel takes no newline in the name of a group.
+    pub(super) fn none() -> Self {
+        Self { text: String::new(), dir: "/\n".to_owned(), scope: None }
+    }
+
     /// The group `name` inside this one.
     pub(super) fn child(&self, name: &str) -> Self {
         Self { text: format!("{}/{name}", self.text), dir: format!("{}/{name}", self.dir), scope: None }

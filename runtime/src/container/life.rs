@@ -6,7 +6,7 @@
 //!  delete: …, poststop                                failures are warnings
 //! ```
 
-use super::{StartPipe, agent, filter, home, root, start_at, user};
+use super::{StartPipe, agent, filter, home, rdt, root, start_at, user};
 use crate::cgroup::Cgroup;
 use crate::hooks::{self, Inside, Session, Subject};
 use crate::host::Host;
@@ -52,11 +52,13 @@ pub struct Started {
     pub listener: Option<OwnedFd>,
 }
 
-/// Whether a spec asks for more after the creation than its process: hooks, or a seccomp agent. Without it a start needs
-/// no spec, and a deletion neither.
+/// Whether a spec asks for more after the creation than its process: hooks, a seccomp agent, or a class of caches.
+/// Without it a start needs no spec, and a deletion neither.
 pub fn is_attended(spec: &Spec) -> bool {
-    let seccomp = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
-    spec.hooks().is_some() || seccomp.is_some_and(|profile| profile.listener_path().is_some())
+    let linux = spec.linux().as_ref();
+    let seccomp = linux.and_then(|linux| linux.seccomp().as_ref());
+    let classed = linux.is_some_and(|linux| linux.intel_rdt().is_some());
+    spec.hooks().is_some() || classed || seccomp.is_some_and(|profile| profile.listener_path().is_some())
 }
 
 /// Starts a container with all that belongs to it: startContainer hooks, the command, poststart hooks.
@@ -88,7 +90,7 @@ fn before(request: &StartRequest<'_>, hooks: &HookPlans) -> Result<()> {
     };
     let home = home::find_in_process(request.pid, process);
     let host = Host::current();
-    let user = user::differs(request.pid, "user").then(|| plan::of_running(spec, host)).transpose()?;
+    let user = user::of_running(spec, host, request.pid)?;
     let plan = plan::exec(process, spec, host, home.as_deref(), user.as_ref())?;
     let inside = Inside { pid: request.pid, pidfd: request.pidfd.as_fd() };
     let root = root::of_running(spec, request.pid, request.pidfd)?;
@@ -128,14 +130,15 @@ fn outside(hooks: &HookPlans, subject: &Subject<'_>, pid: i32) -> Result<()> {
     Ok(())
 }
 
-/// What comes after a container's process, control group and mounts are gone, before its deletion is told: the poststop
-/// hooks. All of it is tried; what failed is answered, for a warning.
+/// What comes after a container's process, control group and mounts are gone, before its deletion is told: the end of its
+/// class of caches, and the poststop hooks. All of it is tried; what failed is answered, for a warning.
 pub fn after_delete(subject: &Subject<'_>) -> Vec<Error> {
-    match HookPlans::new(subject.spec) {
-        Ok(hooks) => {
-            let state = subject.state(ContainerState::Stopped, None);
-            hooks::run_all_outside(&hooks, Moment::Poststop, &state, subject.bundle)
-        }
-        Err(error) => vec![error],
-    }
+    let linux = subject.spec.linux().as_ref();
+    let class = linux.map_or(Ok(None), |linux| plan::rdt(subject.id, linux, Host::current()));
+    let class = class.and_then(|class| class.iter().try_for_each(rdt::remove));
+    let hooks = HookPlans::new(subject.spec).map(|hooks| {
+        let state = subject.state(ContainerState::Stopped, None);
+        hooks::run_all_outside(&hooks, Moment::Poststop, &state, subject.bundle)
+    });
+    class.err().into_iter().chain(hooks.unwrap_or_else(|error| vec![error])).collect()
 }

@@ -4,9 +4,11 @@
 //! survive its own death with them (DESIGN 1B). Nobody here waits for exits: that is the holder of the pidfd.
 
 mod agent;
+mod groups;
 mod home;
 mod life;
 mod net_devices;
+mod rdt;
 mod resources;
 mod root;
 mod user;
@@ -16,6 +18,7 @@ pub use life::{Parked, StartRequest, Started, after_delete, during_restore, is_a
 pub use resources::resources;
 
 use self::net_devices::Lent;
+use self::rdt::Assigned;
 use crate::cgroup::Cgroup;
 use crate::error::Kind;
 use crate::hooks::Inside;
@@ -63,6 +66,8 @@ pub struct Options {
     /// Descriptors that the container's process keeps, by number (LISTEN_FDS of sd_listen_fds(3) and the like); open and
     /// without close-on-exec.
     pub preserved: Vec<i32>,
+    /// When control groups cannot be made: a spec that asks for none of them, nor for limits, does without.
+    pub no_group: bool,
     /// Enter the root without pivot_root(2), for hosts whose root is an initramfs.
     pub no_pivot: bool,
     /// The container's table of mounts lists them in the order of its specification ([`Program::in_order_of_the_spec`]).
@@ -167,10 +172,10 @@ pub fn create(request: CreateRequest) -> Result<Created> {
     let plan = Plan::new(&id, &spec, &facts)?;
     let parking = if options.listener.is_some() { Parking::CommandFound } else { Parking::CommandOpen };
     let program = options.apply(Program::create(&plan, parking)?, &id);
-    let Options { listener, preserved, .. } = options;
-    let mut cgroup = Cgroup::create(&plan.cgroup_path, resources(&spec).as_ref())?;
+    let Options { listener, preserved, no_group: options_groups, .. } = options;
+    let mut cgroup = groups::make(&plan, &spec, options_groups)?;
     let subject = Subject { id: &id, bundle: &bundle, spec: &spec };
-    let (mut met, mut lent) = (false, Lent::default());
+    let (mut met, mut lent, mut assigned) = (false, Lent::default(), Assigned::default());
     let given = plan.group_owner().map_or(Ok(()), |uid| cgroup.give_to(uid));
     let launched = given.and_then(|()| cgroup.join()).and_then(|group| {
         let given = join.into_iter().map(|(_, fd)| fd).collect();
@@ -190,6 +195,7 @@ pub fn create(request: CreateRequest) -> Result<Created> {
         let mut meet = |born: &Born| {
             met = true;
             lent.lend(&plan.net_devices, born.pid)?;
+            plan.rdt.iter().try_for_each(|rdt| assigned.assign(rdt, born.pid))?;
             meet(&plan, &subject, Inside { pid: born.pid, pidfd: born.pidfd.as_fd() })
         };
         // The filter is loaded at the start.
@@ -198,6 +204,8 @@ pub fn create(request: CreateRequest) -> Result<Created> {
         let launched = launch::launch_attended(&program, launch, attend)?;
         if !met {
             let lending = lent.lend(&plan.net_devices, launched.pid);
+            let lending =
+                lending.and_then(|()| plan.rdt.iter().try_for_each(|rdt| assigned.assign(rdt, launched.pid)));
             lending.inspect_err(|_| process::end(&launched.pidfd))?;
         }
         Ok(launched)
@@ -210,6 +218,7 @@ pub fn create(request: CreateRequest) -> Result<Created> {
         }
         Err(error) => {
             lent.back();
+            assigned.back();
             // The first error is the one to tell; what is left of the group the audit will find.
             let _ = cgroup.remove(PATIENCE);
             if met {
@@ -269,7 +278,7 @@ pub fn exec(request: ExecRequest<'_>) -> Result<Exec> {
     let filter = filter(spec)?;
     let home = home::find_in_process(pid, process);
     let host = Host::current();
-    let inside = user::differs(pid, "user").then(|| plan::of_running(spec, host)).transpose()?;
+    let inside = user::of_running(spec, host, pid)?;
     let plan = plan::exec(process, spec, host, home.as_deref(), inside.as_ref())?;
     let root = root::of_running(spec, pid, pidfd)?;
     let joined = Joined { user: inside.as_ref(), time: user::differs(pid, "time"), root: root.is_some() };
@@ -315,6 +324,7 @@ pub fn explain(request: &CreateRequest, parking: Parking) -> Result<Explanation>
     let program = request.options.apply(Program::create(&plan, parking)?, &request.id);
     let mut explanation = Explanation { groups, ..program.explanation() };
     explanation.prepare.extend(plan.net_devices.iter().map(net_devices::sentence));
+    explanation.prepare.extend(plan.rdt.iter().map(rdt::sentence));
     Ok(explanation)
 }
 

@@ -46,6 +46,17 @@ impl User {
     }
 }
 
+/// The user namespace of a running process as a session needs it; none if it is ours.
+pub(super) fn of_running(spec: &Spec, host: &Host, pid: i32) -> Result<Option<UserPlan>> {
+    if !differs(pid, "user") {
+        return Ok(None);
+    }
+    let setgroups = std::fs::read(format!("/proc/{pid}/setgroups")).unwrap_or_default();
+    let shared = NamespaceKind::ALL.into_iter().filter(|kind| !differs(pid, kind.link()));
+    let shared = shared.fold(0, |kinds, kind| kinds | kind.clone_flag());
+    plan::of_running(spec, host, setgroups.starts_with(b"deny"), shared).map(Some)
+}
+
 /// Whether a process is in another namespace of this kind (`user`, `time`) than we are.
 pub(super) fn differs(pid: i32, name: &str) -> bool {
     let of = |who: &str| std::fs::read_link(format!("/proc/{who}/ns/{name}")).ok();

@@ -2,6 +2,7 @@
 //!
 //! Plans are made against these facts, so that a plan is a pure function and a test can invent a host.
 
+use crate::rootless;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -37,6 +38,12 @@ pub struct Host {
     /// Supplementary groups may not be changed in our user namespace, nor in any below (user_namespaces(7),
     /// `/proc/<pid>/setgroups`): so it is for an ordinary user's.
     pub setgroups_denied: bool,
+    /// The rights that we have are over what we make only ([`crate::rootless`]): a container needs a user namespace of its own.
+    pub rights_gained: bool,
+    /// Control groups can be made here, as far as their permissions say: not by an ordinary user.
+    pub makes_groups: bool,
+    /// Where the resctrl file system is mounted (resctrl.rst).
+    pub resctrl: Option<PathBuf>,
     pub apparmor: bool,
     pub selinux: bool,
 }
@@ -61,11 +68,14 @@ impl Host {
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
         let last = fs::read_to_string("/proc/sys/kernel/cap_last_cap").unwrap_or_default();
         Self {
+            rights_gained: rootless::gained(),
+            makes_groups: makes_groups(&hierarchies),
             cgroups,
             hierarchies,
             capabilities: capability_line(&status, "CapPrm:") & capability_line(&status, "CapBnd:"),
             known_capabilities: up_to(last.trim().parse().unwrap_or(40)),
             setgroups_denied: fs::read("/proc/self/setgroups").is_ok_and(|text| text.starts_with(b"deny")),
+            resctrl: mount_of("resctrl", &mounts),
             apparmor: fs::read("/sys/module/apparmor/parameters/enabled").is_ok_and(|v| v.starts_with(b"Y"))
                 && fs::metadata("/proc/self/attr/apparmor/exec").is_ok(),
             selinux: fs::metadata("/sys/fs/selinux/enforce").is_ok(),
@@ -99,6 +109,23 @@ fn up_to(last: u32) -> u64 {
 fn capability_line(status: &str, key: &str) -> u64 {
     let value = status.lines().find_map(|line| line.strip_prefix(key)).unwrap_or("0");
     u64::from_str_radix(value.trim(), 16).unwrap_or(0)
+}
+
+/// The first place of a file system of this type.
+fn mount_of(fstype: &str, mountinfo: &str) -> Option<PathBuf> {
+    let places = mountinfo.lines().filter_map(|line| {
+        let (left, right) = line.split_once(" - ")?;
+        (right.split(' ').next()? == fstype).then(|| left.split(' ').nth(4).map(PathBuf::from))?
+    });
+    places.into_iter().next()
+}
+
+/// Whether any of the hierarchies lets this process make groups at its top.
+fn makes_groups(hierarchies: &[Hierarchy]) -> bool {
+    use rustix::fs::{Access, access};
+    let makes = |path: &std::path::Path| access(path, Access::WRITE_OK).is_ok();
+    makes(std::path::Path::new("/sys/fs/cgroup")) && hierarchies.is_empty()
+        || hierarchies.iter().any(|h| makes(&h.path))
 }
 
 #[cfg(test)]

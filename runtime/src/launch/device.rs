@@ -2,10 +2,11 @@
 //! one by one as binds.
 
 use crate::plan::DevicePlan;
-use crate::sys::mount;
+use crate::sys::{mount, namespace};
 use crate::{Error, Result};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid, chmodat, chownat, mknodat, openat};
 use rustix::io::Errno;
+use std::io;
 use std::os::fd::OwnedFd;
 
 /// The file system with the nodes; it lives as long as one of them is mounted.
@@ -39,14 +40,31 @@ impl Nodes {
                 openat(&place, &name, flags, Mode::empty()).map_err(error)?
             }
         };
-        let cloned = mount::clone_fd(&node, false);
+        let cloned = match mount::clone_fd(&node, false) {
+            // Before 6.15 nothing is copied out of a mount that is in no mount namespace.
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => self.clone_attached(&place, &node),
+            cloned => cloned,
+        };
         let attr = crate::sys::raw::MountAttr { propagation: libc::MS_PRIVATE, ..Default::default() };
         let bind = cloned.and_then(|bind| mount::set_attributes(&bind, false, &attr).map(|()| bind));
         bind.map_err(|e| Error::sys("prepare a device", shown, e))
     }
 
+    /// The bind, made while the file system hangs in a mount namespace that nobody else sees. With that namespace it is gone,
+    /// so that the next node needs another one.
+    fn clone_attached(&mut self, place: &OwnedFd, node: &OwnedFd) -> io::Result<OwnedFd> {
+        self.place = None;
+        namespace::on_own_thread("devices", || {
+            namespace::unshare((libc::CLONE_NEWNS | libc::CLONE_FS) as u32)?;
+            mount::make_tree_private()?;
+            // Any directory that is there will do.
+            mount::attach(place, c"/proc")?;
+            mount::clone_fd(node, false)
+        })?
+    }
+
     fn place(&mut self) -> Result<OwnedFd> {
-        let error = |e: std::io::Error| Error::sys("prepare devices", "tmpfs", e);
+        let error = |e: io::Error| Error::sys("prepare devices", "tmpfs", e);
         let place = match self.place.take() {
             Some(place) => place,
             None => {

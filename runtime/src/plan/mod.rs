@@ -10,6 +10,7 @@ mod mounts;
 mod namespaces;
 mod net_devices;
 mod process;
+mod rdt;
 mod scheduling;
 mod time;
 mod user;
@@ -20,6 +21,8 @@ pub use mounts::{BindPlan, Delivery, FreshPlan, IdmapPlan, MountPlan, Propagatio
 pub use namespaces::{MountHome, NamespacePlan, NamespaceSource, root_is_elsewhere};
 pub use net_devices::NetDevicePlan;
 pub use process::{Limit, ProcessPlan};
+pub use rdt::RdtPlan;
+pub(crate) use rdt::{parse as parse_schema, plan as rdt};
 pub use scheduling::Scheduling;
 pub use user::{UserPlan, of_running};
 
@@ -68,6 +71,7 @@ pub struct Plan {
     pub sysctls: Vec<(String, String)>,
     /// Devices of the host to be moved into the network namespace.
     pub net_devices: Vec<NetDevicePlan>,
+    pub rdt: Option<RdtPlan>,
     /// Control groups are mounted where programs look for them, and not read-only.
     pub writes_groups: bool,
     pub cgroup_path: String,
@@ -96,7 +100,6 @@ impl Plan {
         let process = spec.process().as_ref().ok_or_else(|| invalid("process", "missing"))?;
         let none = Linux::default();
         let linux = spec.linux().as_ref().unwrap_or(&none);
-        refuse_unsupported(linux)?;
         let mut namespaces = namespaces::plan(linux, facts.given)?;
         let user = user::plan(linux, &mut namespaces, facts.host)?;
         let mount_home = namespaces::mount_home(&mut namespaces, user.is_some())?;
@@ -122,6 +125,7 @@ impl Plan {
             devices: devices(linux, &mounts)?,
             time_offsets: time::offsets(linux, &namespaces)?,
             net_devices: net_devices::plan(linux, &namespaces)?,
+            rdt: rdt::plan(id, linux, facts.host)?,
             masked: paths(linux.masked_paths().as_deref(), "linux.maskedPaths")?,
             readonly: paths(linux.readonly_paths().as_deref(), "linux.readonlyPaths")?,
             root_readonly: spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false),
@@ -211,16 +215,6 @@ pub(crate) fn invalid(field: &str, what: impl Into<String>) -> Error {
 
 fn unsupported(field: &str, what: &str) -> Error {
     Error::new(Kind::Unsupported, format!("plan {field}"), what)
-}
-
-fn refuse_unsupported(linux: &Linux) -> Result<()> {
-    if linux.intel_rdt().is_some() {
-        let hint = "leave linux.intelRdt out";
-        return Err(
-            unsupported("linux.intelRdt", "this runtime assigns no cache or bandwidth classes").hint(hint)
-        );
-    }
-    Ok(())
 }
 
 /// The control group of a container: `/name` when the spec says nothing; systemd's `slice:prefix:name` stays as it is.

@@ -243,9 +243,9 @@ fn fresh(mount: &Mount, fstype: &str, options: Options, label: Option<&str>) -> 
 }
 
 fn groups(options: &Options, context: &Context<'_>) -> Delivery {
-    let Context { facts, cgroup_path, namespaces, user, .. } = *context;
+    let Context { facts, cgroup_path, namespaces, .. } = *context;
     let readonly = options.attributes.set & libc::MOUNT_ATTR_RDONLY != 0;
-    if user.is_some_and(|user| user.ordinary) && facts.host.cgroups == CgroupLayout::V1 {
+    if !facts.host.makes_groups && facts.host.cgroups == CgroupLayout::V1 {
         // No group of its own, and none of the host's that it could change.
         let attributes = options.attributes;
         let (recursive_attributes, propagation) =

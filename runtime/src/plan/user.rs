@@ -16,6 +16,8 @@ pub struct UserPlan {
     pub setgroups: Setgroups,
     /// We are an ordinary user: all is done inside, after joining.
     pub ordinary: bool,
+    /// CLONE_NEW* of what the container shares with us. Who has no rights over those cannot join them, and is there already.
+    pub shared: u32,
 }
 
 /// Takes the user namespace out of `namespaces`, if there is one.
@@ -32,7 +34,11 @@ pub(super) fn plan(
             return Err(invalid("linux.uidMappings", "there is no user namespace that they could be of")
                 .hint("add {\"type\": \"user\"} to linux.namespaces"));
         }
-        return if host.ordinary_user() { Err(needs_user_namespace()) } else { Ok(None) };
+        return if host.ordinary_user() || host.rights_gained {
+            Err(needs_user_namespace())
+        } else {
+            Ok(None)
+        };
     };
     let source = namespaces.remove(at).source;
     let mappings = said.then(|| IdMappings::from_spec("linux", uids, gids)).transpose()?;
@@ -47,17 +53,27 @@ pub(super) fn plan(
             return Err(invalid("linux.gidMappings", "container id 0 is not mapped: nobody could set it up"));
         }
     }
-    Ok(Some(UserPlan { source, mappings, setgroups: setgroups(host), ordinary: host.ordinary_user() }))
+    let user = NamespaceKind::User.clone_flag();
+    let own = namespaces.iter().fold(user, |kinds, namespace| kinds | namespace.kind.clone_flag());
+    let (setgroups, ordinary) = (setgroups(host), host.ordinary_user());
+    Ok(Some(UserPlan { source, mappings, setgroups, ordinary, shared: !own }))
 }
 
-/// What exec needs to know of a container's user namespace; `None` for a container in ours.
-pub fn of_running(spec: &oci_spec::runtime::Spec, host: &Host) -> Result<UserPlan> {
+/// What exec needs to know of a container's user namespace. `denied`: nobody in it may change groups; `shared` as in
+/// [`UserPlan`].
+pub fn of_running(
+    spec: &oci_spec::runtime::Spec,
+    host: &Host,
+    denied: bool,
+    shared: u32,
+) -> Result<UserPlan> {
     let linux = spec.linux().as_ref();
     let uids = linux.and_then(|l| l.uid_mappings().as_deref()).filter(|list| !list.is_empty());
     let gids = linux.and_then(|l| l.gid_mappings().as_deref());
     let mappings = uids.map(|uids| IdMappings::from_spec("linux", Some(uids), gids)).transpose()?;
     let source = NamespaceSource::Given(0);
-    Ok(UserPlan { source, mappings, setgroups: setgroups(host), ordinary: host.ordinary_user() })
+    let setgroups = if denied { Setgroups::Deny } else { setgroups(host) };
+    Ok(UserPlan { source, mappings, setgroups, ordinary: host.ordinary_user(), shared })
 }
 
 fn setgroups(host: &Host) -> Setgroups {

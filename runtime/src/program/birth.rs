@@ -110,6 +110,7 @@ impl Builder {
         let kinds = kinds | NamespaceKind::User.clone_flag();
         let groups = user.setgroups == Setgroups::Allow;
         let pid_namespace = if user.ordinary {
+            let kinds = (kinds | NamespaceKind::Pid.clone_flag()) & !user.shared;
             self.join_and_go_on(target, kinds, root, priorities(process))
         } else {
             self.steps.extend(priorities(process));
@@ -132,13 +133,14 @@ impl Builder {
         outside: Vec<Step>,
     ) -> PidNamespace {
         let cgroup = NamespaceKind::Cgroup.clone_flag();
-        let first = kinds & !cgroup | NamespaceKind::Pid.clone_flag();
-        self.push(Step::JoinProcess { pidfd: target, kinds: first });
+        self.push(Step::JoinProcess { pidfd: target, kinds: kinds & !cgroup });
         self.steps.extend(root.map(Step::ChangeRoot));
         self.again(outside);
         // Not before: whoever is in a cgroup namespace can go into no group that is not below its root, nor come from one,
         // and the clone goes from ours into the container's (cgroup_namespaces(7); nsdelegate).
-        self.push(Step::JoinProcess { pidfd: target, kinds: kinds & cgroup });
+        if kinds & cgroup != 0 {
+            self.push(Step::JoinProcess { pidfd: target, kinds: cgroup });
+        }
         PidNamespace::Inherited
     }
 

@@ -67,7 +67,10 @@ impl Builder {
         let (user_kind, pid_kind) = (NamespaceKind::User.clone_flag(), NamespaceKind::Pid.clone_flag());
         self.push(Step::GiveStreams { uid: root });
         let pid_namespace = if user.ordinary {
-            self.push(Step::JoinProcess { pidfd: target, kinds: INSIDE | user_kind | pid_kind });
+            self.push(Step::JoinProcess {
+                pidfd: target,
+                kinds: (INSIDE | pid_kind) & !user.shared | user_kind,
+            });
             self.again(Vec::new());
             self.push(Step::ChangeDirectory(cwd.clone()));
             PidNamespace::Inherited

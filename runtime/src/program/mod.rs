@@ -163,7 +163,7 @@ impl Program {
         }
         let root = root.then(|| builder.handle(Prepare::TargetRoot));
         let pid_namespace = match user {
-            None => builder.join_and_go_on(target, kinds, root, Vec::new()),
+            None => builder.join_and_go_on(target, kinds | NamespaceKind::Pid.clone_flag(), root, Vec::new()),
             Some(user) => builder.enter_user_namespace_of(target, process, user, kinds, root),
         };
         if process.terminal {

@@ -9,6 +9,7 @@ use rustix::fs::{Mode, OFlags, open};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// fsconfig(2) takes strings of at most 255 bytes.
 const LONGEST_VALUE: usize = 255;
@@ -32,22 +33,28 @@ pub(super) fn mount_for(overlay: &Overlay, user: Option<BorrowedFd<'_>>) -> Resu
     if let ([], Some(upper)) = (overlay.lower.as_slice(), &overlay.upper) {
         return clone_directory(upper, false, None);
     }
-    if overlay.volatile {
-        forget_volatile_mark(overlay);
+    forget_volatile_mark(overlay);
+    mount_some_way(overlay, &layers)?.map_err(|e| explain(overlay, e))
+}
+
+/// One layer per call where the kernel takes that. The outer error is of a layer, the inner of the mount.
+fn mount_some_way(overlay: &Overlay, layers: &Layers) -> Result<io::Result<OwnedFd>> {
+    // Before 6.15 overlayfs takes no mount that is in no mount namespace, as id-mapped layers are.
+    static REFUSES_DETACHED: AtomicBool = AtomicBool::new(false);
+    let old_way = layers.are_mapped() && REFUSES_DETACHED.load(Ordering::Relaxed);
+    if old_way || !legacy::takes_layers_one_by_one() {
+        return Ok(legacy::mount(overlay, layers));
     }
-    let mounted = if legacy::takes_layers_one_by_one() {
-        mount(overlay, &layers)?
-    } else {
-        legacy::mount(overlay, &layers)
-    };
-    let mounted = match mounted {
-        // Before 6.15 overlayfs takes no mount that is in no mount namespace.
+    match mount(overlay, layers)? {
         Err(e) if layers.are_mapped() && e.raw_os_error() == Some(libc::EINVAL) => {
-            legacy::mount(overlay, &layers)
+            // The try has left one.
+            forget_volatile_mark(overlay);
+            let mounted = legacy::mount(overlay, layers);
+            REFUSES_DETACHED.fetch_or(mounted.is_ok(), Ordering::Relaxed);
+            Ok(mounted)
         }
-        other => other,
-    };
-    mounted.map_err(|e| explain(overlay, e))
+        mounted => Ok(mounted),
+    }
 }
 
 /// The outer error is of a layer, the inner of the mount.
@@ -114,7 +121,7 @@ fn short_name(fd: &OwnedFd) -> String {
 /// A volatile mount leaves a mark by which the kernel refuses the next one, since a crash may have lost writes between
 /// them. For a container's writable layer that is accepted, and a create that failed may be tried again.
 fn forget_volatile_mark(overlay: &Overlay) {
-    if let Some(work) = &overlay.work {
+    if let Some(work) = overlay.work.as_ref().filter(|_| overlay.volatile) {
         let _ = std::fs::remove_dir_all(work.join("work/incompat/volatile"));
     }
 }
@@ -128,7 +135,7 @@ fn explain(overlay: &Overlay, source: io::Error) -> Error {
     let hint = match source.raw_os_error() {
         Some(libc::EBUSY) => "upper or work is in use by another overlay",
         Some(libc::EINVAL) if overlay.idmap.is_some() => {
-            let hint = "id-mapped layers need Linux 5.19, and are sure from 6.15 on: run the container without a user namespace";
+            let hint = "id-mapped layers need Linux 5.19, and on some file systems a newer one: see the kernel log, or run the container without a user namespace";
             return Error::sys("mount the overlay", shown, source).with_kind(Kind::Unsupported).hint(hint);
         }
         Some(libc::EINVAL) => {

@@ -7,11 +7,11 @@
 use super::mount;
 use super::raw::{MountAttr, call, ptr, word};
 use super::step::StringTable;
-use rustix::fs::{StatVfsMountFlags, fstatvfs};
+use rustix::fs::{StatVfsMountFlags, fstat, fstatvfs};
 use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 
 /// Executes this program again through a read-only detached mount of its own file, with the same arguments and
@@ -22,7 +22,7 @@ pub fn run_read_only() -> io::Result<()> {
     if fstatvfs(&current)?.f_flag.contains(StatVfsMountFlags::RDONLY) {
         return Ok(());
     }
-    let copy = mount::clone_path(c"/proc/self/exe", false)?;
+    let copy = clone_own(&current)?;
     let attr =
         MountAttr { set: libc::MOUNT_ATTR_RDONLY, propagation: libc::MS_PRIVATE, ..MountAttr::default() };
     mount::set_attributes(&copy, false, &attr)?;
@@ -35,6 +35,22 @@ pub fn run_read_only() -> io::Result<()> {
         // Success does not return.
         Ok(_) => Ok(()),
     }
+}
+
+/// A detached mount of the file that we run. After unshare(2) the link leads to a mount of the former namespace, which
+/// cannot be cloned from here (EINVAL): then through the name it has in this one, if that is the same file.
+fn clone_own(current: &File) -> io::Result<OwnedFd> {
+    match mount::clone_path(c"/proc/self/exe", false) {
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {}
+        cloned => return cloned,
+    }
+    let name = CString::new(std::fs::read_link("/proc/self/exe")?.into_os_string().into_vec())?;
+    let copy = mount::clone_path(&name, false)?;
+    let (ours, there) = (fstat(current)?, fstat(&copy)?);
+    if (ours.st_dev, ours.st_ino) != (there.st_dev, there.st_ino) {
+        return Err(io::Error::other(format!("{name:?} is no longer the program that runs")));
+    }
+    Ok(copy)
 }
 
 fn table(strings: impl Iterator<Item = OsString>) -> io::Result<StringTable> {

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod apparmor;
 mod cdi;
 mod cgroups;
 mod check;

@@ -35,6 +35,12 @@ pub(crate) async fn serve(config: Config, args: ServeArgs, logging: Logging) -> 
         None => None,
     };
     let daemon = Daemon::open(config)?;
+    // Its own thread: no pod needs to wait for a parser, and who comes before it waits for the lock.
+    tokio::task::spawn_blocking(|| {
+        if let Err(error) = crate::apparmor::load() {
+            tracing::warn!("{error}");
+        }
+    });
     recovery::recover(&daemon).await.context("recover")?;
     // Before the first request: a plugin that must have its say is there.
     let plugins = crate::nri::Plugins(Arc::downgrade(&daemon));

@@ -30,9 +30,13 @@ impl<T> Registry<T> {
     }
 
     /// # Errors
-    /// `NotFound`.
+    /// `NotFound`; `FailedPrecondition` while it is being made, so that nobody takes it for gone.
     pub(crate) fn get(&self, id: &str) -> Result<Arc<T>> {
-        self.find(id).ok_or_else(|| Error::not_found(format!("{} {id:?} not found", self.kind)))
+        match self.lock().get(id) {
+            Some(Some(object)) => Ok(Arc::clone(object)),
+            Some(None) => Err(Error::state(format!("{} {id:?} is still being made", self.kind))),
+            None => Err(Error::not_found(format!("{} {id:?} not found", self.kind))),
+        }
     }
 
     pub(crate) fn find(&self, id: &str) -> Option<Arc<T>> {
@@ -93,9 +97,10 @@ mod tests {
         let registry = Registry::<u8>::new("task");
         let reservation = registry.reserve("a").unwrap();
         assert_eq!(registry.reserve("a").unwrap_err().code(), ttrpc::Code::ALREADY_EXISTS);
-        assert_eq!(registry.get("a").unwrap_err().code(), ttrpc::Code::NOT_FOUND);
+        assert_eq!(registry.get("a").unwrap_err().code(), ttrpc::Code::FAILED_PRECONDITION);
         assert!(!registry.is_empty());
         drop(reservation);
+        assert_eq!(registry.get("a").unwrap_err().code(), ttrpc::Code::NOT_FOUND);
         registry.reserve("a").unwrap().fill(Arc::new(1));
         assert_eq!(*registry.get("a").unwrap(), 1);
         registry.remove("a");

@@ -173,3 +173,30 @@ async fn guardian_dies(node: &mut Node) -> Result<()> {
     ensure!(node.ended(&late).await?.exit_code == 4, "new containers run");
     Ok(())
 }
+
+/// DESIGN section 4: what a keeper was too slow to answer is neither made twice nor taken for a failure.
+#[test]
+fn a_keeper_that_answers_late_has_made_one_container() {
+    on_a_node(Setup::default(), |node| Box::pin(late_answer(node)));
+}
+
+async fn late_answer(node: &mut Node) -> Result<()> {
+    /// The daemon gives a call 30 s.
+    const LATE: Duration = Duration::from_secs(32);
+    let image = node.import("busybox").await?;
+    let config = pod(node, "late-answer");
+    let sandbox = node.run_pod(&config).await?;
+    let keeper = Pid::from_raw(node.keeper_pid().await?);
+    kill(keeper, Signal::SIGSTOP)?;
+    let wake = tokio::spawn(async move {
+        tokio::time::sleep(LATE).await;
+        kill(keeper, Signal::SIGCONT)
+    });
+    let made = node.run(&sandbox, &config, shell("main", &image, "exit 6")).await;
+    wake.await??;
+    ensure!(node.ended(&made?).await?.exit_code == 6, "the exit code");
+    let list =
+        node.runtime().await?.list_containers(v1::ListContainersRequest::default()).await?.into_inner();
+    ensure!(list.containers.len() == 1, "{list:?}");
+    Ok(())
+}

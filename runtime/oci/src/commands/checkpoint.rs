@@ -10,7 +10,6 @@ use crate::verified::Verified;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use oci_spec::runtime::Spec;
-use slipway_runtime::cgroup::Cgroup;
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::OwnedFd;
@@ -99,7 +98,7 @@ impl Checkpoint {
         options.leave_running = Some(self.leave_running);
         options.link_remap = Some(self.link_remap);
         options.tcp_skip_in_flight = Some(self.tcp_skip_in_flight);
-        options.freeze_cgroup = Some(Cgroup::open(&record.cgroup)?.main_dir()?);
+        options.freeze_cgroup = Some(record.own_group()?.main_dir()?);
         options.page_server = self.page_server.as_ref().map(|(address, port)| PageServer {
             address: Some(address.clone()),
             port: Some(i32::from(*port)),

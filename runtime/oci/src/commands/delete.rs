@@ -107,6 +107,9 @@ fn after(container: &Container, global: &Global) {
 }
 
 fn end_group(path: &str) -> Result<()> {
+    if path.is_empty() {
+        return Ok(());
+    }
     match Cgroup::open(path) {
         Err(e) if e.kind() == Kind::NotFound => Ok(()),
         group => Ok(group?.kill_all()?),

@@ -29,7 +29,7 @@ impl Events {
         if !Status::of(&container).is_alive() {
             bail!(Fault::State(format!("container with id {} is not running", container.id())));
         }
-        let group = Cgroup::open(&container.record.cgroup)?;
+        let group = container.record.own_group()?;
         if self.stats {
             return print(&container, "stats", Some(data(&group.stats()?)));
         }

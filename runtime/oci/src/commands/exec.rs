@@ -89,7 +89,7 @@ impl Exec {
     }
 
     fn execute(self, global: &Global) -> Result<ExitCode> {
-        create::protect()?;
+        create::protect_exec()?;
         let (id, command) = self.words.split_first().context("no container named")?;
         let container = Id { id: id.clone() }.open(global)?;
         let target = self.target(&container)?;
@@ -128,7 +128,7 @@ impl Exec {
     /// The container's group, or the one below it that was asked for and must be there.
     fn group(&self, container: &Container) -> Result<Cgroup> {
         let own = &container.record.cgroup;
-        let Some(asked) = &self.cgroup else { return Ok(Cgroup::open(own)?) };
+        let Some(asked) = &self.cgroup else { return container.record.group() };
         if asked.contains(':') {
             bail!(Fault::Usage(format!(
                 "--cgroup {asked}: one path for all controllers: a session is in one group, as on version 2"

@@ -1,4 +1,5 @@
 use crate::bundle::SPEC_VERSION;
+use crate::output::say_line;
 use anyhow::Result;
 use clap::Args;
 
@@ -7,7 +8,6 @@ pub(crate) struct Features {}
 
 impl Features {
     pub(super) fn run(self) -> Result<()> {
-        println!("{}", serde_json::to_string_pretty(&slipway_runtime::features::features(SPEC_VERSION))?);
-        Ok(())
+        say_line(&serde_json::to_string_pretty(&slipway_runtime::features::features(SPEC_VERSION))?)
     }
 }

@@ -47,6 +47,10 @@ fn kill(container: &Container, signal: i32) -> Result<()> {
 
 /// A container whose first process has ended may have left others behind: no error if there are none.
 fn kill_all(container: &Container, signal: i32) -> Result<()> {
+    if container.record.cgroup.is_empty() {
+        // The end of a PID namespace's first process is the end of all. Others have no list to be found on.
+        return kill(container, signal);
+    }
     let group = match Cgroup::open(&container.record.cgroup) {
         Err(e) if e.kind() == slipway_runtime::error::Kind::NotFound => return Ok(()),
         group => group?,

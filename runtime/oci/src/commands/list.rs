@@ -1,5 +1,6 @@
 use super::state;
 use crate::cli::Global;
+use crate::output::{say, say_line};
 use crate::store::Store;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
@@ -24,19 +25,20 @@ impl List {
     pub(super) fn run(self, global: &Global) -> Result<()> {
         let containers = Store::new(global.root()).list()?;
         if self.quiet {
-            containers.iter().for_each(|container| println!("{}", container.id()));
-            return Ok(());
+            return say(&containers
+                .iter()
+                .map(|container| format!("{}\n", container.id()))
+                .collect::<String>());
         }
         let states: Vec<Value> = containers.iter().map(state::state).collect();
         match self.format {
-            Format::Json => println!("{}", serde_json::to_string(&states)?),
-            Format::Table => table(&states),
+            Format::Json => say_line(&serde_json::to_string(&states)?),
+            Format::Table => say(&table(&states)),
         }
-        Ok(())
     }
 }
 
-fn table(states: &[Value]) {
+fn table(states: &[Value]) -> String {
     const COLUMNS: [&str; 6] = ["id", "pid", "status", "bundle", "created", "owner"];
     let head: Vec<String> = COLUMNS.iter().map(|name| name.to_uppercase()).collect();
     let cell = |state: &Value, name: &str| match &state[name] {
@@ -47,9 +49,10 @@ fn table(states: &[Value]) {
     let rows: Vec<Vec<String>> = std::iter::once(head).chain(rows).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..COLUMNS.len()).map(width).collect();
-    for row in &rows {
+    let line = |row: &Vec<String>| {
         let cells: Vec<String> =
             row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:width$}")).collect();
-        println!("{}", cells.join("   ").trim_end());
-    }
+        format!("{}\n", cells.join("   ").trim_end())
+    };
+    rows.iter().map(line).collect()
 }

@@ -23,6 +23,7 @@ use crate::store::{Container, Store};
 use anyhow::Result;
 use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, FromArgMatches, Subcommand};
+use slipway_runtime::rootless;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -97,7 +98,7 @@ const MAKERS: [&str; 3] = ["create", "run", "exec"];
 /// done, that costs least. A failure is told by [`create::protect`].
 pub(crate) fn protect_early() {
     let makes = |word: std::ffi::OsString| MAKERS.iter().any(|maker| word == *maker);
-    if std::env::args_os().skip(1).any(makes) && crate::cli::is_root() {
+    if std::env::args_os().skip(1).any(makes) && crate::cli::is_root() && rootless::gain_mounts().is_ok() {
         let _ = slipway_runtime::sys::exe::run_read_only();
     }
 }

@@ -4,7 +4,6 @@ use crate::fault::Fault;
 use crate::status::Status;
 use anyhow::{Result, bail};
 use clap::Args;
-use slipway_runtime::cgroup::Cgroup;
 
 #[derive(Debug, Args)]
 pub(crate) struct Pause {
@@ -25,7 +24,7 @@ impl Pause {
             Status::Running | Status::Created => {}
             status => bail!(Fault::State(format!("container not running or created: {status}"))),
         }
-        Ok(Cgroup::open(&container.record.cgroup)?.freeze(true)?)
+        Ok(container.record.own_group()?.freeze(true)?)
     }
 }
 
@@ -35,6 +34,6 @@ impl Resume {
         if Status::of(&container) != Status::Paused {
             bail!(Fault::State("container not paused".to_owned()));
         }
-        Ok(Cgroup::open(&container.record.cgroup)?.freeze(false)?)
+        Ok(container.record.own_group()?.freeze(false)?)
     }
 }

@@ -1,6 +1,7 @@
 use super::list::Format;
 use crate::bundle::Bundle;
 use crate::cli::Global;
+use crate::output::{say, say_line};
 use anyhow::Result;
 use clap::Args;
 use slipway_runtime::container::{self, CreateRequest, Options, Stdio};
@@ -34,10 +35,9 @@ impl Plan {
         };
         let plan = container::explain(&request, Parking::CommandFound)?;
         match self.format {
-            Format::Json => println!("{}", serde_json::to_string_pretty(&plan)?),
-            Format::Table => print!("{}", human(&plan)),
+            Format::Json => say_line(&serde_json::to_string_pretty(&plan)?),
+            Format::Table => say(&human(&plan)),
         }
-        Ok(())
     }
 }
 

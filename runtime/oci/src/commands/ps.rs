@@ -1,9 +1,9 @@
 use super::Id;
 use super::list::Format;
 use crate::cli::Global;
+use crate::output::{say, say_line};
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use slipway_runtime::cgroup::Cgroup;
 use std::process::Command;
 
 #[derive(Debug, Args)]
@@ -20,14 +20,15 @@ pub(crate) struct Ps {
 impl Ps {
     pub(super) fn run(self, global: &Global) -> Result<()> {
         let container = self.id.open(global)?;
-        let mut pids =
-            Cgroup::open(&container.record.cgroup).and_then(|group| group.pids()).unwrap_or_default();
+        let mut pids = match container.record.own_group() {
+            Err(error) if container.record.cgroup.is_empty() => return Err(error),
+            group => group.and_then(|group| Ok(group.pids()?)).unwrap_or_default(),
+        };
         pids.sort_unstable();
         match self.format {
-            Format::Json => println!("{}", serde_json::to_string(&pids)?),
-            Format::Table => print!("{}", table(&pids, &self.options)?),
+            Format::Json => say_line(&serde_json::to_string(&pids)?),
+            Format::Table => say(&table(&pids, &self.options)?),
         }
-        Ok(())
     }
 }
 

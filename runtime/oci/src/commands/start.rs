@@ -8,7 +8,6 @@ use crate::verified::Verified;
 use anyhow::{Result, bail};
 use clap::Args;
 use oci_spec::runtime::Spec;
-use slipway_runtime::cgroup::Cgroup;
 use slipway_runtime::container::{self, Parked, StartRequest, Subject};
 use std::path::Path;
 
@@ -58,7 +57,7 @@ fn release(container: &Container, path: &Path) -> Result<()> {
         subject: Subject { id: &record.id, bundle: &record.bundle, spec: &spec },
         pid: record.pid,
         pidfd: process.pidfd(),
-        cgroup: &Cgroup::open(&record.cgroup)?,
+        cgroup: &record.group()?,
         parked: Parked::Listening(path, &steps),
     })?;
     Ok(())

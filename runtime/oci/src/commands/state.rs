@@ -1,6 +1,7 @@
 use super::Id;
 use crate::bundle::SPEC_VERSION;
 use crate::cli::Global;
+use crate::output::say_line;
 use crate::status::Status;
 use crate::store::Container;
 use anyhow::Result;
@@ -16,8 +17,7 @@ pub(crate) struct State {
 impl State {
     pub(super) fn run(self, global: &Global) -> Result<()> {
         let container = self.id.open(global)?;
-        println!("{}", serde_json::to_string_pretty(&state(&container))?);
-        Ok(())
+        say_line(&serde_json::to_string_pretty(&state(&container))?)
     }
 }
 

@@ -7,7 +7,6 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use oci_spec::runtime::LinuxResources;
 use serde_json::{Value, json};
-use slipway_runtime::cgroup::Cgroup;
 use std::io::Read;
 use std::path::PathBuf;
 
@@ -74,7 +73,7 @@ impl Update {
         if !Status::of(&container).is_alive() {
             bail!(Fault::NotRunning);
         }
-        Ok(Cgroup::open(&container.record.cgroup)?.update(&resources)?)
+        Ok(container.record.own_group()?.update(&resources)?)
     }
 
     fn resources(&self) -> Result<LinuxResources> {

@@ -7,6 +7,7 @@ mod consoles;
 mod crashes;
 mod life;
 mod rig;
+mod rootless;
 mod sessions;
 mod systemd;
 mod words;

@@ -117,3 +117,15 @@ fn version_and_help() {
     rig.fails(1, &["create"]);
     rig.finish();
 }
+
+/// `slipway-oci features | head -1` is a habit, and no failure.
+#[test]
+fn who_stops_reading_an_answer_does_not_break_the_command() {
+    let rig = Rig::new(&["true"]);
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let ran =
+        rig.command(&["features"]).stdout(writer).stderr(std::process::Stdio::piped()).output().unwrap();
+    assert!(ran.status.success() && ran.stderr.is_empty(), "{ran:?}");
+    rig.finish();
+}

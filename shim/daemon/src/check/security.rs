@@ -1,6 +1,7 @@
 //! What the daemon may do, and what stands between it and its containers: capabilities, seccomp, AppArmor, SELinux.
 
 use super::Finding;
+use crate::apparmor::Host as AppArmor;
 use slipway_runtime::host::Host;
 use std::fs;
 
@@ -25,7 +26,7 @@ pub(super) fn check() -> Vec<Finding> {
     let host = Host::current();
     let mut found = vec![capabilities(host.capabilities), seccomp()];
     found.push(match host.apparmor {
-        true => apparmor(&own_label(), &loaded_profiles()),
+        true => apparmor(&own_label(), &AppArmor::probe()),
         false => Finding::ok("AppArmor", "off"),
     });
     found.push(Finding::ok("SELinux", if host.selinux { "on" } else { "off" }));
@@ -74,18 +75,25 @@ fn own_label() -> String {
     label.unwrap_or_default().trim().to_owned()
 }
 
-fn loaded_profiles() -> String {
-    fs::read_to_string("/sys/kernel/security/apparmor/profiles").unwrap_or_default()
-}
-
 /// A confined runtime's signals are refused by its containers' profiles, and pods hang in Terminating (runc#4281).
-fn apparmor(label: &str, profiles: &str) -> Finding {
+fn apparmor(label: &str, host: &AppArmor) -> Finding {
     let attached = |line: &&str| line.contains("slipway") && !line.starts_with("slipway-");
     let profile = match label.split(' ').next().unwrap_or_default() {
-        "" | "unconfined" => profiles.lines().find(attached).and_then(|line| line.split(' ').next()),
+        "" | "unconfined" => host
+            .profiles
+            .as_deref()
+            .unwrap_or_default()
+            .lines()
+            .find(attached)
+            .and_then(|line| line.split(' ').next()),
         own => Some(own),
     };
     match profile {
+        None if !host.has_default() => Finding::warning(
+            "AppArmor",
+            "on, but containers get no default profile: there is no apparmor_parser to load it",
+            "install the package apparmor",
+        ),
         None => Finding::ok("AppArmor", "on, and does not confine us"),
         Some(profile) => Finding::warning(
             "AppArmor",
@@ -113,10 +121,19 @@ mod tests {
 
     #[test]
     fn a_confined_runtime_is_told_the_signal_rule() {
-        let confined = apparmor("/usr/sbin/slipway (enforce)", "");
+        let host = |profiles: &str, parser: Option<&str>| AppArmor {
+            enabled: true,
+            profiles: Some(profiles.into()),
+            parser: parser.map(Into::into),
+        };
+        let parser = Some("/sbin/apparmor_parser");
+        let confined = apparmor("/usr/sbin/slipway (enforce)", &host("", parser));
         assert!(confined.remedy.contains("peer=/usr/sbin/slipway"), "{}", confined.remedy);
-        let attached = apparmor("unconfined", "docker-default (enforce)\n/usr/bin/slipway (enforce)\n");
+        let attached =
+            apparmor("unconfined", &host("docker-default (enforce)\n/usr/bin/slipway (enforce)\n", parser));
         assert!(attached.found.contains("/usr/bin/slipway"), "{}", attached.found);
-        assert_eq!(apparmor("unconfined", "docker-default (enforce)\n").verdict, Verdict::Ok);
+        assert_eq!(apparmor("unconfined", &host("docker-default (enforce)\n", parser)).verdict, Verdict::Ok);
+        let without = apparmor("unconfined", &host("docker-default (enforce)\n", None));
+        assert!(without.verdict == Verdict::Warning && without.remedy.contains("apparmor"), "{without:?}");
     }
 }

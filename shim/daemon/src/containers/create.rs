@@ -119,6 +119,11 @@ impl Daemon {
             ulimits: &self.live().containers.default_ulimits,
             target_pid: target,
         })?;
+        let profile = built.process().as_ref().and_then(|process| process.apparmor_profile().as_deref());
+        if profile == Some(crate::apparmor::DEFAULT) {
+            // Somebody may have unloaded it; nothing is done if not.
+            blocking(crate::apparmor::load).await?;
+        }
         let mut built =
             serde_json::to_value(built).map_err(|e| Error::internal(format!("encode the spec: {e}")))?;
         let admission = self.nri.admit().await;
@@ -253,7 +258,7 @@ impl Daemon {
 
     /// Kills and forgets a task in any state; unknown is success.
     pub(crate) async fn discard_task(&self, id: &str) -> Result<()> {
-        self.keeper.kill_all(id, "").await?;
+        self.keeper.kill_made(id).await?;
         match self.keeper.wait_task(id).await {
             // Never made, or forgotten meanwhile by whoever watched its end.
             Err(error) if error.code() == Code::NotFound => return Ok(()),

@@ -46,6 +46,9 @@ impl std::fmt::Debug for Keeper {
 const CONFIG_MAX: usize = (4 << 20) - (64 << 10);
 /// How often a creation is tried that no keeper remembers.
 const CREATIONS: usize = 3;
+/// How long a creation may go on at a keeper that has not answered in time, and how often we look.
+const MAKING: Duration = Duration::from_secs(120);
+const LOOK: Duration = Duration::from_millis(50);
 
 impl Keeper {
     pub(crate) fn new(config: &Config) -> Self {
@@ -88,27 +91,14 @@ impl Keeper {
         request.bundle_path = bundle.display().to_string();
         request.netns_path = netns.map(|p| p.display().to_string()).unwrap_or_default();
         request.options = Some(options).into();
-        let mut tries = 0;
-        loop {
-            tries += 1;
+        let create = || async {
             let created = self.call(Retry::Never, |c| {
                 let request = request.clone();
                 async move { c.sandbox.create_sandbox(quick(), &request).await }
             });
-            match created.await {
-                Ok(_) => break,
-                // The keeper may have died after making it: then its successor knows it. Else it undid it.
-                Err(error) if error.code() == Code::Unavailable => {
-                    if self.knows_sandbox(id).await? {
-                        break;
-                    }
-                    if tries == CREATIONS {
-                        return Err(error);
-                    }
-                }
-                Err(error) => return Err(error),
-            }
-        }
+            created.await.map(drop)
+        };
+        self.make(create, || self.knows_sandbox(id)).await?;
         let mut request = sandbox::StartSandboxRequest::new();
         request.sandbox_id = id.into();
         let started = self.call(Retry::Safe, |c| {
@@ -163,24 +153,42 @@ impl Keeper {
         request.rootfs = vec![overlay_mount(task.rootfs)];
         request.terminal = task.terminal;
         request.stdout = task.log.clone();
-        let mut tries = 0;
-        loop {
-            tries += 1;
+        let create = || async {
             let created = self.call(Retry::Never, |c| {
                 let request = request.clone();
                 async move { c.task.create(quick(), &request).await }
             });
-            match created.await {
-                // As with the pod: its successor knows it, or has undone it.
+            created.await.map(drop)
+        };
+        self.make(create, || async { Ok(self.task(task.id).await?.is_some()) }).await
+    }
+
+    /// A creation whose answer may get lost: the keeper may have died after making it, then its successor knows it, or
+    /// has undone it; or the keeper was only slow, and is still at it.
+    async fn make<C, K>(&self, create: impl Fn() -> C, knows: impl Fn() -> K) -> Result<()>
+    where
+        C: Future<Output = Result<()>>,
+        K: Future<Output = Result<bool>>,
+    {
+        let deadline = tokio::time::Instant::now() + MAKING;
+        let mut lost = 0;
+        loop {
+            let error = match create().await {
                 Err(error) if error.code() == Code::Unavailable => {
-                    if self.task(task.id).await?.is_some() {
-                        return Ok(());
-                    }
-                    if tries == CREATIONS {
-                        return Err(error);
-                    }
+                    lost += 1;
+                    error
                 }
-                other => return other.map(drop),
+                Err(error) if error.code() == Code::AlreadyExists && lost > 0 => {
+                    tokio::time::sleep(LOOK).await;
+                    error
+                }
+                done => return done,
+            };
+            if knows().await? {
+                return Ok(());
+            }
+            if lost == CREATIONS || tokio::time::Instant::now() > deadline {
+                return Err(error);
             }
         }
     }
@@ -255,6 +263,21 @@ impl Keeper {
             async move { c.task.kill(quick(), &request).await }
         });
         unless_unknown(killed.await)
+    }
+
+    /// [`Keeper::kill_all`] for a task whose creation may still be under way at a slow keeper.
+    pub(crate) async fn kill_made(&self, id: &str) -> Result<()> {
+        let deadline = tokio::time::Instant::now() + MAKING;
+        loop {
+            match self.kill_all(id, "").await {
+                Err(error)
+                    if error.code() == Code::FailedPrecondition && tokio::time::Instant::now() < deadline =>
+                {
+                    tokio::time::sleep(LOOK).await;
+                }
+                other => return other,
+            }
+        }
     }
 
     /// SIGKILL to the whole control group of a task or an exec session.

@@ -1,15 +1,12 @@
 //! Which AppArmor profile a container gets (CRI-SEC-06 to CRI-SEC-09b).
 
+use crate::apparmor::{DEFAULT, Host};
 use crate::error::{Error, Result};
 use cri_proto::v1;
 use cri_proto::v1::security_profile::ProfileType;
 
-/// The host's side: whether its kernel has AppArmor, and the text of its list of loaded profiles if it can be read.
-#[derive(Debug, Default)]
-struct Host {
-    enabled: bool,
-    profiles: Option<String>,
-}
+/// What a request says: nothing, or a type with the name of a profile.
+type Asked = Option<(ProfileType, String)>;
 
 /// The name for `process.apparmorProfile`.
 ///
@@ -17,20 +14,14 @@ struct Host {
 /// InvalidArgument for contradictions and profiles that are not loaded, FailedPrecondition for what this host lacks.
 pub(super) fn profile(security: &v1::LinuxContainerSecurityContext) -> Result<Option<String>> {
     let asked = asked(security)?;
-    if asked == (ProfileType::Unconfined, String::new()) {
+    if asked.as_ref().is_some_and(|(kind, _)| *kind == ProfileType::Unconfined) {
         return Ok(None);
     }
-    let enabled = std::fs::read("/sys/module/apparmor/parameters/enabled");
-    let profiles = std::fs::read_to_string("/sys/kernel/security/apparmor/profiles").ok();
-    decide(
-        asked,
-        security.privileged,
-        &Host { enabled: enabled.is_ok_and(|v| v.starts_with(b"Y")), profiles },
-    )
+    decide(asked, security.privileged, &Host::probe())
 }
 
 /// Type and name; the older field counts only where the newer is absent (CRI-SEC-07).
-fn asked(security: &v1::LinuxContainerSecurityContext) -> Result<(ProfileType, String)> {
+fn asked(security: &v1::LinuxContainerSecurityContext) -> Result<Asked> {
     if let Some(profile) = &security.apparmor {
         let (kind, name) = (profile.profile_type(), profile.localhost_ref.trim_start_matches("localhost/"));
         return match (kind, name.is_empty()) {
@@ -41,15 +32,16 @@ fn asked(security: &v1::LinuxContainerSecurityContext) -> Result<(ProfileType, S
                 let kind = kind.as_str_name();
                 Err(Error::invalid(format!("apparmor: localhost_ref {name:?} is set with type {kind}")))
             }
-            _ => Ok((kind, name.to_owned())),
+            _ => Ok(Some((kind, name.to_owned()))),
         };
     }
     // Deprecated; kubelets before 1.30 know nothing else.
     match profile_string(security) {
-        "" | "unconfined" => Ok((ProfileType::Unconfined, String::new())),
-        "runtime/default" => Ok((ProfileType::RuntimeDefault, String::new())),
+        "" => Ok(None),
+        "unconfined" => Ok(Some((ProfileType::Unconfined, String::new()))),
+        "runtime/default" => Ok(Some((ProfileType::RuntimeDefault, String::new()))),
         other => match other.strip_prefix("localhost/").filter(|name| !name.is_empty()) {
-            Some(name) => Ok((ProfileType::Localhost, name.to_owned())),
+            Some(name) => Ok(Some((ProfileType::Localhost, name.to_owned()))),
             None => Err(Error::invalid(format!(
                 "apparmor_profile {other:?} is not runtime/default, unconfined or localhost/<name>"
             ))),
@@ -62,27 +54,27 @@ fn profile_string(security: &v1::LinuxContainerSecurityContext) -> &str {
     &security.apparmor_profile
 }
 
-fn decide((kind, name): (ProfileType, String), privileged: bool, host: &Host) -> Result<Option<String>> {
-    match kind {
-        ProfileType::Unconfined => Ok(None),
+fn decide(asked: Asked, privileged: bool, host: &Host) -> Result<Option<String>> {
+    let default = || Some(DEFAULT.to_owned());
+    match asked {
+        None if privileged || !host.has_default() => Ok(None),
+        None => Ok(default()),
+        Some((ProfileType::Unconfined, _)) => Ok(None),
         // A privileged container has no default one; one that was named it keeps.
-        ProfileType::RuntimeDefault if privileged => Ok(None),
-        _ if !host.enabled => Err(Error::state(format!(
+        Some((ProfileType::RuntimeDefault, _)) if privileged => Ok(None),
+        Some((_, name)) if !host.enabled => Err(Error::state(format!(
             "AppArmor profile {} was asked for, but this host has no AppArmor: leave appArmorProfile out, or boot with apparmor=1",
             if name.is_empty() { "RuntimeDefault" } else { &name }
         ))),
-        ProfileType::RuntimeDefault => Err(Error::state(
-            "AppArmor profile RuntimeDefault was asked for: there is none of our own yet; name one that is loaded (type Localhost)",
+        Some((ProfileType::RuntimeDefault, _)) if !host.has_default() => Err(Error::state(
+            "AppArmor profile RuntimeDefault was asked for, but this host has no apparmor_parser to load it: install the package \
+             apparmor",
         )),
-        ProfileType::Localhost => {
-            let is = |line: &str| line.rsplit_once(" (").is_some_and(|(loaded, _)| loaded == name);
-            if host.profiles.as_ref().is_some_and(|all| !all.lines().any(is)) {
-                return Err(Error::invalid(format!(
-                    "AppArmor profile {name:?} is not loaded on this node: load it with apparmor_parser -r"
-                )));
-            }
-            Ok(Some(name))
-        }
+        Some((ProfileType::RuntimeDefault, _)) => Ok(default()),
+        Some((ProfileType::Localhost, name)) if host.has(&name) == Some(false) => Err(Error::invalid(
+            format!("AppArmor profile {name:?} is not loaded on this node: load it with apparmor_parser -r"),
+        )),
+        Some((ProfileType::Localhost, name)) => Ok(Some(name)),
     }
 }
 
@@ -105,16 +97,16 @@ mod tests {
     fn the_newer_field_wins_and_contradictions_are_refused() {
         assert_eq!(
             asked(&of(ProfileType::Localhost, "localhost/a")),
-            Ok((ProfileType::Localhost, "a".into()))
+            Ok(Some((ProfileType::Localhost, "a".into())))
         );
-        assert_eq!(asked(&old("localhost/b")), Ok((ProfileType::Localhost, "b".into())));
-        assert_eq!(asked(&old("runtime/default")), Ok((ProfileType::RuntimeDefault, String::new())));
-        assert_eq!(asked(&old("")), Ok((ProfileType::Unconfined, String::new())));
+        assert_eq!(asked(&old("localhost/b")), Ok(Some((ProfileType::Localhost, "b".into()))));
+        assert_eq!(asked(&old("runtime/default")), Ok(Some((ProfileType::RuntimeDefault, String::new()))));
+        assert_eq!(asked(&old("")), Ok(None));
         let both = v1::LinuxContainerSecurityContext {
             apparmor: of(ProfileType::Unconfined, "").apparmor,
             ..old("localhost/b")
         };
-        assert_eq!(asked(&both), Ok((ProfileType::Unconfined, String::new())));
+        assert_eq!(asked(&both), Ok(Some((ProfileType::Unconfined, String::new()))));
         for bad in [
             of(ProfileType::Localhost, ""),
             of(ProfileType::RuntimeDefault, "a"),
@@ -130,14 +122,27 @@ mod tests {
     #[test]
     fn a_profile_is_never_ignored_silently() {
         let without = Host::default();
-        let with = Host { enabled: true, profiles: Some("a (enforce)\nb c (complain)\n".into()) };
-        let named = |name: &str| (ProfileType::Localhost, name.to_owned());
-        let default = || (ProfileType::RuntimeDefault, String::new());
-        assert_eq!(decide((ProfileType::Unconfined, String::new()), false, &without), Ok(None));
+        let loaded = Some("a (enforce)\nb c (complain)\n".into());
+        let bare = Host { enabled: true, profiles: loaded, parser: None };
+        let with = Host { parser: Some("/sbin/apparmor_parser".into()), ..bare.clone() };
+        let named = |name: &str| Some((ProfileType::Localhost, name.to_owned()));
+        let default = || Some((ProfileType::RuntimeDefault, String::new()));
+        let unconfined = || Some((ProfileType::Unconfined, String::new()));
+        assert_eq!(decide(unconfined(), false, &with), Ok(None));
         assert!(decide(default(), false, &without).is_err() && decide(named("a"), false, &without).is_err());
         assert_eq!(decide(default(), true, &without), Ok(None));
         assert!(decide(named("a"), true, &without).is_err(), "one that was named stays");
         assert_eq!(decide(named("b c"), false, &with), Ok(Some("b c".into())));
         assert!(decide(named("b"), false, &with).is_err_and(|e| e.to_string().contains("not loaded")));
+        for asked in [None, default()] {
+            assert_eq!(decide(asked.clone(), false, &with), Ok(Some(DEFAULT.into())));
+            assert_eq!(decide(asked, true, &with), Ok(None));
+        }
+        assert_eq!(decide(None, false, &without), Ok(None));
+        assert_eq!(decide(None, false, &bare), Ok(None));
+        assert!(
+            decide(default(), false, &bare)
+                .is_err_and(|e| e.to_string().contains("install the package apparmor"))
+        );
     }
 }
