@@ -86,7 +86,7 @@ async fn reload(node: &mut Node) -> Result<()> {
     let before = log(node).len();
     hang_up(node)?;
     let told = logged(node, before, |log| log.contains("configuration reloaded")).await?;
-    ensure!(told.contains("applied: containers.default_ulimits, runtime_handlers;"), "{told}");
+    ensure!(told.contains("applied: runtime_handlers, containers.default_ulimits;"), "{told}");
     ensure!(told.contains("needs a restart: network.bridge"), "{told}");
     let third = node.run(&sandbox, &config, shell("third", &image, look)).await?;
     node.log_shows(&third, |line| line == "55 55 81").await?;
