@@ -34,8 +34,8 @@ fn wait_sealed(root: &Path) {
 
 /// The file `name` of whichever layer has it.
 fn file(root: &Path, name: &str) -> PathBuf {
-    let layers = fs::read_dir(root.join("layers")).unwrap().map(|entry| entry.unwrap().path().join(name));
-    layers.filter(|path| path.is_file()).next().unwrap()
+    let mut layers = fs::read_dir(root.join("layers")).unwrap().map(|entry| entry.unwrap().path().join(name));
+    layers.find(|path| path.is_file()).unwrap()
 }
 
 /// Other bytes, everything else as it was: what a bad disk does.
