@@ -66,8 +66,8 @@ async fn damage_is_found_and_pulled_again() {
 
     damage(&file(&root, "top"));
     assert_eq!(verdicts(&store, false).await, [Verdict::Damaged, Verdict::Intact]);
-    let told = store.verify(&[name.clone()], false).await.unwrap();
-    assert!(told.iter().all(|layer| layer.images == [name.clone()]), "{told:?}");
+    let told = store.verify(std::slice::from_ref(&name), false).await.unwrap();
+    assert!(told.iter().all(|layer| layer.images == [name.as_str()]), "{told:?}");
     assert!(store.verify(&["reg.example/none:1".into()], false).await.is_err());
 
     // A container stands on it.
