@@ -189,6 +189,9 @@ pub(crate) struct SandboxRecord {
     /// The pod's control group, where the client named one.
     #[serde(default)]
     pub(crate) cgroup: String,
+    /// Kinds of the namespaces that are the pod's own and held by descriptor, as in /proc/<pid>/ns.
+    #[serde(default)]
+    pub(crate) namespaces: Vec<String>,
     pub(crate) created_at: i64,
     #[serde(flatten)]
     pub(crate) phase: SandboxPhase,

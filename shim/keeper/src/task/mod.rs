@@ -34,6 +34,7 @@ use slipway_runtime::container::StartPipe;
 use slipway_runtime::rootfs::Rootfs;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
@@ -86,7 +87,9 @@ pub(crate) struct Task {
     /// Nobody may write to its standard input any more.
     stdin_closed: watch::Sender<bool>,
     exit: watch::Sender<Option<Ended>>,
-    dropped: std::sync::atomic::AtomicU64,
+    dropped: AtomicU64,
+    /// SIGKILL was sent to it, by request, while it was alive.
+    killed: AtomicBool,
     pub(crate) execs: Registry<Exec>,
 }
 
@@ -160,6 +163,9 @@ impl Task {
         blocking(move || {
             let cgroup = || Cgroup::open(&task.facts.cgroup);
             let killed = all && signal == SIGKILL;
+            if signal == SIGKILL && !process.has_ended() {
+                task.killed.store(true, Ordering::Relaxed);
+            }
             if killed {
                 cgroup()?.kill_all()?;
             } else if all {
@@ -354,7 +360,7 @@ impl Task {
     }
 
     fn dropped(&self) -> u64 {
-        self.dropped.load(std::sync::atomic::Ordering::Relaxed)
+        self.dropped.load(Ordering::Relaxed)
     }
 
     /// Init, unless it has ended.
@@ -438,6 +444,7 @@ impl Task {
             stdin_closed: watch::Sender::new(false),
             exit: watch::Sender::new(ended),
             dropped: dropped.into(),
+            killed: false.into(),
             execs: Registry::new("exec"),
         }
     }
