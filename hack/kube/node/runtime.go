@@ -61,7 +61,7 @@ conf_dir = %q
 // bridgeCni is the CNI configuration that both runtimes get where they are compared; portmap follows where it can work.
 const (
 	bridgeCni = `{"cniVersion": "1.0.0", "name": "kube", "plugins": [
-  {"type": "bridge", "bridge": "cni-kube", "isGateway": true, "ipMasq": false,
+  {"type": "bridge", "bridge": "cni-kube", "isDefaultGateway": true, "ipMasq": false,
    "ipam": {"type": "host-local", "dataDir": %q, "ranges": [[{"subnet": "10.99.0.0/16"}]]}}%s]}
 `
 	portmapCni = `,

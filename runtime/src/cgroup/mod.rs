@@ -420,6 +420,22 @@ impl Cgroup {
         first
     }
 
+    /// [`Cgroup::remove`] for a group by its path, of which somebody else may have removed a part: a kubelet that tidies up
+    /// a pod's groups leaves the hierarchy of version 2 on a hybrid host.
+    ///
+    /// # Errors
+    /// Those of [`Cgroup::open`] but `NotFound`, and of [`Cgroup::remove`].
+    pub fn remove_at(path: &str, patience: Duration) -> Result<()> {
+        match Self::open(path) {
+            Err(error) if error.kind() == Kind::NotFound => {
+                let rest = Self::named(path)?;
+                // A scope that has gone is gone everywhere.
+                if rest.name.scope.is_some() { Ok(()) } else { rest.remove(patience) }
+            }
+            group => group?.remove(patience),
+        }
+    }
+
     /// Removes a group that nobody uses any more, such as a pod's group that [`Cgroup::create`] made on the way to a
     /// container's. Missing is success; one that holds processes or groups is left as it is, in all hierarchies.
     pub fn remove_if_empty(path: &str) -> Result<()> {

@@ -172,3 +172,22 @@ fn removal_waits_and_then_says_who_is_there() {
     group.kill_all().expect("nobody to kill");
     scope.end();
 }
+
+/// A kubelet removes a pod's groups from the hierarchies that it knows; on a hybrid host version 2 is not one of them.
+#[test]
+fn what_somebody_else_left_of_a_group_is_removed() {
+    let scope = Scope::new();
+    let group = Cgroup::create(&scope.path(), None).expect("create");
+    let made = directories(&scope.path());
+    drop(group);
+    let unified = |dir: &&String| std::path::Path::new(dir.as_str()).join("cgroup.controllers").exists();
+    for dir in made.iter().filter(|dir| v2() || !unified(dir)) {
+        std::fs::remove_dir(dir).expect("remove by hand");
+    }
+    let left = directories(&scope.path());
+    assert_eq!(left.is_empty(), v2() || !made.iter().any(|dir| unified(&dir)), "{left:?}");
+    Cgroup::remove_at(&scope.path(), PATIENCE).expect("remove the rest");
+    assert!(directories(&scope.path()).is_empty(), "{:?}", directories(&scope.path()));
+    Cgroup::remove_at(&scope.path(), PATIENCE).expect("missing is success");
+    scope.end();
+}

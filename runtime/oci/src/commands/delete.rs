@@ -80,10 +80,7 @@ fn end(container: &Container) -> Result<()> {
     container::release_at(&container.start_socket());
     if !record.cgroup.is_empty() {
         end_group(&record.cgroup)?;
-        match Cgroup::open(&record.cgroup) {
-            Err(e) if e.kind() == Kind::NotFound => {}
-            group => group?.remove(PATIENCE)?,
-        }
+        Cgroup::remove_at(&record.cgroup, PATIENCE)?;
     }
     Ok(())
 }

@@ -224,13 +224,11 @@ pub(crate) fn remove_cgroup(path: &str) -> Result<()> {
     if path.is_empty() {
         return Ok(());
     }
-    let cgroup = match Cgroup::open(path) {
-        Ok(cgroup) => cgroup,
-        Err(error) if error.kind() == Kind::NotFound => return Ok(()),
-        Err(error) => return Err(error.into()),
-    };
-    if let Err(error) = cgroup.kill_all() {
-        tracing::debug!(path, "kill the control group: {error}");
+    match Cgroup::open(path).and_then(|cgroup| cgroup.kill_all()) {
+        Err(error) if error.kind() != Kind::NotFound => {
+            tracing::debug!(path, "kill the control group: {error}")
+        }
+        _ => {}
     }
-    Ok(cgroup.remove(CGROUP_PATIENCE)?)
+    Ok(Cgroup::remove_at(path, CGROUP_PATIENCE)?)
 }
