@@ -212,6 +212,21 @@ pub struct Notification {
     pub pid: Option<i32>,
 }
 
+impl CgroupMode {
+    /// The words of runc's and containerd's option; `ignore` is what they call no management at all.
+    pub const WORDS: [&str; 4] = ["ignore", "soft", "full", "strict"];
+
+    pub fn from_word(word: &str) -> Option<Self> {
+        Some(match word {
+            "ignore" => Self::Ignore,
+            "soft" => Self::Soft,
+            "full" => Self::Full,
+            "strict" => Self::Strict,
+            _ => return None,
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -227,20 +242,5 @@ mod tests {
         let answer = Response::decode(&[0x08, 2, 0x10, 1, 0x22, 2, 0x08, 42][..]).unwrap();
         assert_eq!((answer.kind(), answer.success), (Kind::Restore, true));
         assert_eq!(answer.restore.unwrap().pid, 42);
-    }
-}
-
-impl CgroupMode {
-    /// The words of runc's and containerd's option; `ignore` is what they call no management at all.
-    pub const WORDS: [&str; 4] = ["ignore", "soft", "full", "strict"];
-
-    pub fn from_word(word: &str) -> Option<Self> {
-        Some(match word {
-            "ignore" => Self::Ignore,
-            "soft" => Self::Soft,
-            "full" => Self::Full,
-            "strict" => Self::Strict,
-            _ => return None,
-        })
     }
 }

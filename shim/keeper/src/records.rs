@@ -339,7 +339,7 @@ mod tests {
             .map(|e| e.unwrap().file_name().into_string().unwrap())
             .collect();
         names.sort();
-        assert_eq!(names, ["a.json", "b.json", "c.json", "d.bad", "e.bad"]);
+        assert_eq!(names, ["a.json", "b.json", "c.json", "d.bad", "e.bad", "f.json"]);
         remove(dir.path(), &records[0]).unwrap();
         remove(dir.path(), &records[0]).unwrap();
     }
