@@ -200,3 +200,22 @@ fn note(facts: &mut Facts, name: &str, fact: String) {
     let twice = facts.insert(name.to_owned(), fact);
     assert!(twice.is_none(), "{name} is described twice");
 }
+
+/// CRI-GEN-14: what a newer kubelet says besides, at any depth, is left out and the rest is understood.
+#[test]
+fn unknown_fields_are_ignored() {
+    use cri_proto::v1;
+    // Field 15999: a length-delimited "new", and a number as field 15998.
+    let unknown: Vec<u8> = [&[0xfa, 0xe7, 0x07, 3][..], b"new", &[0xf0, 0xe7, 0x07, 42]].concat();
+    let linux = v1::LinuxPodSandboxConfig { cgroup_parent: "/x".into(), ..Default::default() };
+    let nested = [linux.encode_to_vec(), unknown.clone()].concat();
+    let named = v1::PodSandboxConfig { hostname: "h".into(), ..Default::default() };
+    // `linux` is field 8: by hand, as the type has no room for what it does not know.
+    let length = u8::try_from(nested.len()).expect("short");
+    let config = [named.encode_to_vec(), vec![8 << 3 | 2, length], nested, unknown.clone()].concat();
+    let length = u8::try_from(config.len()).expect("short");
+    let request = [vec![1 << 3 | 2, length], config, unknown].concat();
+    let request = v1::RunPodSandboxRequest::decode(request.as_slice()).expect("understood");
+    let expected = v1::PodSandboxConfig { linux: Some(linux), ..named };
+    assert_eq!(request, v1::RunPodSandboxRequest { config: Some(expected), ..Default::default() });
+}

@@ -69,8 +69,9 @@ impl Record {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             read => read.with_context(|| format!("read {}", path.display()))?,
         };
-        let record: Self =
-            serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", path.display()))?;
+        let record: Self = serde_json::from_slice(&bytes).with_context(|| {
+            format!("{} is damaged; `delete --force` removes what is left of the container", path.display())
+        })?;
         Ok(Some(record))
     }
 

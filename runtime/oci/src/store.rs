@@ -10,10 +10,13 @@
 //!
 //! A directory without a record is what a creation left that was killed at once; `delete --force` removes it as well.
 
+use crate::bundle;
 use crate::fault::Fault;
 use crate::record::{self, Record};
 use anyhow::{Context, Result, bail};
+use oci_spec::runtime::Spec;
 use rustix::fs::{FlockOperation, flock};
+use slipway_runtime::plan;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -96,6 +99,19 @@ impl Store {
             Some(record) => container.record = record,
             None if container.directory.exists() => {}
             None => bail!(Fault::Missing),
+        }
+        Ok(container)
+    }
+
+    /// Finds a container whose record cannot be read, as far as its other files tell: for a forced deletion.
+    pub(crate) fn salvage(&self, id: &str) -> Result<Container> {
+        let directory = self.directory(id)?;
+        let handle = File::open(&directory).with_context(|| format!("open {}", directory.display()))?;
+        let mut container = Container { directory, handle, record: unrecorded(id) };
+        let spec = container.config().and_then(|config| bundle::parse::<Spec>(CONFIG, &config));
+        // Whatever else is unknown: all its processes are in its control group.
+        if let Ok(cgroup) = spec.and_then(|spec| Ok(plan::cgroup_path(id, spec.linux().as_ref())?)) {
+            container.record.cgroup = cgroup;
         }
         Ok(container)
     }

@@ -33,6 +33,38 @@ pub fn reap(pidfd: impl AsFd) -> io::Result<i32> {
     }
 }
 
+/// How a process ended that somebody else has reaped: 0-255, or 128+signal. None while it lives or is a zombie.
+///
+/// # Errors
+/// ENOTTY or EINVAL before Linux 6.15, which does not tell.
+pub fn exit_status(pidfd: impl AsFd) -> io::Result<Option<u32>> {
+    /// `struct pidfd_info` of linux/pidfd.h, first version.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Info {
+        mask: u64,
+        cgroup: u64,
+        ids: [u32; 11],
+        exit_code: i32,
+    }
+    const EXIT: u64 = 1 << 3;
+    /// `_IOWR(0xff, 11, struct pidfd_info)`.
+    const GET_INFO: usize = 3 << 30 | size_of::<Info>() << 16 | 0xff << 8 | 11;
+    let mut info = Info { mask: EXIT, ..Info::default() };
+    let fd = pidfd.as_fd().as_raw_fd() as usize;
+    let args = [fd, GET_INFO, std::ptr::from_mut(&mut info) as usize, 0, 0, 0];
+    match call(libc::SYS_ioctl, args) {
+        // Of a zombie: nobody has reaped it yet.
+        Err(libc::ESRCH) => return Ok(None),
+        answered => answered.map_err(io::Error::from_raw_os_error)?,
+    };
+    let status = info.exit_code;
+    Ok((info.mask & EXIT != 0).then(|| match status & 0x7f {
+        0 => (status >> 8 & 0xff).cast_unsigned(),
+        signal => 128 + signal.cast_unsigned(),
+    }))
+}
+
 /// pidfd_open(2).
 pub fn open(pid: i32) -> io::Result<OwnedFd> {
     let pid = rustix::process::Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;

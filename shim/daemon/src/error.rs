@@ -38,6 +38,9 @@ impl Error {
     pub(crate) fn io(step: &str, path: &std::path::Path, error: &std::io::Error) -> Self {
         let code = match error.raw_os_error() {
             Some(nix::libc::ENOSPC | nix::libc::EDQUOT | nix::libc::EMFILE) => Code::ResourceExhausted,
+            // No path at all: it holds a NUL, or is longer than the kernel takes.
+            Some(nix::libc::ENAMETOOLONG) => Code::InvalidArgument,
+            None if error.kind() == std::io::ErrorKind::InvalidInput => Code::InvalidArgument,
             _ => Code::Internal,
         };
         Self::new(code, format!("{step}: {}: {error}", path.display()))

@@ -4,7 +4,7 @@
 //!  start (short) ──▶ guardian ──▶ serve: the keeper           delete (short)
 //! ```
 //!
-//! `guardian` and `serve` are our own: only `start` and the guardian call them.
+//! `guardian`, `serve` and `adopt` are our own: only `start`, the guardian, and a keeper whose guardian died call them.
 #![forbid(unsafe_code)]
 
 mod bootstrap;
@@ -37,6 +37,7 @@ mod stdio;
 mod task;
 mod terminal;
 
+use start::Origin;
 use std::error::Error;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -67,14 +68,15 @@ fn run(args: &[OsString]) -> Result<(), Box<dyn Error>> {
     if flags.info {
         return Ok(start::print(&info::info()?)?);
     }
-    // Of our own two actions: the group's directory, behind the action's name.
+    // Of our own actions: the group's directory, behind the action's name.
     let root = || args.last().map(PathBuf::from).ok_or("no directory given");
     match flags.action.as_str() {
         "start" => Ok(start::print(&start::start(&flags)?)?),
         "delete" => Ok(start::print(&delete::delete(&flags)?)?),
-        "guardian" => {
+        action @ ("guardian" | start::ADOPT) => {
             log_to_stderr(flags.debug);
-            start::guardian(&flags, &root()?)
+            let origin = if action == start::ADOPT { Origin::Keeper } else { Origin::Start };
+            start::guardian(&flags, &root()?, origin)
         }
         "serve" => {
             let level = level(flags.debug);
@@ -83,7 +85,7 @@ fn run(args: &[OsString]) -> Result<(), Box<dyn Error>> {
                 .with_ansi(false)
                 .with_writer(|| client_log::Line)
                 .init();
-            serve::serve(root()?, flags.namespace)
+            serve::serve(root()?, flags)
         }
         other => Err(format!("unknown action {other:?}; containerd calls start and delete").into()),
     }

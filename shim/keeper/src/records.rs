@@ -201,6 +201,9 @@ pub(crate) struct SandboxRecord {
     /// Its containers are among the host's processes, by the pod's own configuration.
     #[serde(default)]
     pub(crate) host_pids: bool,
+    /// Kinds of the namespaces that are the pod's own and held by descriptor, as in /proc/<pid>/ns.
+    #[serde(default)]
+    pub(crate) namespaces: Vec<String>,
     pub(crate) created_at: i64,
     #[serde(flatten)]
     pub(crate) phase: SandboxPhase,

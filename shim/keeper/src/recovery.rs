@@ -37,13 +37,15 @@ pub(crate) struct Pending {
 pub(crate) fn rebuild(keeper: &Arc<Keeper>, mut held: HashMap<String, OwnedFd>) -> Result<Pending> {
     let fail = |e: std::io::Error| Error::io("read the records in", keeper.layout.root().display(), &e);
     let mut pending = Pending::default();
+    let tasks = records::load_all::<TaskRecord>(&keeper.layout.tasks()).map_err(fail)?;
     for record in records::load_all::<SandboxRecord>(&keeper.layout.sandboxes()).map_err(fail)? {
         let id = record.id.clone();
-        if let Some(sandbox) = Sandbox::recover(keeper, record, &mut held) {
+        let inhabitant = tasks.iter().filter(|task| task.sandbox == id).find_map(living);
+        if let Some(sandbox) = Sandbox::recover(keeper, record, inhabitant.as_ref(), &mut held) {
             keeper.sandboxes.insert(&id, sandbox);
         }
     }
-    for record in records::load_all::<TaskRecord>(&keeper.layout.tasks()).map_err(fail)? {
+    for record in tasks {
         match restore(keeper, record, &mut held) {
             Ok((task, adopted)) => {
                 keeper.tasks.insert(task.id(), Arc::clone(&task));
@@ -62,6 +64,12 @@ pub(crate) fn rebuild(keeper: &Arc<Keeper>, mut held: HashMap<String, OwnedFd>) 
         keeper.guardian.forget(&key);
     }
     Ok(pending)
+}
+
+/// The container's init, found by its number.
+fn living(record: &TaskRecord) -> Option<Process> {
+    let TaskPhase::Running { pid, .. } = record.phase else { return None };
+    reopen(pid, record.born).map(|pidfd| Process::new(pid, pidfd))
 }
 
 /// How long starts that a former keeper began may keep clients waiting; a client that looks earlier finds the container

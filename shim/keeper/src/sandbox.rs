@@ -39,6 +39,8 @@ const REAPER: &str = "reaper";
 #[derive(Debug)]
 pub(crate) struct Sandbox {
     record: Mutex<SandboxRecord>,
+    /// Held, on threads that may block, by whoever changes the phase and writes it down.
+    changing: Mutex<()>,
     namespaces: Mutex<Vec<(NamespaceKind, OwnedFd)>>,
     reaper: Option<Process>,
     stopped: watch::Sender<Option<(i64, u32)>>,
@@ -91,6 +93,7 @@ impl Sandbox {
             born: 0,
             cgroup: cgroup.unwrap_or_default(),
             host_pids,
+            namespaces: Vec::new(),
             created_at: now(),
             phase: SandboxPhase::Creating,
         };
@@ -125,6 +128,7 @@ impl Sandbox {
         items.extend(reaper.as_ref().map(|reaper| (reaper_key.as_str(), reaper.pidfd.as_fd())));
         rollback.push("kept descriptors", || keeper.guardian.forget_all(&prefix));
         keeper.guardian.keep(&items).map_err(|e| Error::io("keep descriptors of sandbox", &record.id, &e))?;
+        record.namespaces = namespaces.iter().map(|(kind, _)| name(*kind).to_owned()).collect();
         record.phase = SandboxPhase::Created;
         save(keeper, &record)?;
         rollback.commit();
@@ -142,16 +146,19 @@ impl Sandbox {
         };
         Self {
             record: Mutex::new(record),
+            changing: Mutex::new(()),
             namespaces: Mutex::new(namespaces),
             reaper,
             stopped: watch::Sender::new(stopped),
         }
     }
 
-    /// Puts a former keeper's sandbox together again. A half-made one is undone and gives nothing.
+    /// Puts a former keeper's sandbox together again. A half-made one is undone and gives nothing. `inhabitant` is a
+    /// process of one of its containers, if any lives.
     pub(crate) fn recover(
         keeper: &Arc<Keeper>,
         record: SandboxRecord,
+        inhabitant: Option<&Process>,
         held: &mut HashMap<String, OwnedFd>,
     ) -> Option<Arc<Self>> {
         let prefix = prefix(&record.id);
@@ -160,13 +167,14 @@ impl Sandbox {
             KINDS.iter().filter_map(|kind| Some((*kind, take(name(*kind))?))).collect();
         let reaper = match take(REAPER) {
             Some(pidfd) => Some(Process::new(record.pid, pidfd)),
-            // The guardian that kept the descriptors died too.
-            None => find_reaper(&record).inspect(|reaper| {
-                if matches!(record.phase, SandboxPhase::Created | SandboxPhase::Ready) {
-                    namespaces_of(reaper, &mut namespaces);
-                }
-            }),
+            None => find_reaper(&record),
         };
+        // The guardian that kept the descriptors died too: who lives in the namespaces still has them.
+        for process in reaper.as_ref().into_iter().chain(inhabitant) {
+            let is_held = |kind: &str| namespaces.iter().any(|(held, _)| name(*held) == kind);
+            let lost: Vec<_> = record.namespaces.iter().filter(|kind| !is_held(kind)).cloned().collect();
+            namespaces_of(process, &lost, &mut namespaces);
+        }
         if record.phase == SandboxPhase::Creating {
             if let Some(reaper) = reaper {
                 let _ = reaper.signal(SIGKILL);
@@ -177,7 +185,9 @@ impl Sandbox {
             return None;
         }
         let adopted = reaper.as_ref().map(|reaper| keeper.deaths.expect(reaper.pid));
-        let died_unseen = record.reaper && reaper.is_none();
+        // A pod whose first process or one of whose namespaces is gone is over, whatever else lives.
+        let is_held = |kind: &String| namespaces.iter().any(|(held, _)| name(*held) == kind);
+        let died_unseen = record.reaper && reaper.is_none() || !record.namespaces.iter().all(is_held);
         let sandbox = Arc::new(Self::assemble(record, namespaces, reaper));
         sandbox.watch_reaper(keeper, adopted);
         if died_unseen {
@@ -192,7 +202,7 @@ impl Sandbox {
         let (sandbox, keeper) = (Arc::clone(self), Arc::clone(keeper));
         tokio::spawn(async move {
             let end = wait_end(&reaper, adopted).await;
-            sandbox.set_stopped(&keeper, end.ended.at, end.ended.status);
+            sandbox.end(&keeper, end.ended.at, end.ended.status).await;
             reaper.reap();
             if let Some(report) = end.report {
                 keeper.guardian.recorded(report);
@@ -201,18 +211,22 @@ impl Sandbox {
     }
 
     /// StartSandbox: the pid that stands for the pod in namespace paths, and when it was made.
-    pub(crate) fn start(&self, keeper: &Keeper) -> Result<(i32, i64)> {
-        let mut record = self.lock();
-        match record.phase {
-            SandboxPhase::Created => {
-                let ready = SandboxRecord { phase: SandboxPhase::Ready, ..record.clone() };
-                save(keeper, &ready)?;
-                *record = ready;
+    pub(crate) async fn start(self: &Arc<Self>, keeper: &Arc<Keeper>) -> Result<(i32, i64)> {
+        let (sandbox, keeper) = (Arc::clone(self), Arc::clone(keeper));
+        blocking(move || {
+            let _changing = sandbox.changing();
+            let record = sandbox.record();
+            match record.phase {
+                SandboxPhase::Created => {
+                    save(&keeper, &SandboxRecord { phase: SandboxPhase::Ready, ..record.clone() })?;
+                    sandbox.lock().phase = SandboxPhase::Ready;
+                }
+                SandboxPhase::Ready => {}
+                _ => return Err(Error::state(format!("sandbox {} is stopped", record.id))),
             }
-            SandboxPhase::Ready => {}
-            _ => return Err(Error::state(format!("sandbox {} is stopped", record.id))),
-        }
-        Ok((record.pid, record.created_at))
+            Ok((record.pid, record.created_at))
+        })
+        .await
     }
 
     /// StopSandbox: ends what runs in it and lets its namespaces go. Stopping twice is fine.
@@ -231,30 +245,44 @@ impl Sandbox {
                 let _ = reaper.signal(SIGKILL);
             }
             ends.into_iter().collect::<Result<()>>()?;
-            sandbox.set_stopped(&keeper, now(), 0);
+            sandbox.end(&keeper, now(), 0).await;
             Ok(())
         })
         .await
     }
 
+    /// [`Self::set_stopped`] off the event loop.
+    async fn end(self: &Arc<Self>, keeper: &Arc<Keeper>, at: i64, status: u32) {
+        let (sandbox, keeper, id) = (Arc::clone(self), Arc::clone(keeper), self.id());
+        let ended = blocking(move || {
+            sandbox.set_stopped(&keeper, at, status);
+            Ok(())
+        });
+        if let Err(error) = ended.await {
+            tracing::error!(id, "end of the sandbox: {error}");
+        }
+    }
+
     /// In memory first, whatever the disk says: a sandbox known to be dead is never told as alive, and it must go on a
-    /// full disk, too.
+    /// full disk, too. Blocks.
     fn set_stopped(&self, keeper: &Keeper, at: i64, status: u32) {
-        {
+        let _changing = self.changing();
+        let record = {
             let mut record = self.lock();
             if matches!(record.phase, SandboxPhase::Stopped { .. }) {
                 return;
             }
             record.phase = SandboxPhase::Stopped { at, status };
-            if let Err(error) = save(keeper, &record) {
-                tracing::error!(id = record.id, "record the sandbox's end: {error}");
-            }
-            for kind in KINDS {
-                keeper.guardian.forget(&format!("{}{}", prefix(&record.id), name(kind)));
-            }
+            record.clone()
+        };
+        if let Err(error) = save(keeper, &record) {
+            tracing::error!(id = record.id, "record the sandbox's end: {error}");
+        }
+        for kind in KINDS {
+            keeper.guardian.forget(&format!("{}{}", prefix(&record.id), name(kind)));
         }
         self.namespaces.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        if let Err(error) = PodFiles::release(&keeper.layout.sandbox_files(&self.id())) {
+        if let Err(error) = PodFiles::release(&keeper.layout.sandbox_files(&record.id)) {
             tracing::warn!("{error}");
         }
         self.stopped.send_replace(Some((at, status)));
@@ -271,13 +299,16 @@ impl Sandbox {
     /// ShutdownSandbox: stops it if need be and forgets it.
     pub(crate) async fn shut_down(self: &Arc<Self>, keeper: &Arc<Keeper>) -> Result<()> {
         self.stop(keeper).await?;
-        let record = self.record();
-        keeper.guardian.forget_all(&prefix(&record.id));
-        PodFiles::remove(&keeper.layout.sandbox_files(&record.id))?;
-        records::remove(&keeper.layout.sandboxes(), &record)
-            .map_err(|e| Error::io("remove record of sandbox", &record.id, &e))?;
-        keeper.sandboxes.remove(&record.id);
-        Ok(())
+        let (record, keeper) = (self.record(), Arc::clone(keeper));
+        blocking(move || {
+            keeper.guardian.forget_all(&prefix(&record.id));
+            PodFiles::remove(&keeper.layout.sandbox_files(&record.id))?;
+            records::remove(&keeper.layout.sandboxes(), &record)
+                .map_err(|e| Error::io("remove record of sandbox", &record.id, &e))?;
+            keeper.sandboxes.remove(&record.id);
+            Ok(())
+        })
+        .await
     }
 
     pub(crate) fn record(&self) -> SandboxRecord {
@@ -314,6 +345,10 @@ impl Sandbox {
         found.map_err(|e| Error::io("copy namespace of sandbox", &record.id, &e))
     }
 
+    fn changing(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn lock(&self) -> MutexGuard<'_, SandboxRecord> {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -335,18 +370,18 @@ fn find_reaper(record: &SandboxRecord) -> Option<Process> {
     Some(Process::new(record.pid, pidfd))
 }
 
-/// Adds those of the pod's own namespaces that are missing. The reaper is in all of them; what it shares with us is the
-/// host's.
-fn namespaces_of(reaper: &Process, namespaces: &mut Vec<(NamespaceKind, OwnedFd)>) {
+/// Adds the `lost` ones of the pod's own namespaces, as one that lives in all of them has them; what it shares with us is
+/// the host's.
+fn namespaces_of(process: &Process, lost: &[String], namespaces: &mut Vec<(NamespaceKind, OwnedFd)>) {
     let open = |kind: NamespaceKind| -> io::Result<Option<OwnedFd>> {
-        let file = File::open(format!("/proc/{}/ns/{}", reaper.pid, name(kind)))?;
+        let file = File::open(format!("/proc/{}/ns/{}", process.pid, name(kind)))?;
         let (its, ours) = (file.metadata()?, fs::metadata(format!("/proc/self/ns/{}", name(kind)))?);
         Ok(((its.dev(), its.ino()) != (ours.dev(), ours.ino())).then(|| file.into()))
     };
-    let missing = SHARED.iter().filter(|kind| namespaces.iter().all(|(held, _)| held != *kind));
+    let missing = SHARED.iter().filter(|kind| lost.iter().any(|lost| lost == name(**kind)));
     let found: Vec<_> = missing.filter_map(|kind| Some((*kind, open(*kind).ok()??))).collect();
     // Asked after opening: alive still, so its number was nobody else's.
-    if reaper.signal(0).is_ok() {
+    if process.signal(0).is_ok() {
         namespaces.extend(found);
     }
 }
@@ -434,7 +469,7 @@ const KINDS: [NamespaceKind; 8] = [
     NamespaceKind::Time,
 ];
 
-/// What a pod with a reaper can have of its own. The reaper's mount namespace is for itself alone.
+/// What processes of a pod share. Their mount namespaces are for themselves alone.
 const SHARED: [NamespaceKind; 5] =
     [NamespaceKind::Network, NamespaceKind::Ipc, NamespaceKind::Uts, NamespaceKind::Pid, NamespaceKind::User];
 

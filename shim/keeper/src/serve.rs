@@ -2,17 +2,19 @@
 
 use crate::connections::{self, Incoming};
 use crate::events::Publisher;
-use crate::guardian::client::{Event, Guardian};
-use crate::keeper::Keeper;
+use crate::guardian::client::{Event, Events, Guardian};
+use crate::keeper::{Keeper, blocking};
 use crate::layout::Layout;
 use crate::logs::Engine;
 use crate::logs::journal::Journal;
-use crate::{prepare, recovery, service};
+use crate::{prepare, recovery, service, start};
+use containerd_shim::Flags;
 use rustix::fd::{AsFd, OwnedFd};
 use std::collections::HashMap;
 use std::error::Error;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
+use std::process::Child;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,11 +23,14 @@ const JOURNAL: &str = "journal";
 /// Key of the listening socket.
 const LISTENER: &str = "listener";
 
+/// Between two tries to start another guardian.
+const GUARDIAN_PAUSE: Duration = Duration::from_secs(1);
+
 /// How long events that nobody takes hold the end up.
 const LAST_EVENTS: Duration = Duration::from_secs(3);
 
 /// Runs the keeper of the group in `root`; its standard input is the guardian's socket.
-pub(crate) fn serve(root: PathBuf, namespace: String) -> Result<(), Box<dyn Error>> {
+pub(crate) fn serve(root: PathBuf, flags: Flags) -> Result<(), Box<dyn Error>> {
     let socket = take_stdin()?;
     let (guardian, mut inheritance) = Guardian::meet(socket)?;
     let listener = inheritance.held.remove(LISTENER).ok_or("the guardian has no listener for us")?;
@@ -46,10 +51,10 @@ pub(crate) fn serve(root: PathBuf, namespace: String) -> Result<(), Box<dyn Erro
         .build()?;
     runtime.block_on(async {
         let layout = Layout::at(root);
-        let events = Publisher::start(&layout, &namespace)?;
+        let events = Publisher::start(&layout, &flags.namespace)?;
         let keeper = Arc::new(Keeper::new(
             layout,
-            namespace,
+            flags.namespace.clone(),
             guardian,
             engine,
             events,
@@ -59,7 +64,7 @@ pub(crate) fn serve(root: PathBuf, namespace: String) -> Result<(), Box<dyn Erro
         let connections = incoming(&keeper, &listener, &mut inheritance.held)?;
         let pending = recovery::rebuild(&keeper, inheritance.held)?;
         // Not before: a report that nobody waits for is forgotten.
-        let listening = tokio::spawn(hear(Arc::clone(&keeper)));
+        let listening = tokio::spawn(hear(Arc::clone(&keeper), flags));
         recovery::resume(&keeper, pending).await;
         let mut server = service::server(&keeper).add_listener(connections);
         server.start().await?;
@@ -77,15 +82,31 @@ pub(crate) fn serve(root: PathBuf, namespace: String) -> Result<(), Box<dyn Erro
     })
 }
 
-/// What the guardian says, until it is gone.
-async fn hear(keeper: Arc<Keeper>) {
-    let mut events = match keeper.guardian.events() {
-        Ok(events) => events,
-        Err(error) => return tracing::error!("guardian: {error}"),
-    };
+/// What the guardian says; when it is gone, another one takes its place.
+async fn hear(keeper: Arc<Keeper>, flags: Flags) {
+    let flags = Arc::new(flags);
+    let mut child = None;
+    loop {
+        match keeper.guardian.events() {
+            Ok(events) => hear_one(&keeper, events).await,
+            Err(error) => tracing::error!("guardian: {error}"),
+        }
+        tracing::error!("the guardian is gone; containers run on, another guardian is started");
+        if child.is_some() {
+            // Whatever killed the second one so soon must not keep us busy.
+            tokio::time::sleep(GUARDIAN_PAUSE).await;
+        }
+        end(child.take()).await;
+        child = Some(succeed(&keeper, &flags).await);
+        tracing::info!(pid = keeper.guardian.pid(), "a new guardian holds all descriptors");
+    }
+}
+
+/// Returns when this guardian is gone.
+async fn hear_one(keeper: &Keeper, mut events: Events) {
     loop {
         match events.next().await {
-            Event::Died(exit) => recovery::report(&keeper, exit),
+            Event::Died(exit) => recovery::report(keeper, exit),
             Event::Terminate => {
                 if keeper.tasks.is_empty() && keeper.sandboxes.is_empty() {
                     keeper.ask_to_end(true);
@@ -93,13 +114,47 @@ async fn hear(keeper: Arc<Keeper>) {
                     tracing::warn!("SIGTERM refused: there are containers or sandboxes");
                 }
             }
-            Event::Gone => {
-                tracing::error!(
-                    "the guardian is gone; containers run on, but our own death would now lose exit codes"
-                );
-                return;
-            }
+            Event::Gone => return,
         }
+    }
+}
+
+/// Tries until a new guardian has everything.
+async fn succeed(keeper: &Arc<Keeper>, flags: &Arc<Flags>) -> Child {
+    loop {
+        let (own, own_flags) = (Arc::clone(keeper), Arc::clone(flags));
+        let made = blocking(move || {
+            let mut started = None;
+            let made = own.guardian.succeed(own.generation, |socket| {
+                let child = start::another_guardian(&own_flags, own.layout.root(), socket)?;
+                let pid = child.id().cast_signed();
+                started = Some(child);
+                Ok(pid)
+            });
+            Ok((made, started))
+        });
+        let failure = match made.await {
+            Ok((Ok(()), Some(child))) => return child,
+            Ok((made, child)) => {
+                end(child).await;
+                made.err().map_or_else(String::new, |error| error.to_string())
+            }
+            Err(error) => error.to_string(),
+        };
+        tracing::error!("no new guardian: {failure}; our own death would now lose exit codes; trying again");
+        tokio::time::sleep(GUARDIAN_PAUSE).await;
+    }
+}
+
+/// Makes sure of a guardian's end: two of them would start two keepers.
+async fn end(child: Option<Child>) {
+    let Some(mut child) = child else { return };
+    let ended = blocking(move || {
+        let _ = child.kill();
+        Ok(child.wait())
+    });
+    if let Err(error) = ended.await {
+        tracing::error!("end of a guardian: {error}");
     }
 }
 

@@ -18,11 +18,13 @@ use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// How long a new keeper may take to answer.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// The action of a guardian that a living keeper starts.
+pub(crate) const ADOPT: &str = "adopt";
 /// argv[0] of what we start.
 const NAME: &str = "containerd-shim-slipway-v1";
 
@@ -185,22 +187,42 @@ fn greet(address: &str, id: &str) -> Result<(), Box<dyn Error>> {
     })
 }
 
-/// The guardian process; its standard input is the listener.
-pub(crate) fn guardian(flags: &Flags, root: &Path) -> Result<(), Box<dyn Error>> {
+/// What a guardian's standard input is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// The listener: it starts a keeper.
+    Start,
+    /// The socket of a keeper whose guardian died.
+    Keeper,
+}
+
+/// The guardian process.
+pub(crate) fn guardian(flags: &Flags, root: &Path, origin: Origin) -> Result<(), Box<dyn Error>> {
     close_inherited()?;
     rustix::process::setsid()?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    let listener = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
+    let input = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
     rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
     let mut command = command(flags, flags.debug);
     command.arg("serve").arg(root);
+    if origin == Origin::Keeper {
+        // Limits are the ones that the first guardian has set.
+        Guardian::adopt(command, input)?.run()?;
+        return Ok(());
+    }
     let limits = getrlimit(Resource::Nofile);
     let text = |value: Option<u64>| value.unwrap_or(u64::MAX).to_string();
     command.env(NOFILE_VARIABLE, format!("{}:{}", text(limits.current), text(limits.maximum)));
     // Descriptors are what we live on.
     setrlimit(Resource::Nofile, Rlimit { current: limits.maximum, ..limits })?;
-    Guardian::new(command, listener)?.run()?;
+    Guardian::new(command, input)?.run()?;
     Ok(())
+}
+
+/// Starts a guardian for a living keeper; standard output and error are the keeper's, which is the log.
+pub(crate) fn another_guardian(flags: &Flags, root: &Path, socket: OwnedFd) -> io::Result<Child> {
+    let mut command = command(flags, flags.debug);
+    command.arg(ADOPT).arg(root).current_dir("/").stdin(Stdio::from(socket)).spawn()
 }
 
 /// Whatever the client forgot to close on exec must not live as long as we do (SHIM-OUT-08).

@@ -7,7 +7,8 @@ use crate::logger::{self, Logger};
 use crate::logs::{self, Input, Source, Stream};
 use crate::records::Streams;
 use rustix::fd::OwnedFd;
-use rustix::fs::{Gid, Mode, OFlags, ResolveFlags, Uid};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, ResolveFlags, Uid};
+use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use slipway_runtime::container::Stdio;
 use std::collections::HashMap;
@@ -163,6 +164,30 @@ pub(crate) struct Opened {
     pub(crate) child: Stdio,
     /// For keeper and guardian.
     pub(crate) kept: Kept,
+    /// The log, if it was not there before.
+    made_log: Option<(LogPath, OwnedFd)>,
+}
+
+impl Opened {
+    /// The way back, for a container that is not to be.
+    pub(crate) fn undo(&mut self) -> impl FnOnce() + use<> {
+        let made = self.made_log.take();
+        move || {
+            if let Some((path, file)) = made
+                && let Err(error) = unmake_log(&path, file.as_fd())
+            {
+                tracing::warn!(path = %path.path.display(), "take back an empty log: {error}");
+            }
+        }
+    }
+}
+
+/// Opens the log; answers what is needed to take it back.
+fn keep_log(kept: &mut Kept, path: &LogPath) -> Result<Option<(LogPath, OwnedFd)>> {
+    let (file, made) = open_or_make_log(path)?;
+    let copy = file.try_clone().map_err(|e| Error::io("open log", path.path.display(), &e))?;
+    kept.insert(key::LOG, file.into());
+    Ok(made.then(|| (path.clone(), copy.into())))
 }
 
 /// True for what is needed until Delete: what keeps a client's output fifo alive, and its logging program.
@@ -214,7 +239,7 @@ fn open_plain(streams: &Streams, owner: (u32, u32), logger: Logger<'_>, opened: 
     match &output {
         Target::Log { path, stdin, .. } => {
             if let Some(path) = path {
-                kept.insert(key::LOG, open_log(path)?.into());
+                opened.made_log = keep_log(kept, path)?;
             }
             opened.child.stdout = Some(logged_pipe(kept, key::OUT, key::OUT_HOLD, owner)?);
             opened.child.stderr = Some(logged_pipe(kept, key::ERR, key::ERR_HOLD, owner)?);
@@ -260,7 +285,7 @@ fn open_terminal(streams: &Streams, logger: Logger<'_>, opened: &mut Opened) -> 
     match Target::parse(&streams.stdout)? {
         Target::Log { path, .. } => {
             if let Some(path) = path {
-                kept.insert(key::LOG, open_log(&path)?.into());
+                opened.made_log = keep_log(kept, &path)?;
             }
             let (read, write) = pipe((0, 0))?;
             set_flags(&write, OFlags::NONBLOCK, "terminal")?;
@@ -298,35 +323,68 @@ pub(crate) fn open_client(name: &str, mode: OFlags) -> Result<Option<OwnedFd>> {
     }
 }
 
-/// Opens a CRI log file (CRI-LOG-11); its directory is the client's. What is in the path's own part is never followed.
+/// How what is in a log path's own part is resolved: nothing there is ever followed.
+const OWN: ResolveFlags = ResolveFlags::NO_SYMLINKS.union(ResolveFlags::BENEATH);
+
+impl LogPath {
+    /// The directory that is the client's, opened, and the path below it.
+    fn anchor(&self) -> rustix::io::Result<(OwnedFd, PathBuf)> {
+        let names: Vec<_> = self.path.iter().collect();
+        let (base, own) = names.split_at(names.len().saturating_sub(self.own).max(1));
+        let path_only = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let base = rustix::fs::open(base.iter().collect::<PathBuf>(), path_only, Mode::empty())?;
+        Ok((base, own.iter().collect()))
+    }
+}
+
+/// Opens a CRI log file (CRI-LOG-11); its directory is the client's.
 pub(crate) fn open_log(log: &LogPath) -> Result<File> {
+    open_or_make_log(log).map(|(file, _)| file)
+}
+
+/// The same; true if it was not there before.
+fn open_or_make_log(log: &LogPath) -> Result<(File, bool)> {
     let shown = log.path.display();
-    let fail = |error: rustix::io::Errno| {
+    let fail = |error: Errno| {
         let text = format!("open log {shown}: {error}");
         match error {
-            rustix::io::Errno::NOENT => Error::not_found(format!("{text}; its directory must exist")),
-            rustix::io::Errno::LOOP | rustix::io::Errno::XDEV => Error::invalid(format!(
+            Errno::NOENT => Error::not_found(format!("{text}; its directory must exist")),
+            Errno::LOOP | Errno::XDEV => Error::invalid(format!(
                 "{text}; a symbolic link in the last {} parts of the path is not followed: a container may have planted it",
                 log.own
             )),
-            _ => Error::internal(text),
+            _ => Error::io("open log", log.path.display(), &error.into()),
         }
     };
-    let names: Vec<_> = log.path.iter().collect();
-    let (base, own) = names.split_at(names.len().saturating_sub(log.own).max(1));
-    let path_only = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let base = rustix::fs::open(base.iter().collect::<PathBuf>(), path_only, Mode::empty()).map_err(fail)?;
+    let (base, own) = log.anchor().map_err(fail)?;
     let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP;
-    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::BENEATH;
-    let own: PathBuf = own.iter().collect();
-    let file = rustix::fs::openat2(&base, own, flags, mode, resolve).map_err(fail)?;
+    let open = |flags| rustix::fs::openat2(&base, &own, flags, mode, OWN);
+    let (file, made) = match open(flags | OFlags::EXCL) {
+        Err(Errno::EXIST) => (open(flags).map_err(fail)?, false),
+        made => (made.map_err(fail)?, true),
+    };
     let kind = rustix::fs::fstat(&file).map(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode));
     // Somebody's terminal or /dev/null is no log, and a client could not rotate it.
     if kind != Ok(rustix::fs::FileType::RegularFile) {
         return Err(Error::invalid(format!("open log {shown}: it exists and is no regular file")));
     }
-    Ok(File::from(file))
+    Ok((File::from(file), made))
+}
+
+/// Takes back a log that was made for a container that is not to be, if it is the file under its name still, and empty.
+fn unmake_log(log: &LogPath, file: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    let ours = rustix::fs::fstat(file)?;
+    let (base, own) = log.anchor()?;
+    let (Some(parent), Some(name)) = (own.parent(), own.file_name()) else { return Ok(()) };
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let parent = rustix::fs::openat2(&base, parent, flags, Mode::empty(), OWN)?;
+    let there = rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    if ours.st_size == 0 && (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino) {
+        rustix::fs::unlinkat(&parent, name, AtFlags::empty())?;
+    }
+    Ok(())
 }
 
 fn open_file(path: &Path) -> Result<OwnedFd> {

@@ -37,6 +37,19 @@ impl Error {
         Self { step: step.into(), object: object.into(), cause: cause.to_string(), kind: Kind::Other }
     }
 
+    /// A failed call of the kernel's; what is full is told as such.
+    pub(crate) fn io(step: impl Into<String>, object: impl Into<String>, error: &std::io::Error) -> Self {
+        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+        let told = Self::new(step, object, error);
+        match (error.kind(), error.raw_os_error().map(nix::errno::Errno::from_raw)) {
+            (StorageFull | QuotaExceeded, _) => {
+                told.kind(Kind::Exhausted).hint("free space under the state directory")
+            }
+            (_, Some(nix::errno::Errno::EMFILE | nix::errno::Errno::ENFILE)) => told.kind(Kind::Exhausted),
+            _ => told,
+        }
+    }
+
     #[must_use]
     pub(crate) fn kind(mut self, kind: Kind) -> Self {
         self.kind = kind;

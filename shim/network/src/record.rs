@@ -156,12 +156,9 @@ impl Store {
 }
 
 fn fail(step: &str, path: &Path, error: &std::io::Error) -> Error {
-    let error_text = Error::new(step, path.display().to_string(), error);
+    let told = Error::io(step, path.display().to_string(), error);
     match error.kind() {
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
-            error_text.hint("free space under the state directory")
-        }
-        ErrorKind::ReadOnlyFilesystem => error_text.hint("the state directory must be writable"),
-        _ => error_text,
+        ErrorKind::ReadOnlyFilesystem => told.hint("the state directory must be writable"),
+        _ => told,
     }
 }

@@ -58,7 +58,7 @@ pub fn statistics(namespaces: &[PathBuf]) -> Vec<Result<PodStatistics>> {
 
 /// On a thread that nobody else uses: it stays in the namespace.
 fn read(path: &PathBuf) -> Result<PodStatistics> {
-    let fail = |e: std::io::Error| Error::new("read interface counters", path.display().to_string(), e);
+    let fail = |e: std::io::Error| Error::io("read interface counters", path.display().to_string(), &e);
     let netns = File::open(path).map_err(fail)?;
     nix::sched::setns(netns, nix::sched::CloneFlags::CLONE_NEWNET).map_err(|e| fail(e.into()))?;
     let table = fs::read_to_string("/proc/thread-self/net/dev").map_err(fail)?;

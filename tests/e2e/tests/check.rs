@@ -25,6 +25,9 @@ fn a_fit_host_is_told_so_and_nothing_stays() {
 async fn fit(node: &mut Node) -> Result<()> {
     let (root, state) = (node.path("elsewhere"), node.path("state"));
     std::fs::create_dir(&root)?;
+    // A disk of its own: how full the machine's is says nothing of this test.
+    let disk = Command::new("mount").args(["-t", "tmpfs", "-o", "size=64m", "none"]).arg(&root).status()?;
+    ensure!(disk.success(), "mount a tmpfs");
     let config =
         write(node, "fit.toml", &format!("[cni]\nconf_dir = \"{}\"\n", node.path("none").display()))?;
     let (root_text, state_text) = (root.display().to_string(), state.display().to_string());
@@ -44,6 +47,8 @@ async fn fit(node: &mut Node) -> Result<()> {
     ensure!(code == 0, "exit code {code}: {findings:?}");
     ensure!(findings.iter().all(|f| f["verdict"] == "ok" || f["remedy"].is_string()), "{findings:?}");
     ensure!(std::fs::read_dir(&root)?.next().is_none(), "something stayed in {}", root.display());
+    let unmounted = Command::new("umount").arg(&root).status()?;
+    ensure!(unmounted.success(), "umount: check left something busy");
     std::fs::remove_dir(&root)?;
     Ok(())
 }

@@ -419,9 +419,14 @@ async fn all_die(node: &mut Node) -> Result<()> {
     let sandbox = node.run_pod(&config).await?;
     let main = node.run(&sandbox, &config, shell("main", &image, "sleep 1000")).await?;
     let ours = node.our_processes();
-    // The guardian first: it would start another keeper.
-    for (pid, _) in ours.iter().filter(|(_, c)| c.contains(" guardian ")).chain(&ours) {
-        let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+    // Each would start the other anew: the guardian is held while the keeper dies.
+    let (guardians, keepers): (Vec<_>, Vec<_>) = ours.iter().partition(|(_, c)| c.contains(" guardian "));
+    for (those, signal) in
+        [(&guardians, Signal::SIGSTOP), (&keepers, Signal::SIGKILL), (&guardians, Signal::SIGKILL)]
+    {
+        for (pid, _) in those {
+            let _ = kill(Pid::from_raw(*pid), signal);
+        }
     }
     // As with any shim: nobody was there to see the status.
     let ended = node.ended(&main).await?;

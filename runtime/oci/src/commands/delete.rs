@@ -38,7 +38,12 @@ impl Delete {
             Err(error) if self.force => match error.downcast_ref::<Fault>() {
                 Some(Fault::Missing) => return Ok(()),
                 Some(Fault::State(_)) => store.open(&self.id.id)?,
-                _ => return Err(error),
+                Some(_) => return Err(error),
+                // A record that cannot be read must not stay for ever.
+                None => {
+                    global.journal.warn(&format!("{error:#}"));
+                    return discard(store.salvage(&self.id.id)?);
+                }
             },
             Err(error) => return Err(error),
         };

@@ -28,6 +28,23 @@ fn a_create_killed_at_any_moment_is_cleaned_up_by_a_forced_deletion() {
     rig.finish();
 }
 
+#[test]
+fn a_damaged_record_is_told_and_a_forced_deletion_cleans_up() {
+    let rig = Rig::new(&["sleep", "1000"]);
+    for how in ["run", "create"] {
+        rig.ok(if how == "run" { &["run", "-d", "c"] } else { &["create", "c"] });
+        let record = rig.path("state").join("c/state.json");
+        let text = std::fs::read(&record).unwrap();
+        std::fs::write(&record, &text[..text.len() / 2]).unwrap();
+        let told = rig.fails(1, &["delete", "c"]);
+        assert!(told.contains("state.json is damaged; `delete --force`"), "{told}");
+        rig.ok(&["delete", "--force", "c"]);
+        assert!(rig.ok(&["list", "-q"]).is_empty(), "{how}");
+        until("all its processes have gone", || rig.processes().is_empty());
+    }
+    rig.finish();
+}
+
 /// Numbers that differ from run to run; the seed is told when a test fails.
 struct Dice(u64);
 

@@ -3,6 +3,8 @@
 use super::name::{Kind, check_device};
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 /// A file above this is not read: no vendor needs it, and it must not make the daemon grow.
@@ -124,11 +126,19 @@ const HOOKS: [&str; 6] =
 
 impl File {
     pub(super) fn read(path: &Path) -> Result<Self, String> {
-        let size = std::fs::metadata(path).map_err(|e| e.to_string())?.len();
-        if size > LARGEST {
-            return Err(format!("{size} bytes is more than a CDI file needs"));
+        let fail = |e: std::io::Error| e.to_string();
+        let mut options = std::fs::OpenOptions::new();
+        // A pipe must not hold up whoever asks for a device.
+        let file = options.read(true).custom_flags(nix::libc::O_NONBLOCK).open(path).map_err(fail)?;
+        if !file.metadata().map_err(fail)?.is_file() {
+            return Err("it is no regular file".into());
         }
-        let text = std::fs::read_to_string(path).map_err(|e| e.to_string())?;
+        let mut text = String::new();
+        // Not by its size, which may grow, or be told as 0.
+        file.take(LARGEST + 1).read_to_string(&mut text).map_err(fail)?;
+        if text.len() as u64 > LARGEST {
+            return Err(format!("more than {LARGEST} bytes is more than a CDI file needs"));
+        }
         Self::parse(path, &text)
     }
 

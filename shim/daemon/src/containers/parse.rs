@@ -2,7 +2,7 @@
 
 use super::{image_mounts, propagation};
 use crate::error::{Error, Result};
-use crate::pods::{PodRecord, user};
+use crate::pods::{PodRecord, user, without_nul};
 use cri_proto::v1;
 use std::path::{Component, Path};
 
@@ -18,6 +18,10 @@ pub(super) fn check(config: &v1::ContainerConfig, pod: &PodRecord) -> Result<()>
     }
     if config.image.as_ref().is_none_or(|i| i.image.is_empty()) {
         return Err(Error::invalid("config.image.image is empty: pull an image and name it"));
+    }
+    texts(config).try_for_each(|(field, text)| without_nul(field, text))?;
+    if let Some(env) = config.envs.iter().find(|env| env.value.contains(&0)) {
+        return Err(Error::invalid(format!("envs: the value of {:?} holds a NUL byte", env.key)));
     }
     let security = config.linux.as_ref().and_then(|l| l.security_context.clone()).unwrap_or_default();
     if security.privileged && !pod.security().privileged {
@@ -36,6 +40,26 @@ pub(super) fn check(config: &v1::ContainerConfig, pod: &PodRecord) -> Result<()>
         check_namespaces(options, pod)?;
     }
     config.mounts.iter().try_for_each(|mount| check_mount(mount, pod))
+}
+
+/// What the kernel gets as a path, an argument or a variable.
+fn texts(config: &v1::ContainerConfig) -> impl Iterator<Item = (&'static str, &str)> {
+    let mounts = config.mounts.iter().flat_map(|m| {
+        [
+            ("mount: container_path", m.container_path.as_str()),
+            ("mount: host_path", m.host_path.as_str()),
+            ("mount: image_sub_path", m.image_sub_path.as_str()),
+        ]
+    });
+    let devices = config.devices.iter().flat_map(|d| [&d.host_path, &d.container_path]);
+    let envs = config.envs.iter().map(|e| e.key.as_str());
+    let command = config.command.iter().chain(&config.args);
+    [("log_path", config.log_path.as_str()), ("working_dir", config.working_dir.as_str())]
+        .into_iter()
+        .chain(mounts)
+        .chain(devices.map(|text| ("device", text.as_str())))
+        .chain(envs.map(|text| ("envs", text)))
+        .chain(command.map(|text| ("command", text.as_str())))
 }
 
 /// CRI-NS-08, CRI-UNS-02.

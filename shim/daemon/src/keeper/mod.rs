@@ -6,7 +6,7 @@ mod connection;
 
 use crate::config::Config;
 use crate::error::{Error, Result};
-use connection::{Clients, Retry};
+use connection::{CONNECT, Retry, Slot};
 use containerd_shim_protos::api;
 use containerd_shim_protos::sandbox_api as sandbox;
 use cri_proto::keeper as ext;
@@ -16,6 +16,7 @@ use protobuf::well_known_types::any::Any;
 use slipway_runtime::idmap::IdMap;
 use slipway_runtime::rootfs::Overlay;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::Duration;
 use tonic::Code;
 use ttrpc::context::{Context, with_duration};
@@ -30,7 +31,11 @@ pub(crate) struct Keeper {
     binary: PathBuf,
     state: PathBuf,
     client_address: PathBuf,
-    clients: tokio::sync::Mutex<Option<Clients>>,
+    clients: Mutex<Slot>,
+    /// Held by whoever makes a connection.
+    connecting: tokio::sync::Mutex<()>,
+    /// How long that may take.
+    patience: Duration,
 }
 
 impl std::fmt::Debug for Keeper {
@@ -52,11 +57,17 @@ const LOOK: Duration = Duration::from_millis(50);
 
 impl Keeper {
     pub(crate) fn new(config: &Config) -> Self {
+        Self::at(config.keeper.clone(), config.state.join("keeper"), config.address.clone())
+    }
+
+    fn at(binary: PathBuf, state: PathBuf, client_address: PathBuf) -> Self {
         Self {
-            binary: config.keeper.clone(),
-            state: config.state.join("keeper"),
-            client_address: config.address.clone(),
-            clients: tokio::sync::Mutex::new(None),
+            binary,
+            state,
+            client_address,
+            clients: Mutex::default(),
+            connecting: tokio::sync::Mutex::default(),
+            patience: CONNECT,
         }
     }
 
@@ -434,7 +445,7 @@ impl Keeper {
 
     /// Asks an idle keeper to end, with its guardian; one that still has something to keep stays.
     pub(crate) async fn shutdown(&self) -> Result<()> {
-        let Some(clients) = self.clients.lock().await.take() else { return Ok(()) };
+        let Some(clients) = self.take_clients() else { return Ok(()) };
         let mut request = api::ShutdownRequest::new();
         request.id = "node".into();
         match clients.task.shutdown(quick(), &request).await {

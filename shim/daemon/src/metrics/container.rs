@@ -34,7 +34,7 @@ pub(super) fn fill(sheet: &mut Sheet, container: &ContainerRecord) {
 }
 
 fn processes(sheet: &mut Sheet, group: &Cgroup) {
-    let pids = group.pids().unwrap_or_default();
+    let Ok(pids) = group.pids() else { return };
     sheet.put(&f::PROCESSES, pids.len() as u64);
     let descriptors = Descriptors::of(&pids);
     sheet.put(&f::FILE_DESCRIPTORS, descriptors.all);
@@ -54,18 +54,23 @@ pub(super) fn measured(sheet: &mut Sheet, stats: &Stats) {
         }
     }
     // The kernel's pids controller counts threads, on both versions.
-    sheet.put(&f::THREADS, stats.pids_current.unwrap_or(0));
-    sheet.put(&f::THREADS_MAX, stats.pids_limit.unwrap_or(0));
+    if let Some(threads) = stats.pids_current {
+        sheet.put(&f::THREADS, threads);
+        // 0 is without limit, as in cAdvisor.
+        sheet.put(&f::THREADS_MAX, stats.pids_limit.unwrap_or(0));
+    }
 }
 
 fn cpu(sheet: &mut Sheet, stats: &Stats) {
-    for (family, nanoseconds) in
-        [(&f::CPU_USER, stats.cpu_user_ns.unwrap_or(0)), (&f::CPU_SYSTEM, stats.cpu_system_ns.unwrap_or(0))]
-    {
-        sheet.put_seconds(family, &[], nanoseconds);
+    for (family, nanoseconds) in [(&f::CPU_USER, stats.cpu_user_ns), (&f::CPU_SYSTEM, stats.cpu_system_ns)] {
+        if let Some(nanoseconds) = nanoseconds {
+            sheet.put_seconds(family, &[], nanoseconds);
+        }
     }
     // cAdvisor's users may ask for the sum by name; per CPU the kubelet has never told it.
-    sheet.put_seconds(&f::CPU_USAGE, &["total"], stats.cpu_usage_ns.unwrap_or(0));
+    if let Some(nanoseconds) = stats.cpu_usage_ns {
+        sheet.put_seconds(&f::CPU_USAGE, &["total"], nanoseconds);
+    }
 }
 
 /// Only where there is a quota, as in cAdvisor.
@@ -81,16 +86,22 @@ fn throttling(sheet: &mut Sheet, stats: &Stats, limits: &Value) {
 }
 
 fn memory(sheet: &mut Sheet, stats: &Stats) {
-    let usage = stats.memory_usage.unwrap_or(0);
+    // Without the controller nothing of it is known; of the rest some is newer than others.
+    let Some(usage) = stats.memory_usage else { return };
+    for (family, value) in
+        [(&f::MEMORY_MAX_USAGE, stats.memory_max_usage), (&f::MEMORY_SWAP, stats.swap_usage)]
+    {
+        if let Some(value) = value {
+            sheet.put(family, value);
+        }
+    }
     for (family, value) in [
         (&f::MEMORY_USAGE, usage),
-        (&f::MEMORY_MAX_USAGE, stats.memory_max_usage.unwrap_or(0)),
         (&f::MEMORY_WORKING_SET, usage.saturating_sub(stats.memory_inactive_file)),
         (&f::MEMORY_RSS, stats.memory_rss),
         (&f::MEMORY_CACHE, stats.memory_cache),
         (&f::MEMORY_MAPPED, stats.memory_mapped_file),
         (&f::MEMORY_KERNEL, stats.memory_kernel),
-        (&f::MEMORY_SWAP, stats.swap_usage.unwrap_or(0)),
         (&f::MEMORY_FAILCNT, stats.memory_failures),
         (&f::MEMORY_ACTIVE_FILE, stats.memory_active_file),
         (&f::MEMORY_INACTIVE_FILE, stats.memory_inactive_file),

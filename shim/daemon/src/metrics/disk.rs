@@ -19,10 +19,12 @@ impl Disk {
         Self { device: device.map_or_else(|_| String::new(), |(a, b)| name(a, b)), facts: statvfs(root).ok() }
     }
 
-    /// `used`: bytes of the container's own layer.
-    pub(super) fn fill(&self, sheet: &mut Sheet, used: u64) {
+    /// `used`: bytes of the container's own layer, if they are known.
+    pub(super) fn fill(&self, sheet: &mut Sheet, used: Option<u64>) {
         let device = self.device.as_str();
-        sheet.put_with(&f::FS_USAGE, &[device], used);
+        if let Some(used) = used {
+            sheet.put_with(&f::FS_USAGE, &[device], used);
+        }
         if let Some(facts) = &self.facts {
             let size = facts.blocks().saturating_mul(facts.fragment_size());
             sheet.put_with(&f::FS_LIMIT, &[device], size);

@@ -59,7 +59,7 @@ impl Daemon {
         let mut sheet = Sheet::new(Labels::of_container(pod, container));
         container::fill(&mut sheet, container);
         let used = self.writable_layer_usage(&container.id).and_then(|u| u.used_bytes);
-        disk.fill(&mut sheet, used.map_or(0, |u| u.value));
+        disk.fill(&mut sheet, used.map(|u| u.value));
         v1::ContainerMetrics { container_id: container.id.clone(), metrics: sheet.metrics() }
     }
 }

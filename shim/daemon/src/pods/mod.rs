@@ -8,6 +8,8 @@ pub(crate) mod stop;
 pub(crate) mod user;
 mod watch;
 
+pub(crate) use parse::without_nul;
+
 use crate::object::Record;
 use cri_proto::v1;
 use serde::{Deserialize, Serialize};

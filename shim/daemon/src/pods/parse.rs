@@ -19,6 +19,7 @@ pub(crate) fn check(config: &v1::PodSandboxConfig) -> Result<()> {
             return Err(Error::invalid(format!("config.metadata.{field} = {value:?} holds a '/' or NUL")));
         }
     }
+    texts(config).try_for_each(|(field, text)| without_nul(field, text))?;
     if !config.log_directory.is_empty() && !config.log_directory.starts_with('/') {
         return Err(Error::invalid(format!(
             "log_directory {:?} is not an absolute path",
@@ -33,6 +34,28 @@ pub(crate) fn check(config: &v1::PodSandboxConfig) -> Result<()> {
     crate::spec::check_selinux(security.and_then(|s| s.selinux_options.as_ref()))?;
     if let Some(options) = security.and_then(|s| s.namespace_options.as_ref()) {
         check_namespaces(options)?;
+    }
+    Ok(())
+}
+
+/// What the kernel gets as a path, a name or a value.
+fn texts(config: &v1::PodSandboxConfig) -> impl Iterator<Item = (&'static str, &str)> {
+    let linux = config.linux.iter();
+    let sysctls = config.linux.iter().flat_map(|linux| &linux.sysctls);
+    let dns =
+        config.dns_config.iter().flat_map(|dns| dns.servers.iter().chain(&dns.searches).chain(&dns.options));
+    [("log_directory", config.log_directory.as_str()), ("hostname", config.hostname.as_str())]
+        .into_iter()
+        .chain(linux.map(|linux| ("linux.cgroup_parent", linux.cgroup_parent.as_str())))
+        .chain(sysctls.flat_map(|(key, value)| [key, value]).map(|text| ("linux.sysctls", text.as_str())))
+        .chain(dns.map(|text| ("dns_config", text.as_str())))
+}
+
+/// # Errors
+/// InvalidArgument: no C string can hold it, so the kernel would see something else.
+pub(crate) fn without_nul(field: &str, text: &str) -> Result<()> {
+    if text.contains('\0') {
+        return Err(Error::invalid(format!("{field} {text:?} holds a NUL byte")));
     }
     Ok(())
 }
@@ -93,5 +116,26 @@ mod tests {
             ..Default::default()
         });
         assert!(check(&bad).is_err_and(|e| e.to_string().contains("70000")));
+    }
+
+    #[test]
+    fn no_text_holds_a_nul() {
+        for (field, spoil) in [
+            ("log_directory", (|c| c.log_directory = "/a\0b".into()) as fn(&mut v1::PodSandboxConfig)),
+            ("hostname", |c| c.hostname = "a\0".into()),
+            ("dns_config", |c| c.dns_config.get_or_insert_default().searches.push("\0".into())),
+            ("linux.sysctls", |c| {
+                c.linux.get_or_insert_default().sysctls.insert("kernel.msgmax".into(), "1\0".into());
+            }),
+            ("linux.cgroup_parent", |c| c.linux.get_or_insert_default().cgroup_parent = "/a\0".into()),
+        ] {
+            let mut bad = good();
+            spoil(&mut bad);
+            let error = check(&bad).expect_err(field);
+            assert!(
+                error.code() == tonic::Code::InvalidArgument && error.to_string().contains(field),
+                "{error}"
+            );
+        }
     }
 }

@@ -1,8 +1,9 @@
-//! A pod with a shared PID namespace has one process of its own, the reaper: when that dies, the pod is over.
+//! A pod is over without our doing when its reaper dies (a shared PID namespace has one), or when its namespaces are lost
+//! with the keeper and the guardian that held them.
 
 use super::PodPhase;
 use crate::daemon::{Daemon, Pod};
-use cri_proto::v1::{ContainerEventType, NamespaceMode};
+use cri_proto::v1::ContainerEventType;
 use std::sync::Arc;
 use std::time::Duration;
 use tonic::Code;
@@ -11,10 +12,9 @@ use tonic::Code;
 const AGAIN: Duration = Duration::from_millis(500);
 
 impl Daemon {
-    /// Follows a ready pod whose processes share a namespace to its reaper's end; others have nothing that can die alone.
+    /// Follows a ready pod to its end.
     pub(crate) fn watch_pod(self: &Arc<Self>, pod: &Arc<Pod>) {
-        let record = pod.record();
-        if record.phase != PodPhase::Ready || record.namespaces().pid() != NamespaceMode::Pod {
+        if pod.record().phase != PodPhase::Ready {
             return;
         }
         let (daemon, pod) = (Arc::clone(self), Arc::clone(pod));
@@ -45,7 +45,11 @@ impl Daemon {
             return;
         }
         pod.note(&self.records, |record| record.phase = PodPhase::NotReady { released: false });
-        tracing::warn!(pod = pod.record().label(), id = pod.id, "the pod's first process is dead: not ready");
+        tracing::warn!(
+            pod = pod.record().label(),
+            id = pod.id,
+            "the pod's first process, or a namespace of it, is gone: not ready"
+        );
         self.announce(&pod.id, pod, ContainerEventType::ContainerStoppedEvent);
     }
 }

@@ -6,7 +6,7 @@ use super::tree::{Tree, is_dir, is_opaque, is_whiteout, joined, open_dir_beneath
 use crate::{Error, Result};
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, Stat, Timespec, fgetxattr, flistxattr, futimens, linkat, mkdirat,
-    mknodat, openat, readlinkat, renameat, symlinkat,
+    mknodat, openat, readlinkat, renameat, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 use std::collections::VecDeque;
@@ -224,7 +224,30 @@ fn graft(
     remove_tree(&parent, os(name)).map_err(|e| failed(from, e))
 }
 
+/// Moves all that is in `from` into `to`. Goes down and up by names, so that depth costs neither stack nor descriptors;
+/// nobody else is in these directories.
 fn merge(from: &OwnedFd, to: &OwnedFd) -> rustix::io::Result<()> {
+    let below = |dir: &OwnedFd, name: &[u8]| open_dir_beneath(dir, &joined(&[name.to_vec()]));
+    let above = |dir: &OwnedFd| {
+        openat(dir, "..", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+    };
+    let (mut from, mut to) = (below(from, b".")?, below(to, b".")?);
+    let mut way = Vec::new();
+    loop {
+        if let Some(name) = moved_but_for_a_directory(&from, &to)? {
+            (from, to) = (below(&from, &name)?, below(&to, &name)?);
+            way.push(name);
+        } else if let Some(emptied) = way.pop() {
+            (from, to) = (above(&from)?, above(&to)?);
+            unlinkat(&from, os(&emptied), AtFlags::REMOVEDIR)?;
+        } else {
+            return Ok(());
+        }
+    }
+}
+
+/// Moves entries until it meets a directory that is one in `to`, too, whose name is the answer; none: `from` is empty.
+fn moved_but_for_a_directory(from: &OwnedFd, to: &OwnedFd) -> rustix::io::Result<Option<Vec<u8>>> {
     let entries = rustix::fs::Dir::read_from(from)?.collect::<rustix::io::Result<Vec<_>>>()?;
     for entry in entries {
         let bytes = entry.file_name().to_bytes();
@@ -233,23 +256,15 @@ fn merge(from: &OwnedFd, to: &OwnedFd) -> rustix::io::Result<()> {
         }
         let name = os(bytes);
         let (ours, theirs) = (stat_at(from, name)?, stat_at(to, name)?);
-        if let (Some(ours), Some(theirs)) = (&ours, &theirs)
-            && is_dir(ours)
-            && is_dir(theirs)
-        {
-            let component = [bytes.to_vec()];
-            merge(
-                &open_dir_beneath(from, &joined(&component))?,
-                &open_dir_beneath(to, &joined(&component))?,
-            )?;
-            continue;
+        if ours.as_ref().is_some_and(is_dir) && theirs.as_ref().is_some_and(is_dir) {
+            return Ok(Some(bytes.to_vec()));
         }
         if theirs.is_some() {
             remove_tree(to, name)?;
         }
         renameat(from, name, to, name)?;
     }
-    Ok(())
+    Ok(None)
 }
 
 /// The directory `path` in our layer, made with the attributes it has below where it is missing.

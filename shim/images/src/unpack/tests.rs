@@ -467,6 +467,31 @@ fn what_lies_in_a_lower_symlink_moves_to_its_target() {
     assert_eq!((mode(&at("usr/lib")), stat(&at("usr/lib")).uid()), (0o711, 6));
 }
 
+/// Where both have the same directories, however deep: no more stack or descriptors than for a flat one.
+#[test]
+fn a_deep_tree_in_a_lower_symlink_moves_to_its_target() {
+    let depth = 250;
+    let below = "d/".repeat(depth);
+    let both = |tar: Tar, top: &str, name: &str| {
+        let tar = tar.pax("path", format!("{top}/{below}{name}")).file("x", "deep");
+        tar.pax("path", format!("{top}/d/{name}")).file("x", "flat")
+    };
+    let below_it = Tar::new().dir("usr/", 0o755, 0).dir("usr/lib/", 0o755, 0).symlink("lib", "usr/lib");
+    let above = both(both(Tar::new(), "usr/lib", "there"), "lib", "moved");
+    let work = move || {
+        let stack = settled(vec![below_it, above]);
+        let mut file = stack[1].path.join("usr/lib");
+        (0..depth).for_each(|_| file.push("d"));
+        for name in ["moved", "there"] {
+            assert_eq!(std::fs::read(file.join(name)).unwrap(), b"deep", "{name}");
+            assert_eq!(std::fs::read(stack[1].path.join("usr/lib/d").join(name)).unwrap(), b"flat", "{name}");
+        }
+        assert!(std::fs::symlink_metadata(stack[1].path.join("lib")).is_err());
+    };
+    // Recursion at this depth would need several times as much.
+    std::thread::Builder::new().stack_size(512 << 10).spawn(work).unwrap().join().unwrap();
+}
+
 /// Bytes at random places changed or cut: never a panic, never outside.
 #[test]
 fn damaged_archives() {

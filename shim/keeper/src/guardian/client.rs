@@ -8,13 +8,16 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use std::collections::HashMap;
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// How long a guardian that does not read is waited for.
 const PATIENCE: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
+
+/// Pause after a failure to hear it that is none of its own.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// All that a new keeper gets. The deaths it has to hear of follow as [`Event`]s.
 #[derive(Debug)]
@@ -35,11 +38,23 @@ pub(crate) enum Event {
     Gone,
 }
 
-/// The way to the guardian. When it is gone every call succeeds and does nothing: containers run on without it.
+/// The way to the guardian. While there is none every call succeeds: containers run on without it, and the next guardian
+/// gets what it has missed.
 #[derive(Debug, Clone)]
-pub(crate) struct Guardian {
+pub(crate) struct Guardian(Arc<Mutex<State>>);
+
+/// One lock over both, so that no guardian holds what we have let go, or lacks what we count on.
+#[derive(Debug)]
+struct State {
+    line: Option<Line>,
+    /// What the guardian holds for us: the same open files, for its successor.
+    copies: HashMap<String, OwnedFd>,
+}
+
+/// A living guardian, as far as we know.
+#[derive(Debug, Clone)]
+struct Line {
     socket: Arc<OwnedFd>,
-    alive: Arc<AtomicBool>,
     pid: i32,
 }
 
@@ -69,22 +84,97 @@ impl Guardian {
                 },
             }
         }
-        let guardian = Self {
-            socket: Arc::new(socket),
-            alive: Arc::new(AtomicBool::new(true)),
-            pid: inheritance.guardian,
-        };
-        Ok((guardian, inheritance))
+        let mut copies = HashMap::new();
+        for (key, fd) in &inheritance.held {
+            copies.insert(key.clone(), fd.try_clone()?);
+        }
+        let line = Line { socket: Arc::new(socket), pid: inheritance.guardian };
+        Ok((Self(Arc::new(Mutex::new(State { line: Some(line), copies }))), inheritance))
     }
 
     /// The guardian's pid, 0 when it is gone.
     pub(crate) fn pid(&self) -> i32 {
-        if self.alive.load(Ordering::Relaxed) { self.pid } else { 0 }
+        self.lock().line.as_ref().map_or(0, |line| line.pid)
     }
 
     /// Gives copies of descriptors; one of the same key is replaced. They are safe as soon as this returns: what is in
     /// the socket belongs to the guardian even if we die.
     pub(crate) fn keep(&self, items: &[(&str, BorrowedFd<'_>)]) -> io::Result<()> {
+        let mut state = self.lock();
+        state.give(items)?;
+        for (key, fd) in items {
+            state.copies.insert((*key).to_owned(), fd.try_clone_to_owned()?);
+        }
+        Ok(())
+    }
+
+    /// Makes a guardian in place of one that is gone, which `start` does with the socket it is to have as standard input,
+    /// and gives it everything. Blocks.
+    pub(crate) fn succeed(
+        &self,
+        generation: u32,
+        start: impl FnOnce(OwnedFd) -> io::Result<i32>,
+    ) -> io::Result<()> {
+        let (ours, theirs) = channel::pair()?;
+        let mut state = self.lock();
+        let pid = start(theirs)?;
+        state.line = Some(Line { socket: Arc::new(ours), pid });
+        state.send(&Packet::Hello { generation, guardian: pid }, &[])?;
+        let copies = std::mem::take(&mut state.copies);
+        let items: Vec<_> = copies.iter().map(|(key, fd)| (key.as_str(), fd.as_fd())).collect();
+        let given = state.give(&items);
+        drop(items);
+        state.copies = copies;
+        given.and_then(|()| state.send(&Packet::Ready, &[]))
+    }
+
+    /// Drops one descriptor.
+    pub(crate) fn forget(&self, key: &str) {
+        let mut state = self.lock();
+        state.copies.remove(key);
+        state.tell(&Packet::Forget(key.as_bytes()));
+    }
+
+    /// Drops all descriptors whose key begins with `prefix`.
+    pub(crate) fn forget_all(&self, prefix: &str) {
+        let mut state = self.lock();
+        state.copies.retain(|key, _| !key.starts_with(prefix));
+        state.tell(&Packet::ForgetAll(prefix.as_bytes()));
+    }
+
+    /// This death needs no more remembering.
+    pub(crate) fn recorded(&self, exit: Exit) {
+        self.lock().tell(&Packet::Recorded(exit));
+    }
+
+    pub(crate) fn ready(&self) {
+        self.lock().tell(&Packet::Ready);
+    }
+
+    /// End after us.
+    pub(crate) fn quit(&self) {
+        self.lock().tell(&Packet::Quit);
+    }
+
+    /// What the guardian says from now on.
+    pub(crate) fn events(&self) -> io::Result<Events> {
+        let line = self.lock().line.clone().ok_or(io::ErrorKind::NotConnected)?;
+        let socket = readiness::watch(Held(line.socket), Interest::READABLE)?;
+        Ok(Events { socket, guardian: self.clone() })
+    }
+
+    /// The one at the other end of this socket is gone.
+    fn lost(&self, socket: &Arc<OwnedFd>) {
+        self.lock().line.take_if(|line| Arc::ptr_eq(&line.socket, socket));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn give(&mut self, items: &[(&str, BorrowedFd<'_>)]) -> io::Result<()> {
         for items in items.chunks(DESCRIPTORS.min(PACKET / (KEY + 1) - 1)) {
             let mut pushed = Vec::new();
             for (key, _) in items {
@@ -98,61 +188,29 @@ impl Guardian {
         Ok(())
     }
 
-    /// Drops one descriptor.
-    pub(crate) fn forget(&self, key: &str) {
-        self.tell(&Packet::Forget(key.as_bytes()));
-    }
-
-    /// Drops all descriptors whose key begins with `prefix`.
-    pub(crate) fn forget_all(&self, prefix: &str) {
-        self.tell(&Packet::ForgetAll(prefix.as_bytes()));
-    }
-
-    /// This death needs no more remembering.
-    pub(crate) fn recorded(&self, exit: Exit) {
-        self.tell(&Packet::Recorded(exit));
-    }
-
-    pub(crate) fn ready(&self) {
-        self.tell(&Packet::Ready);
-    }
-
-    /// End after us.
-    pub(crate) fn quit(&self) {
-        self.tell(&Packet::Quit);
-    }
-
-    fn tell(&self, packet: &Packet<'_>) {
+    fn tell(&mut self, packet: &Packet<'_>) {
         if let Err(error) = self.send(packet, &[]) {
             tracing::error!("guardian: {error}");
         }
     }
 
-    fn send(&self, packet: &Packet<'_>, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    fn send(&mut self, packet: &Packet<'_>, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
         let mut scratch = Vec::with_capacity(128);
-        while self.alive.load(Ordering::Relaxed) {
-            match channel::send(self.socket.as_fd(), packet, descriptors, &mut scratch) {
+        while let Some(line) = &self.line {
+            match channel::send(line.socket.as_fd(), packet, descriptors, &mut scratch) {
                 Ok(()) => return Ok(()),
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => {
-                    let mut fds = [PollFd::new(&*self.socket, PollFlags::OUT)];
+                    let mut fds = [PollFd::new(&*line.socket, PollFlags::OUT)];
                     if poll(&mut fds, Some(&PATIENCE))? == 0 {
                         return Err(io::ErrorKind::TimedOut.into());
                     }
                 }
-                Err(Errno::PIPE | Errno::CONNRESET | Errno::NOTCONN) => {
-                    self.alive.store(false, Ordering::Relaxed);
-                }
+                Err(Errno::PIPE | Errno::CONNRESET | Errno::NOTCONN) => self.line = None,
                 Err(error) => return Err(error.into()),
             }
         }
         Ok(())
-    }
-
-    /// What the guardian says from now on.
-    pub(crate) fn events(&self) -> io::Result<Events> {
-        let socket = readiness::watch(Held(Arc::clone(&self.socket)), Interest::READABLE)?;
-        Ok(Events { socket, alive: Arc::clone(&self.alive) })
     }
 }
 
@@ -160,7 +218,7 @@ impl Guardian {
 #[derive(Debug)]
 pub(crate) struct Events {
     socket: AsyncFd<Held>,
-    alive: Arc<AtomicBool>,
+    guardian: Guardian,
 }
 
 impl Events {
@@ -181,16 +239,17 @@ impl Events {
                     }
                     other => tracing::error!("unexpected from the guardian: {other:?}"),
                 },
+                // It lives: nobody else may take its place.
                 Err(error) => {
                     tracing::error!("guardian: {error}");
-                    return self.gone();
+                    tokio::time::sleep(AGAIN).await;
                 }
             }
         }
     }
 
     fn gone(&self) -> Event {
-        self.alive.store(false, Ordering::Relaxed);
+        self.guardian.lost(&self.socket.get_ref().0);
         Event::Gone
     }
 }

@@ -47,7 +47,8 @@ struct Held {
 /// The living keeper.
 #[derive(Debug)]
 struct Keeper {
-    child: Child,
+    /// None for the one that made us, in place of a guardian that died: the end of its socket is its death.
+    child: Option<Child>,
     socket: OwnedFd,
     since: Instant,
     /// How many of the kept descriptors it has been given; `None` once it has them all.
@@ -77,6 +78,22 @@ impl Guardian {
     /// Becomes subreaper and takes the signals over. `command` starts a keeper, which finds its socket as standard input
     /// and `listener` under the key `listener`.
     pub(crate) fn new(command: Command, listener: OwnedFd) -> io::Result<Self> {
+        let mut guardian = Self::bare(command)?;
+        guardian.held.push(Held { key: b"listener".to_vec(), fd: listener });
+        guardian.next_start = Some(Instant::now());
+        Ok(guardian)
+    }
+
+    /// In place of a guardian that died: the keeper at the other end of `socket` lives, and tells what is to be held. Its
+    /// containers are nobody's children here when it dies; how they end, the kernel tells its successor.
+    pub(crate) fn adopt(command: Command, socket: OwnedFd) -> io::Result<Self> {
+        let mut guardian = Self::bare(command)?;
+        let since = Instant::now();
+        guardian.keeper = Some(Keeper { child: None, socket, since, given: None, told: 0, terminate: false });
+        Ok(guardian)
+    }
+
+    fn bare(command: Command) -> io::Result<Self> {
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
         // Needs CAP_SYS_RESOURCE; without it the score stays as it is.
         let _ = std::fs::write("/proc/self/oom_score_adj", "-999");
@@ -90,11 +107,11 @@ impl Guardian {
             command,
             signals,
             keeper: None,
-            held: vec![Held { key: b"listener".to_vec(), fd: listener }],
+            held: Vec::new(),
             exits: VecDeque::with_capacity(EXITS),
             generation: 0,
             failures: 0,
-            next_start: Some(Instant::now()),
+            next_start: None,
             quitting: false,
             scratch: Vec::with_capacity(PACKET),
         })
@@ -110,7 +127,10 @@ impl Guardian {
             self.speak();
             self.wait()?;
             self.hear_signals()?;
-            self.hear_keeper();
+            let ended = self.hear_keeper();
+            if ended && self.keeper.as_ref().is_some_and(|keeper| keeper.child.is_none()) {
+                self.keeper_died();
+            }
         }
     }
 
@@ -143,7 +163,7 @@ impl Guardian {
         };
         let since = Instant::now();
         channel::send(socket.as_fd(), &hello, &[], &mut self.scratch)?;
-        Ok(Keeper { child, socket, since, given: Some(0), told: 0, terminate: false })
+        Ok(Keeper { child: Some(child), socket, since, given: Some(0), told: 0, terminate: false })
     }
 
     fn plan_restart(&mut self, lived: Duration) {
@@ -223,7 +243,8 @@ impl Guardian {
     fn reap(&mut self) {
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
             let pid = pid.as_raw_nonzero().get();
-            if self.keeper.as_ref().is_some_and(|keeper| keeper.child.id() == pid.cast_unsigned()) {
+            let child = self.keeper.as_ref().and_then(|keeper| keeper.child.as_ref());
+            if child.is_some_and(|child| child.id() == pid.cast_unsigned()) {
                 self.keeper_died();
                 continue;
             }
@@ -250,20 +271,23 @@ impl Guardian {
         }
     }
 
-    fn hear_keeper(&mut self) {
+    /// True at the end of its socket: it is dead, or about to be.
+    fn hear_keeper(&mut self) -> bool {
         let (mut buffer, mut descriptors) = ([0; PACKET], Vec::new());
         if descriptors.try_reserve(DESCRIPTORS).is_err() {
-            return;
+            return false;
         }
         while let Some(keeper) = &self.keeper {
             match channel::receive(&keeper.socket, &mut buffer, &mut descriptors) {
                 Ok(Received::Packet(length)) => {
                     self.obey(Packet::decode(&buffer[..length]), &mut descriptors)
                 }
-                // Its death comes as a signal.
-                Ok(Received::Nothing | Received::End) | Err(_) => return,
+                // The death of a child comes as a signal, too.
+                Ok(Received::End) => return true,
+                Ok(Received::Nothing) | Err(_) => return false,
             }
         }
+        false
     }
 
     fn obey(&mut self, packet: Option<Packet<'_>>, descriptors: &mut Vec<OwnedFd>) {
@@ -286,6 +310,8 @@ impl Guardian {
                 }
             }
             Some(Packet::Ready) => self.failures = 0,
+            // From the keeper that made us.
+            Some(Packet::Hello { generation, .. }) => self.generation = generation,
             Some(Packet::Quit) => self.quitting = true,
             _ => tracing::error!("guardian: a packet that is none"),
         }

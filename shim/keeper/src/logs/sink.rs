@@ -2,7 +2,7 @@
 
 use super::journal::{Batch, FileId, Journal};
 use std::fs::File;
-use std::io::{self, Write as _};
+use std::io::{self, BufRead as _, Seek as _, Write as _};
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 
@@ -105,10 +105,11 @@ impl Sink {
     /// over ours if the answer to its reopening got lost on the way (the kubelet does), and asks again later.
     pub(super) fn replace(&mut self, mut file: File) -> io::Result<()> {
         self.id = identity(&file)?;
-        if let Some(former) = self.file.as_ref().filter(|_| self.orphaned())
-            && let Err(error) = bring_along(former, &mut file)
-        {
-            tracing::error!("lines of a log whose file was replaced are lost: {error}");
+        if let Some(former) = self.file.as_ref().filter(|_| self.orphaned()) {
+            match bring_along(former, &mut file, ORPHAN) {
+                Ok(left) => self.dropped += left,
+                Err(error) => tracing::error!("lines of a log whose file was replaced are lost: {error}"),
+            }
         }
         self.file = Some(file);
         Ok(())
@@ -148,24 +149,41 @@ impl Sink {
     }
 }
 
-/// More than this, in bytes, is no file that was replaced between two rotations, but one that was deleted to make room.
+/// So much, in bytes, comes along at most: the end of it. More was hardly written between two rotations, but deleted to
+/// make room; and all other logs wait meanwhile.
 const ORPHAN: u64 = 64 << 20;
 
-/// Moves what `former`, which nobody else can open, holds to the end of `file`.
-fn bring_along(former: &File, file: &mut File) -> io::Result<()> {
-    let length = former.metadata()?.len();
-    if length > ORPHAN {
-        return Err(io::Error::other(format!("{length} bytes are too many to move")));
-    }
+/// Moves what `former`, which nobody else can open, holds to the end of `file`, whole lines from the end and at most `most`
+/// bytes. Answers how many lines before them were left behind.
+fn bring_along(former: &File, file: &mut File, most: u64) -> io::Result<u64> {
     // Ours is open for writing only.
     let mut text = File::open(format!("/proc/self/fd/{}", former.as_raw_fd()))?;
     let end = file.metadata()?.len();
+    let left = skip_lines(&mut text, former.metadata()?.len().saturating_sub(most))?;
+    if left > 0 {
+        tracing::warn!(lines = left, "the beginning of a log that was deleted is dropped");
+    }
     if let Err(error) = io::copy(&mut text, file) {
         let _ = file.set_len(end);
         return Err(error);
     }
     // The next keeper may find it among what it was left, and must not move it again.
-    former.set_len(0)
+    former.set_len(0).map(|()| left)
+}
+
+/// Goes to the first line that begins at `bytes` or behind it; answers how many lines are before it.
+fn skip_lines(text: &mut File, bytes: u64) -> io::Result<u64> {
+    let (mut lines, mut read) = (0, 0);
+    let mut reader = io::BufReader::with_capacity(1 << 16, &*text);
+    while read < bytes {
+        match reader.skip_until(b'\n')? {
+            0 => break,
+            length => read += length as u64,
+        }
+        lines += 1;
+    }
+    text.seek(io::SeekFrom::Start(read))?;
+    Ok(lines)
 }
 
 /// Writes all of `text`; the error is how much of it was written.
@@ -195,4 +213,31 @@ fn keep_whole_lines(file: &File, offset: u64, written: &[u8]) -> (usize, u64) {
 fn identity(file: &File) -> io::Result<FileId> {
     let meta = file.metadata()?;
     Ok((meta.dev(), meta.ino()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// CRI-LOG-10: what is too long comes along as far as it may, and the rest is counted.
+    #[test]
+    fn the_end_of_a_long_orphan_comes_along_in_whole_lines() {
+        let all = "one\ntwo\nthree\n";
+        for (most, expected, left) in
+            [(100, all, 0), (14, all, 0), (13, "two\nthree\n", 1), (6, "three\n", 2), (5, "", 3), (0, "", 3)]
+        {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("0.log");
+            let mut options = File::options();
+            options.create(true).append(true);
+            let mut former = options.open(&path).unwrap();
+            former.write_all(all.as_bytes()).unwrap();
+            std::fs::remove_file(&path).unwrap();
+            let mut file = options.open(&path).unwrap();
+            file.write_all(b"old\n").unwrap();
+            assert_eq!(bring_along(&former, &mut file, most).unwrap(), left, "{most}");
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("old\n{expected}"), "{most}");
+            assert_eq!(former.metadata().unwrap().len(), 0);
+        }
+    }
 }

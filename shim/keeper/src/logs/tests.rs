@@ -252,3 +252,46 @@ fn a_terminal_is_logged_too() {
     ];
     assert_eq!(rig.lines(&rig.path(), "stdout"), expected);
 }
+
+/// A stream that failed is served again without any event: its pipe may be full, and then none comes.
+#[test]
+fn a_stream_that_failed_is_served_again() {
+    use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+    struct Mounted<'a>(&'a Path);
+    impl Drop for Mounted<'_> {
+        fn drop(&mut self) {
+            unmount(self.0, UnmountFlags::DETACH).unwrap();
+        }
+    }
+    let rig = Rig::new();
+    let dir = tempfile::tempdir().unwrap();
+    mount("slipway-full", dir.path(), "tmpfs", MountFlags::empty(), Some(c"size=64k")).unwrap();
+    let mounted = Mounted(dir.path());
+    let options = || OpenOptions::new().read(true).write(true).create(true).to_owned();
+    // Where the beginning of a line is kept has no room.
+    let held = options().open(dir.path().join("hold")).unwrap();
+    let filler = dir.path().join("filler");
+    fs::write(&filler, vec![0; 1 << 17]).unwrap_err();
+    let (out, write) = pipe();
+    rustix::io::write(&write, b"a beginning").unwrap();
+    let hold = held.try_clone().unwrap().into();
+    let streams =
+        vec![Input { stream: Stream::Stdout, source: Source::Pipe(out.try_clone().unwrap()), hold }];
+    let log = Log { id: "c".into(), file: Some(open(&rig.path())), max_line: 16384, dropped: 0, streams };
+    rig.runtime.block_on(rig.engine.add(log)).unwrap();
+    let waiting = || rustix::io::ioctl_fionread(&out).unwrap();
+    // Longer than it waits before it tries again.
+    std::thread::sleep(Duration::from_millis(600));
+    assert_eq!((waiting(), held.metadata().unwrap().len()), (11, 0), "it is still in the pipe");
+    fs::remove_file(filler).unwrap();
+    wait_until("the beginning is taken", || waiting() == 0);
+    assert_eq!(held.metadata().unwrap().len(), 11);
+    rustix::io::write(&write, b" and an end\n").unwrap();
+    wait_until("the line", || !rig.lines(&rig.path(), "stdout").is_empty());
+    assert_eq!(rig.lines(&rig.path(), "stdout"), [("F".to_owned(), "a beginning and an end".to_owned())]);
+    drop(write);
+    rig.drain();
+    drop(rig);
+    drop(held);
+    drop(mounted);
+}

@@ -48,7 +48,7 @@ impl sandbox_async::Sandbox for SandboxService {
         request: StartSandboxRequest,
     ) -> ttrpc::Result<StartSandboxResponse> {
         let sandbox = answer(self.0.sandboxes.get(&request.sandbox_id))?;
-        let (pid, created_at) = answer(sandbox.start(&self.0))?;
+        let (pid, created_at) = answer(sandbox.start(&self.0).await)?;
         Ok(StartSandboxResponse {
             pid: pid.cast_unsigned(),
             created_at: Some(timestamp(created_at)).into(),

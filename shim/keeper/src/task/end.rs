@@ -15,6 +15,7 @@ use slipway_runtime::error::Kind;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
+use tokio::task::JoinSet;
 
 /// Exit status of a process that SIGKILL ended, as the OOM killer does.
 const KILLED: u32 = 137;
@@ -154,9 +155,11 @@ impl Task {
                 tracing::warn!(id = self.facts.id, "kill what is left in the container: {error}");
             }
         }
+        let mut sessions = JoinSet::new();
         for exec in self.execs.all() {
-            let _ = tokio::time::timeout(EXEC_PATIENCE, exec.wait_if_running()).await;
+            sessions.spawn(async move { exec.wait_if_running().await });
         }
+        let _ = tokio::time::timeout(EXEC_PATIENCE, sessions.join_all()).await;
         let drained = keeper.engine.drain(&self.facts.id).await.unwrap_or_default();
         if drained.dropped > 0 {
             self.dropped.store(drained.dropped, Ordering::Relaxed);
@@ -173,7 +176,9 @@ impl Task {
     /// Whether the OOM killer was in the container's group, and why.
     async fn out_of_memory(&self, ended: Ended) -> Option<OutOfMemory> {
         let cgroup = self.facts.cgroup.clone();
-        let before = self.facts.oom_before.filter(|_| ended.status == KILLED);
+        // What the group above counted since may have been a neighbour; who was killed by us needs no other reason.
+        let killed_by_us = self.killed.load(Ordering::Relaxed);
+        let before = self.facts.oom_before.filter(|_| ended.status == KILLED && !killed_by_us);
         blocking(move || {
             let group = Cgroup::named(&cgroup)?;
             let oom = match (group.oom(), before) {

@@ -131,11 +131,12 @@ impl Task {
         let owner = owner.unwrap_or_else(|| prepare::owner(&known.spec, known.spec.process().as_ref()));
         let logger = Logger { id: &facts.id, namespace: &keeper.namespace };
         // A logging program lives on in our own mount namespace.
-        let opened = stdio::open(&facts.streams, owner, logger)?;
+        let mut opened = stdio::open(&facts.streams, owner, logger)?;
         own_mounts().map_err(|e| fail(&e))?;
         let work = frozen.work.as_deref().unwrap_or(&facts.bundle);
         let images = Images::open(&frozen.images, Some(work), "restore.log", false).map_err(|e| fail(&e))?;
         let mut rollback = Rollback::default();
+        rollback.push("log", opened.undo());
         rollback.push("control group and descriptors", || self.clear_thaw(keeper));
         let group = Cgroup::create(&known.plan.cgroup_path, container::resources(&known.spec).as_ref())?;
         let place = keeper.layout.restored_root(&facts.id);

@@ -191,11 +191,12 @@ fn make(keeper: &Keeper, new: NewTask) -> Result<Arc<Task>> {
     }
     let owner = options.io_owner().unwrap_or_else(|| prepare::owner(&spec, spec.process().as_ref()));
     let logger = Logger { id: &facts.id, namespace: &keeper.namespace };
-    let opened = stdio::open(&facts.streams, owner, logger)?;
+    let mut opened = stdio::open(&facts.streams, owner, logger)?;
     let save = |record: &TaskRecord| {
         records::save(&keeper.layout.tasks(), record).map_err(|e| Error::io("record", &record.id, &e))
     };
     let mut rollback = Rollback::default();
+    rollback.push("log", opened.undo());
     let intent = facts.record(TaskPhase::Creating, 0, 0);
     save(&intent)?;
     rollback.push("record", move || drop(records::remove(&keeper.layout.tasks(), &intent)));

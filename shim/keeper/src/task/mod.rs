@@ -37,7 +37,7 @@ use slipway_runtime::container::StartPipe;
 use slipway_runtime::rootfs::Rootfs;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
@@ -116,6 +116,8 @@ pub(crate) struct Task {
     dropped: AtomicU64,
     /// start_time of init, as in its record.
     born: AtomicU64,
+    /// SIGKILL was sent to it, by request, while it was alive.
+    killed: AtomicBool,
     pub(crate) execs: Registry<Exec>,
 }
 
@@ -196,6 +198,9 @@ impl Task {
         blocking(move || {
             let cgroup = || Cgroup::open(&task.facts.cgroup);
             let killed = all && signal == SIGKILL;
+            if signal == SIGKILL && !process.has_ended() {
+                task.killed.store(true, Ordering::Relaxed);
+            }
             if killed {
                 cgroup()?.kill_all()?;
             } else if all {
@@ -488,6 +493,7 @@ impl Task {
             exit: watch::Sender::new(ended),
             dropped: dropped.into(),
             born: AtomicU64::new(0),
+            killed: false.into(),
             execs: Registry::new("exec"),
         }
     }

@@ -14,7 +14,7 @@ use ttrpc::Code;
 
 /// CRI's NamespaceMode.
 pub const POD: i32 = 0;
-const CONTAINER: i32 = 1;
+pub const CONTAINER: i32 = 1;
 const NODE: i32 = 2;
 
 pub fn create(rig: &Rig, id: &str, pid_mode: i32, sysctls: &[(&str, &str)]) -> ttrpc::Result<()> {

@@ -289,8 +289,7 @@ fn end_keeper(rig: &Rig) {
                 kill(pid, 9);
             }
         }
-        kill(rig.guardian, 9);
-        kill(keeper, 9);
+        kill_both(rig.guardian, keeper);
         std::thread::sleep(Duration::from_millis(100));
         for parent in rig.cgroups() {
             for procs in walk(&parent) {
@@ -356,6 +355,16 @@ pub fn kill(pid: i32, signal: i32) {
     {
         let _ = rustix::process::kill_process(pid, signal);
     }
+}
+
+/// Each would start the other anew: the guardian is held while the keeper dies.
+pub fn kill_both(guardian: i32, keeper: i32) {
+    for (pid, signal) in [(guardian, 19), (keeper, 9), (guardian, 9)] {
+        kill(pid, signal);
+    }
+    wait_until("the end of keeper and guardian", || {
+        [guardian, keeper].iter().all(|pid| !Path::new(&format!("/proc/{pid}")).exists())
+    });
 }
 
 pub fn code<T: std::fmt::Debug>(result: ttrpc::Result<T>) -> ttrpc::Code {

@@ -146,7 +146,7 @@ pub(crate) fn mac_text(mac: [u8; 6]) -> String {
 
 /// Runs `work` on a throw-away thread that has entered the namespace.
 fn in_netns<T: Send>(netns: &File, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    let fail = |e: std::io::Error| Error::new("enter the pod's network namespace", "thread", e);
+    let fail = |e: std::io::Error| Error::io("enter the pod's network namespace", "thread", &e);
     std::thread::scope(|scope| {
         let inside = std::thread::Builder::new().spawn_scoped(scope, || {
             nix::sched::setns(netns, nix::sched::CloneFlags::CLONE_NEWNET).map_err(|e| fail(e.into()))?;
@@ -172,7 +172,7 @@ pub(crate) fn set_sysctl(name: &str, value: &str) -> Result<bool> {
 }
 
 pub(crate) fn link_error(step: &str, object: &str, e: &std::io::Error) -> Error {
-    let error = Error::new(step, object, e);
+    let error = Error::io(step, object, e);
     match e.raw_os_error().map(nix::errno::Errno::from_raw) {
         Some(nix::errno::Errno::EPERM) => error.hint("the daemon needs CAP_NET_ADMIN"),
         Some(nix::errno::Errno::EOPNOTSUPP) => error.hint("this kernel lacks the modules bridge or veth"),

@@ -154,7 +154,7 @@ impl Bridge {
             .hint("remove the kubernetes.io/*-bandwidth annotations, or use CNI with the bandwidth plugin"));
         }
         let netns = File::open(&pod.netns)
-            .map_err(|e| Error::new("open network namespace", pod.netns.display().to_string(), e))?;
+            .map_err(|e| Error::io("open network namespace", pod.netns.display().to_string(), &e))?;
         let device = self.ensure()?;
         let address = {
             let mut state = self.state();

@@ -162,7 +162,7 @@ impl Leases {
 }
 
 pub(crate) fn fail(step: &str, path: &Path, error: &std::io::Error) -> Error {
-    Error::new(step, path.display().to_string(), error)
+    Error::io(step, path.display().to_string(), error)
 }
 
 #[cfg(test)]

@@ -17,11 +17,21 @@
 use super::pool::Pool;
 use crate::error::{Error, Result};
 use crate::types::Protocol;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+use slipway_runtime::sys::process::memory_file;
 use std::fmt::Write as _;
-use std::io::Write as _;
+use std::fs::File;
+use std::io::{Read as _, Seek as _};
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long one transaction may take; hundreds of ports take milliseconds.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// One host port of one pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -157,25 +167,44 @@ pub(crate) fn foreign_forward_drop() -> Vec<String> {
 }
 
 fn run(arguments: &[&str], input: &str) -> Result<Vec<u8>> {
-    let program = program()?;
+    run_program(&program()?, arguments, input, PATIENCE)
+}
+
+/// Feeds a program and listens to it through files in memory, so that nothing but its end is waited for.
+fn run_program(program: &Path, arguments: &[&str], input: &str, patience: Duration) -> Result<Vec<u8>> {
     let fail = |cause: String| Error::new("change nftables rules", program.display().to_string(), cause);
-    let mut child = Command::new(&program)
+    let io = |e: std::io::Error| Error::io("change nftables rules", program.display().to_string(), &e);
+    let memory = |content: &str| memory_file("slipway-nft", content.as_bytes()).map(File::from).map_err(io);
+    let (feed, mut out, mut err) = (memory(input)?, memory("")?, memory("")?);
+    let mut child = Command::new(program)
         .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
+        .stdin(Stdio::from(feed))
+        .stdout(Stdio::from(out.try_clone().map_err(io)?))
+        .stderr(Stdio::from(err.try_clone().map_err(io)?))
+        .process_group(0)
         .spawn()
-        .map_err(|e| fail(e.to_string()))?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // nft reads everything before it prints anything, so this cannot block for ever.
-        let _ = stdin.write_all(input.as_bytes());
+        .map_err(io)?;
+    if !ends_within(&child, patience) {
+        // Not waited for yet: its number, and its group's, are nobody else's.
+        if let Some(group) = pid(&child) {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+        let _ = child.wait();
+        let error = fail(format!("it did not finish within {} s and was killed", patience.as_secs_f32()));
+        return Err(error.hint("is another program holding the nftables lock, or the machine out of memory?"));
     }
-    let output = child.wait_with_output().map_err(|e| fail(e.to_string()))?;
-    if output.status.success() {
-        return Ok(output.stdout);
+    let status = child.wait().map_err(io)?;
+    let read = |file: &mut File| -> std::io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        file.rewind()?;
+        file.read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    if status.success() {
+        return read(&mut out).map_err(io);
     }
-    let said = crate::cni::plugin::excerpt(&output.stderr);
-    let error = fail(format!("{}: {said}", output.status));
+    let said = crate::cni::plugin::excerpt(&read(&mut err).map_err(io)?);
+    let error = fail(format!("{status}: {said}"));
     Err(if said.contains("Operation not supported") || said.contains("Protocol not supported") {
         error
             .hint("this kernel lacks nf_tables with NAT (modules nf_tables, nft_nat, nft_masq, nft_fib_ipv4)")
@@ -184,6 +213,24 @@ fn run(arguments: &[&str], input: &str) -> Result<Vec<u8>> {
     } else {
         error
     })
+}
+
+fn pid(child: &Child) -> Option<Pid> {
+    i32::try_from(child.id()).ok().and_then(Pid::from_raw)
+}
+
+/// False when the time is over first; the child is not waited for in either case.
+fn ends_within(child: &Child, patience: Duration) -> bool {
+    let Some(Ok(pidfd)) = pid(child).map(|pid| pidfd_open(pid, PidfdFlags::empty())) else { return false };
+    let end = Instant::now() + patience;
+    loop {
+        let left = Timespec::try_from(end.saturating_duration_since(Instant::now())).ok();
+        match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], left.as_ref()) {
+            Ok(ended) => return ended > 0,
+            Err(Errno::INTR) => {}
+            Err(_) => return false,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -210,5 +257,37 @@ mod tests {
         );
         let pool = Pool::parse("10.88.0.0/16").unwrap();
         assert!(full("b", pool, &[r]).ends_with("exact { 127.0.0.1 . udp . 53 : 10.88.0.2 . 5353 }\n"));
+    }
+
+    /// A program whose child holds its streams open, too.
+    #[test]
+    fn a_program_that_hangs_is_killed_with_its_children() {
+        let dir = tempfile::tempdir().unwrap();
+        let (script, pid) = (dir.path().join("nft"), dir.path().join("pid"));
+        let text = format!("sleep 600 &\necho $! > {0}.new; mv {0}.new {0}\nwait\n", pid.display());
+        std::fs::write(&script, text).unwrap();
+        let file = script.display().to_string();
+        let started = Instant::now();
+        // Longer than any shell takes to start, shorter than it sleeps.
+        let error = run_program(Path::new("/bin/sh"), &[&file], "x", Duration::from_secs(5)).unwrap_err();
+        assert!(error.to_string().contains("did not finish within 5 s and was killed"), "{error}");
+        assert!(started.elapsed() < Duration::from_secs(300));
+        let child = std::fs::read_to_string(pid).unwrap();
+        let stat = std::path::PathBuf::from(format!("/proc/{}/cmdline", child.trim()));
+        let gone = || std::fs::read(&stat).map_or(true, |line| line.is_empty());
+        while !gone() && started.elapsed() < Duration::from_secs(60) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert!(gone(), "its child lives");
+    }
+
+    #[test]
+    fn what_it_reads_and_says_passes_whole() {
+        let input = "rule\n".repeat(100_000);
+        let said = run_program(Path::new("/bin/cat"), &[], &input, Duration::from_secs(60)).unwrap();
+        assert!(said == input.as_bytes());
+        let error =
+            run_program(Path::new("/bin/sh"), &["-c", "echo no >&2; exit 3"], "", PATIENCE).unwrap_err();
+        assert!(error.to_string().contains("exit status: 3: no"), "{error}");
     }
 }

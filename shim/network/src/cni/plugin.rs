@@ -96,7 +96,7 @@ pub(crate) fn find(kind: &str, bin_dirs: &[PathBuf]) -> Result<PathBuf, Failure>
 pub(crate) async fn run(kind: &str, config: &[u8], call: &Call<'_>) -> Result<Vec<u8>, Failure> {
     let path = find(kind, call.bin_dirs)?;
     let mut child = spawn(&path, call).await?;
-    let group = child.id().and_then(|id| i32::try_from(id).ok());
+    let mut group = Group(child.id().and_then(|id| i32::try_from(id).ok()));
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let talk = async {
         let feed = async {
@@ -110,18 +110,35 @@ pub(crate) async fn run(kind: &str, config: &[u8], call: &Call<'_>) -> Result<Ve
     };
     let done = tokio::time::timeout_at(call.deadline, talk).await;
     let Ok((out, err, status)) = done else {
-        if let Some(group) = group {
-            let _ = nix::sys::signal::killpg(nix::unistd::Pid::from_raw(group), nix::sys::signal::SIGKILL);
-        }
+        group.kill();
         let _ = child.wait().await;
         let text = "it did not finish in time and was killed".to_owned();
         return Err(Failure { timed_out: true, ..Failure::plain(text) });
     };
+    // Waited for: the number may be another's.
+    group.0 = None;
     let out = out.map_err(|e| Failure::plain(format!("its output could not be read: {e}")))?;
     match status {
         Ok(status) if status.success() => Ok(out),
         Ok(status) => Err(explain(&out, &err.unwrap_or_default(), &status.to_string())),
         Err(e) => Err(Failure::plain(format!("its end could not be awaited: {e}"))),
+    }
+}
+
+/// A plugin and what it started: killed together, also when nobody waits for its answer any more.
+struct Group(Option<i32>);
+
+impl Group {
+    fn kill(&mut self) {
+        if let Some(group) = self.0.take() {
+            let _ = nix::sys::signal::killpg(nix::unistd::Pid::from_raw(group), nix::sys::signal::SIGKILL);
+        }
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.kill();
     }
 }
 
@@ -220,4 +237,40 @@ pub(crate) fn excerpt(bytes: &[u8]) -> String {
     let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
     let short: String = line.chars().filter(|c| !c.is_control()).take(400).collect();
     if short.is_empty() { "(it said nothing)".into() } else { short }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A daemon that ends, or a request whose task is aborted, in the middle of an ADD.
+    #[tokio::test]
+    async fn a_call_that_is_dropped_takes_the_plugin_and_its_children_along() {
+        let dir = tempfile::tempdir().unwrap();
+        let pid = dir.path().join("pid");
+        let script = format!("sleep 600 & echo $! > {0}.new; mv {0}.new {0}; wait", pid.display());
+        // A link, as a script of our own might still be open for writing in another test's fork.
+        std::os::unix::fs::symlink("/bin/sh", dir.path().join("plugin")).unwrap();
+        let dirs = vec![dir.path().to_owned()];
+        let called = tokio::spawn(async move {
+            let deadline = Instant::now() + Duration::from_secs(600);
+            let call = Call { command: Command::Status, attachment: None, bin_dirs: &dirs, deadline };
+            // A shell reads its program from standard input.
+            run("plugin", script.as_bytes(), &call).await
+        });
+        let started = Instant::now();
+        let child = loop {
+            if let Ok(text) = std::fs::read_to_string(&pid) {
+                break text.trim().to_owned();
+            }
+            assert!(started.elapsed() < Duration::from_secs(30), "the plugin does not start");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        };
+        called.abort();
+        let line = format!("/proc/{child}/cmdline");
+        while std::fs::read(&line).is_ok_and(|line| !line.is_empty()) {
+            assert!(started.elapsed() < Duration::from_secs(60), "its child lives");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
 }
