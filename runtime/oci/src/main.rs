@@ -14,7 +14,6 @@ mod cli;
 mod commands;
 mod console;
 mod create;
-mod criu;
 mod fault;
 mod foreground;
 mod log;

@@ -308,9 +308,8 @@ pub fn exec(request: ExecRequest<'_>) -> Result<Exec> {
 }
 
 /// What a spec means for a container of a bundle's directory on this host.
-pub fn decide(id: &str, bundle: &Path, rootfs: &Path, spec: &Spec) -> Result<Plan> {
-    let rootfs = Rootfs::Directory(rootfs.to_owned());
-    let facts = Facts { host: Host::current(), bundle, rootfs: &rootfs, given: &[], home: None };
+pub fn decide(id: &str, bundle: &Path, rootfs: &Rootfs, spec: &Spec) -> Result<Plan> {
+    let facts = Facts { host: Host::current(), bundle, rootfs, given: &[], home: None };
     Plan::new(id, spec, &facts)
 }
 

@@ -107,7 +107,7 @@ async fn without_keeper(layout: Layout, id: String) -> Result<DeleteResponse, cr
 
 fn response_of(phase: &TaskPhase) -> DeleteResponse {
     let (pid, ended) = match phase {
-        TaskPhase::Creating => (0, None),
+        TaskPhase::Creating | TaskPhase::Frozen { .. } => (0, None),
         TaskPhase::Created { pid, .. } | TaskPhase::Starting { pid, .. } | TaskPhase::Running { pid, .. } => {
             (*pid, None)
         }

@@ -49,6 +49,8 @@ pub(crate) struct Exec {
     state: Mutex<Lifecycle>,
     changing: tokio::sync::Mutex<()>,
     kept: Mutex<Kept>,
+    /// What copies the client's input to its terminal.
+    typing: Mutex<Option<tokio::task::AbortHandle>>,
     exit: watch::Sender<Option<Ended>>,
     /// Its client is gone.
     abandoned: AtomicBool,
@@ -116,6 +118,7 @@ impl Exec {
             state: Mutex::new(state),
             changing: tokio::sync::Mutex::new(()),
             kept: Mutex::new(kept),
+            typing: Mutex::new(None),
             exit: watch::Sender::new(ended),
             abandoned: AtomicBool::new(false),
         }
@@ -142,9 +145,7 @@ impl Exec {
                     return Err(error);
                 }
             };
-            if let Err(error) = terminal::connect(&exec.kept()) {
-                tracing::error!(id = exec.id, "terminal: {error}");
-            }
+            exec.connect_terminal();
             let event = TaskExecStarted {
                 container_id: exec.task.clone(),
                 exec_id: exec.id.clone(),
@@ -225,6 +226,9 @@ impl Exec {
             let over: Vec<_> = exec.kept().extract_if(|key, _| !stdio::outlives_process(key)).collect();
             for (key, _) in over {
                 keeper.guardian.forget(&format!("{}{key}", exec.prefix()));
+            }
+            if let Some(typing) = exec.typing.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                typing.abort();
             }
             drop(changing);
             exec.exit.send_replace(Some(end.ended));
@@ -423,9 +427,7 @@ impl Exec {
         let exec = Arc::new(Self::assemble(record.id, record.task, record.streams, state, kept));
         exec.abandoned.store(record.abandoned, Ordering::Relaxed);
         exec.save(keeper, &exec.lock());
-        if let Err(error) = terminal::connect(&exec.kept()) {
-            tracing::error!(id = exec.id, "terminal: {error}");
-        }
+        exec.connect_terminal();
         task.execs.insert(&exec.id, Arc::clone(&exec));
         exec.watch(keeper, adopted);
         if record.abandoned {
@@ -491,6 +493,13 @@ impl Exec {
 
     fn lock(&self) -> MutexGuard<'_, Lifecycle> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn connect_terminal(&self) {
+        match terminal::connect(&self.kept()) {
+            Ok(typing) => *self.typing.lock().unwrap_or_else(PoisonError::into_inner) = typing,
+            Err(error) => tracing::error!(id = self.id, "terminal: {error}"),
+        }
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {

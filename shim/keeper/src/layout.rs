@@ -112,6 +112,11 @@ impl Layout {
         self.sandboxes().join(id)
     }
 
+    /// Where the root filesystem of a container that is being restored is mounted, in a namespace of its own.
+    pub(crate) fn restored_root(&self, id: &str) -> PathBuf {
+        self.root.join(format!("restore-{id}"))
+    }
+
     /// There is a record of a task or sandbox of this id.
     pub(crate) fn knows(&self, id: &str) -> bool {
         let name = format!("{id}.json");

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod bootstrap;
+mod checkpoint;
 mod client_log;
 mod connections;
 mod delete;

@@ -23,7 +23,13 @@ pub(crate) struct Options {
     /// Owner of pipes and fifos, where it is not the process's own user; 0 is "not said".
     pub(crate) io_uid: u32,
     pub(crate) io_gid: u32,
+    /// Enter the root without pivot_root(2), for hosts whose root is an initramfs.
     pub(crate) no_pivot_root: bool,
+    /// Containers keep the keeper's session keyring.
+    pub(crate) no_new_keyring: bool,
+    /// CRIU's program, where it is not the one in PATH, and the directory of its log.
+    pub(crate) criu_path: String,
+    pub(crate) criu_work_path: String,
     /// Ours: a keeper for each pod.
     pub(crate) grouping: Grouping,
     /// The rest is runc's alone. Whether systemd makes the groups is said by each cgroupsPath's form.
@@ -31,14 +37,8 @@ pub(crate) struct Options {
     systemd_cgroup: bool,
     binary_name: String,
     root: String,
-    #[allow(dead_code, reason = "accepted and checked for its type")]
-    no_new_keyring: bool,
-    #[allow(dead_code, reason = "accepted and checked for its type")]
-    criu_path: String,
-    #[allow(dead_code, reason = "accepted and checked for its type")]
+    #[allow(dead_code, reason = "accepted and checked for its type; the client names it in each request")]
     criu_image_path: String,
-    #[allow(dead_code, reason = "accepted and checked for its type")]
-    criu_work_path: String,
 }
 
 /// How many keepers a client has.
@@ -122,6 +122,7 @@ impl From<RuncOptions> for Options {
             root: runc.root,
             systemd_cgroup: runc.systemd_cgroup,
             no_new_keyring: runc.no_new_keyring,
+            criu_work_path: runc.criu_work_path,
             ..Self::default()
         }
     }

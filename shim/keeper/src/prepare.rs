@@ -1,6 +1,7 @@
 //! From a client's bundle and mounts to what the runtime is asked for: the wire conventions of keeper.proto, applied.
 
 use crate::error::{Error, Result};
+use crate::keeper::Keeper;
 use crate::sandbox::Sandbox;
 use containerd_shim_protos::api::Mount;
 use oci_spec::runtime::{
@@ -27,6 +28,19 @@ pub(crate) fn load_spec(bundle: &Path) -> Result<Spec> {
     })?;
     slipway_runtime::spec::parse(&path.display().to_string(), &text)
         .map_err(|error| Error::invalid(error.to_string()))
+}
+
+/// The spec of a bundle as the runtime gets it: with its pod's files and namespaces, and a control group.
+pub(crate) fn spec(keeper: &Keeper, id: &str, bundle: &Path) -> Result<(Spec, Namespaces)> {
+    let mut spec = load_spec(bundle)?;
+    let sandbox_id = sandbox_of(&spec);
+    let sandbox = keeper.sandboxes.find(&sandbox_id);
+    if keeper.events.is_wanted() && sandbox.is_some() {
+        pod_files(&mut spec, &keeper.layout.sandbox_files(&sandbox_id));
+    }
+    let namespaces = namespaces(&mut spec, sandbox.as_deref())?;
+    cgroup_path(&mut spec, &keeper.namespace, id);
+    Ok((spec, namespaces))
 }
 
 /// Id of the sandbox a spec belongs to, or "".
@@ -70,7 +84,7 @@ pub(crate) fn protect_root(mounts: &[Mount], spec: &mut Spec) {
 
 /// Adds the pod's own files in `dir`, if there are any, where the client has none in mind. containerd leaves them to
 /// sandboxes of its sandboxer "shim", but gives each container a /dev/shm of its own.
-pub(crate) fn pod_files(spec: &mut Spec, dir: &Path) {
+fn pod_files(spec: &mut Spec, dir: &Path) {
     if !dir.exists() {
         return;
     }
@@ -123,7 +137,7 @@ pub(crate) struct Namespaces {
 
 /// Turns paths that mean the sandbox's own namespaces into descriptors; where the sandbox uses the host's, the entry
 /// goes, which is OCI's way to say so.
-pub(crate) fn namespaces(spec: &mut Spec, sandbox: Option<&Sandbox>) -> Result<Namespaces> {
+fn namespaces(spec: &mut Spec, sandbox: Option<&Sandbox>) -> Result<Namespaces> {
     let mut result = Namespaces { join: Vec::new(), foreign_pids: true };
     let Some(entries) = spec.linux_mut().as_mut().and_then(|linux| linux.namespaces_mut().as_mut()) else {
         return Ok(result);
@@ -141,8 +155,8 @@ pub(crate) fn namespaces(spec: &mut Spec, sandbox: Option<&Sandbox>) -> Result<N
                 result.join.push((kind, fd));
                 true
             }
-            // Never the host's processes by accident: who wants them leaves the entry out.
-            Ok(None) if kind == NamespaceKind::Pid => {
+            // Never the host's processes by accident: who wants them leaves the entry out, or says so of the whole pod.
+            Ok(None) if kind == NamespaceKind::Pid && !sandbox.uses_host_pids() => {
                 failed = Some(Error::state("the sandbox has no PID namespace of its own to join"));
                 true
             }
@@ -159,7 +173,7 @@ pub(crate) fn namespaces(spec: &mut Spec, sandbox: Option<&Sandbox>) -> Result<N
     }
 }
 
-fn kind(kind: LinuxNamespaceType) -> Option<NamespaceKind> {
+pub(crate) fn kind(kind: LinuxNamespaceType) -> Option<NamespaceKind> {
     Some(match kind {
         LinuxNamespaceType::Network => NamespaceKind::Network,
         LinuxNamespaceType::Ipc => NamespaceKind::Ipc,
@@ -173,12 +187,11 @@ fn kind(kind: LinuxNamespaceType) -> Option<NamespaceKind> {
 }
 
 /// The container's control group: the spec's, or one of its own.
-pub(crate) fn cgroup_path(spec: &mut Spec, namespace: &str, id: &str) -> String {
-    let Some(linux) = spec.linux_mut() else { return String::new() };
+fn cgroup_path(spec: &mut Spec, namespace: &str, id: &str) {
+    let Some(linux) = spec.linux_mut() else { return };
     if linux.cgroups_path().as_ref().is_none_or(|path| path.as_os_str().is_empty()) {
         linux.set_cgroups_path(Some(format!("/slipway/{namespace}/{id}").into()));
     }
-    linux.cgroups_path().as_ref().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 /// A process must not inherit what the keeper has for itself: the guardian's OOM score and number of descriptors.

@@ -16,6 +16,10 @@ use tokio::sync::oneshot;
 /// How long the guardian's word on a dead process is waited for.
 const GUARDIAN_PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long a dead process may be held by who traces it, and how often that is looked at.
+const TRACER_PATIENCE: Duration = Duration::from_secs(10);
+const TRACER_PAUSE: Duration = Duration::from_millis(10);
+
 /// Between two questions to the kernel, and before the first one.
 const KERNEL_PAUSE: Duration = Duration::from_millis(100);
 
@@ -122,7 +126,7 @@ pub(crate) async fn wait_end(process: &Process, adopted: Option<Awaited>) -> End
     let end = |status, at, known, report| End { ended: Ended { status, at, known, oom: None }, report };
     let lost = end(255, now(), false, None);
     match adopted {
-        None => match process.peek_status() {
+        None => match peek_once_let_go(process).await {
             Ok(Some(status)) => end(status, now(), true, None),
             other => {
                 tracing::error!(pid = process.pid, "exit status is lost: {other:?}");
@@ -135,6 +139,17 @@ pub(crate) async fn wait_end(process: &Process, adopted: Option<Awaited>) -> End
             status = status_by_kernel(process) => end(status, now(), true, None),
             () = tokio::time::sleep(GUARDIAN_PATIENCE) => lost,
         },
+    }
+}
+
+/// The status of a dead child. While somebody traces it (criu at a checkpoint, a debugger) it is theirs first.
+async fn peek_once_let_go(process: &Process) -> io::Result<Option<u32>> {
+    let end = tokio::time::Instant::now() + TRACER_PATIENCE;
+    loop {
+        match process.peek_status() {
+            Ok(None) if tokio::time::Instant::now() < end => tokio::time::sleep(TRACER_PAUSE).await,
+            result => return result,
+        }
     }
 }
 

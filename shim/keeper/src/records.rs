@@ -3,6 +3,7 @@
 //! Written to a temporary name and renamed; no sync, as /run dies with the boot. A record says what is intended before it
 //! is done, so that whatever was half-made can be undone.
 
+use crate::checkpoint::Frozen;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use slipway_runtime::cgroup::OomBefore;
@@ -82,6 +83,11 @@ pub(crate) struct Streams {
 pub(crate) enum TaskPhase {
     /// Being made: whatever exists is to be undone.
     Creating,
+    /// Made from a checkpoint, and restored by its start; `begun`: that may be under way.
+    Frozen {
+        frozen: Frozen,
+        begun: bool,
+    },
     /// Parked before execve; `steps` as in `StartPipe`.
     Created {
         pid: i32,
@@ -125,6 +131,9 @@ pub(crate) struct TaskRecord {
     /// Owner of the streams, where the client's options name one.
     #[serde(default)]
     pub(crate) io_owner: Option<(u32, u32)>,
+    /// CRIU's program.
+    #[serde(default)]
+    pub(crate) criu: PathBuf,
     /// start_time of /proc/<pid>/stat, to tell the process from a later one with its pid.
     pub(crate) born: u64,
     pub(crate) dropped: u64,
@@ -189,6 +198,9 @@ pub(crate) struct SandboxRecord {
     /// The pod's control group, where the client named one.
     #[serde(default)]
     pub(crate) cgroup: String,
+    /// Its containers are among the host's processes, by the pod's own configuration.
+    #[serde(default)]
+    pub(crate) host_pids: bool,
     /// Kinds of the namespaces that are the pod's own and held by descriptor, as in /proc/<pid>/ns.
     #[serde(default)]
     pub(crate) namespaces: Vec<String>,
@@ -299,6 +311,7 @@ mod tests {
             foreign_pids: false,
             attended: false,
             io_owner: None,
+            criu: "criu".into(),
             born: 0,
             dropped: 0,
             phase,
@@ -313,6 +326,7 @@ mod tests {
             task("a", TaskPhase::Creating),
             task("b", TaskPhase::Created { pid: 4, steps: vec!["execve".into()] }),
             task("c", TaskPhase::Stopped { pid: 4, started_at: 1, ended }),
+            task("f", TaskPhase::Frozen { frozen: Frozen::default(), begun: true }),
         ];
         for record in &records {
             save(dir.path(), record).unwrap();
@@ -328,7 +342,7 @@ mod tests {
             .map(|e| e.unwrap().file_name().into_string().unwrap())
             .collect();
         names.sort();
-        assert_eq!(names, ["a.json", "b.json", "c.json", "d.bad", "e.bad"]);
+        assert_eq!(names, ["a.json", "b.json", "c.json", "d.bad", "e.bad", "f.json"]);
         remove(dir.path(), &records[0]).unwrap();
         remove(dir.path(), &records[0]).unwrap();
     }

@@ -132,6 +132,14 @@ fn restore(
     let (pidfd, start) = (take("pidfd"), take("start"));
     let restored = match (&record.phase, pidfd, start) {
         (TaskPhase::Creating, pidfd, _) => return Err((record, pidfd)),
+        (TaskPhase::Frozen { frozen, begun }, ..) => {
+            if *begun {
+                task::clear(&keeper.layout, &record.id, &record.cgroup);
+                keeper.guardian.forget_all(&prefix);
+            }
+            let frozen = frozen.clone();
+            return Ok((Task::restore(record, stdio::Kept::new(), Restored::Frozen(frozen)), None));
+        }
         (TaskPhase::Created { pid, steps }, Some(pidfd), Some(socket)) => Restored::Parked {
             process: Process::new(*pid, pidfd),
             start: StartPipe { socket, steps: steps.clone() },
@@ -167,7 +175,7 @@ fn restore(
         Restored::Parked { process, .. } | Restored::Running { process, .. } => {
             Some(keeper.deaths.expect(process.pid))
         }
-        Restored::Stopped { .. } => None,
+        Restored::Frozen(_) | Restored::Stopped { .. } => None,
     };
     let task = Task::restore(record, kept, restored);
     Ok((task, adopted))

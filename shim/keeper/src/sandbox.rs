@@ -81,6 +81,8 @@ impl Sandbox {
         let owner = request.user.as_ref().map_or((0, 0), IdMappings::host_root);
         let files = config.as_ref().filter(|_| keeper.events.is_wanted());
         let files = files.map(|config| PodFiles { owner, ..pod_files(config) });
+        let host_pids =
+            config.as_ref().is_some_and(|config| namespace_modes(config).pid() == NamespaceMode::Node);
         let cgroup = config.and_then(|config| config.linux).map(|linux| linux.cgroup_parent);
         let mut record = SandboxRecord {
             version: VERSION,
@@ -90,6 +92,7 @@ impl Sandbox {
             reaper: false,
             born: 0,
             cgroup: cgroup.unwrap_or_default(),
+            host_pids,
             namespaces: Vec::new(),
             created_at: now(),
             phase: SandboxPhase::Creating,
@@ -234,7 +237,8 @@ impl Sandbox {
             // All at once, so that one that cannot die holds no other up.
             let mut ends = JoinSet::new();
             for task in keeper.tasks.all().into_iter().filter(|task| task.sandbox() == id) {
-                ends.spawn(async move { task.end_by_force().await });
+                let keeper = Arc::clone(&keeper);
+                ends.spawn(async move { task.end_by_force(&keeper).await });
             }
             let ends = ends.join_all().await;
             if let Some(reaper) = &sandbox.reaper {
@@ -318,6 +322,11 @@ impl Sandbox {
     /// True if `path` is `/proc/<pid of this sandbox>/ns/…`.
     pub(crate) fn owns(&self, path: &Path) -> bool {
         path.starts_with(format!("/proc/{}/ns", self.lock().pid))
+    }
+
+    /// Its containers may be among the host's processes.
+    pub(crate) fn uses_host_pids(&self) -> bool {
+        self.lock().host_pids
     }
 
     /// The pod's own namespace of a kind; none where it uses the host's.

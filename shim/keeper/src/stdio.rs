@@ -215,6 +215,13 @@ pub(crate) fn take_kept(held: &mut HashMap<String, OwnedFd>, prefix: &str) -> Ke
     all.into_iter().filter_map(|key| Some((key, held.remove(&format!("{prefix}{key}"))?))).collect()
 }
 
+/// Whether the names can be opened at all; what lies behind them is not looked at.
+pub(crate) fn check(streams: &Streams) -> Result<()> {
+    [&streams.stdin, &streams.stdout, &streams.stderr]
+        .into_iter()
+        .try_for_each(|name| Target::parse(name).map(drop))
+}
+
 /// Opens all streams; `owner` may open its own streams again by /proc/self/fd. Never blocks on a missing peer.
 pub(crate) fn open(streams: &Streams, owner: (u32, u32), logger: Logger<'_>) -> Result<Opened> {
     let mut opened = Opened::default();
@@ -472,7 +479,7 @@ fn open_fifo(path: &Path, mode: OFlags) -> Result<OwnedFd> {
 
 /// The process may open /dev/stdout again, which asks for the owner of pipe or fifo.
 fn give(fd: &OwnedFd, (uid, gid): (u32, u32), object: impl std::fmt::Display) -> Result<()> {
-    if uid == 0 {
+    if (uid, gid) == (0, 0) {
         return Ok(());
     }
     rustix::fs::fchown(fd, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))

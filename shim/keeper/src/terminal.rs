@@ -10,10 +10,13 @@ use std::io;
 use std::sync::Arc;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::task::AbortHandle;
 
-/// Starts copying between the terminal and the client's fifos, where there are both.
-pub(crate) fn connect(kept: &Kept) -> io::Result<()> {
-    let Some(pty) = kept.get(key::PTY) else { return Ok(()) };
+/// Starts copying between the terminal and the client's fifos, where there are both. The output's copying ends with the
+/// terminal; the input's is to be ended by the answer, as the client may keep its end open for ever.
+pub(crate) fn connect(kept: &Kept) -> io::Result<Option<AbortHandle>> {
+    let Some(pty) = kept.get(key::PTY) else { return Ok(None) };
+    let mut copies = Vec::new();
     for (from, to) in [(kept.get(key::TTY_IN), Some(pty)), (Some(pty), kept.get(key::TTY_OUT))] {
         let (Some(from), Some(to)) = (from, to) else { continue };
         let (from, to) = (from.try_clone()?, to.try_clone()?);
@@ -21,13 +24,15 @@ pub(crate) fn connect(kept: &Kept) -> io::Result<()> {
         rustix::io::ioctl_fionbio(&to, true)?;
         let from = readiness::watch(Held(Arc::new(from)), Interest::READABLE)?;
         let to = Sink::new(Held(Arc::new(to)))?;
-        tokio::spawn(async move {
+        let copying = tokio::spawn(async move {
             if let Err(error) = copy(&from, &to).await {
                 tracing::debug!("terminal: {error}");
             }
         });
+        copies.push(copying.abort_handle());
     }
-    Ok(())
+    // The input's comes first, if there is one.
+    Ok(copies.into_iter().next().filter(|_| kept.contains_key(key::TTY_IN)))
 }
 
 /// Sets the window's size in characters; without a terminal nothing happens (SHIM-TSK-25).

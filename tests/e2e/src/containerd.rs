@@ -4,10 +4,10 @@ use crate::node::{Program, binary, repository};
 use crate::registry::archive;
 use crate::{Node, Setup};
 use anyhow::{Context, Result, bail, ensure};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Which containerd.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +33,10 @@ pub enum Handler {
 /// The handler's name in all of them.
 pub const OURS: &str = "slipway";
 pub const PAUSE: &str = "test.local/pause:1";
+/// What containerd calls our runtime.
+pub const RUNTIME: &str = "io.containerd.slipway.v1";
+/// What [`Node::ctr_run`] runs.
+const IMAGE: &str = "test.local/busybox:1";
 
 const CNI: &str = r#"{"cniVersion": "1.0.0", "name": "e2e", "plugins": [
   {"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true,
@@ -113,6 +117,8 @@ impl Node {
             .into_iter()
             .flatten()
             .collect();
+        // A criu that knows this kernel, where PATH's does not.
+        dirs.extend(std::env::var_os("SLIPWAY_TEST_CRIU").and_then(|criu| own(criu.into())));
         dirs.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
         let path = std::env::join_paths(dirs);
         command.arg("--config").arg(self.path("config.toml")).env("PATH", path.unwrap_or_default());
@@ -136,6 +142,37 @@ impl Node {
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         ensure!(output.status.success(), "ctr {}: {}\n{out}{err}", args.join(" "), output.status);
         Ok(out.into_owned())
+    }
+
+    /// Imports a test image for ctr's own namespace.
+    pub async fn ctr_import(&self, name: &str) -> Result<()> {
+        self.ctr(&["images", "import", &archive(name).display().to_string()]).await.map(drop)
+    }
+
+    /// The words of `ctr run` of busybox under our runtime; `more` comes before the image.
+    pub fn ctr_run_words(&self, id: &str, more: &[&str], command: &[&str]) -> Vec<String> {
+        let cgroup = format!("{}/{id}", self.cgroup_root());
+        let words =
+            [&["run", "--runtime", RUNTIME, "--cgroup", &cgroup], more, &[IMAGE, id], command].concat();
+        words.into_iter().map(str::to_owned).collect()
+    }
+
+    /// Runs them: exit code, standard output, standard error.
+    pub async fn ctr_run(&self, id: &str, more: &[&str], command: &[&str]) -> Result<(i32, String, String)> {
+        let words = self.ctr_run_words(id, more, command);
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let output = self.ctr_command(&words)?.stdin(std::process::Stdio::null()).output().await?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Ok((output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr)))
+    }
+
+    /// Waits until ctr says that the task is STOPPED.
+    pub async fn ctr_stopped(&self, id: &str) -> Result<()> {
+        until("the task's end", async || {
+            let listed = self.ctr(&["task", "ls"]).await?;
+            Ok(listed.lines().any(|line| line.starts_with(id) && line.contains("STOPPED")))
+        })
+        .await
     }
 
     /// Imports test images for the CRI, and the pause image with them; the first one's name.
@@ -252,25 +289,66 @@ async fn join_all<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output>
     all.into_iter().filter_map(|(_, output)| output).collect()
 }
 
-/// What a runtime could leak, counted: processes, mounts, control groups, and what our keepers hold.
+/// What a runtime could leak, counted: processes, mounts, namespaces, control groups, fifos, sockets, and what our keepers
+/// hold.
 pub fn census(node: &Node) -> Result<BTreeMap<&'static str, usize>> {
     let mut counts = BTreeMap::new();
-    counts.insert("processes", node.processes().len() + node.our_processes().len());
+    let ours = node.our_processes();
+    counts.insert("processes", node.processes().len() + ours.len());
     let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
     let below = node.path("").display().to_string();
     counts.insert("mounts", mounts.lines().filter(|line| line.contains(&below)).count());
     let groups =
         std::fs::read_dir("/sys/fs/cgroup")?.flatten().map(|h| h.path().join(&node.cgroup_root()[1..]));
     counts.insert("cgroups", groups.map(|group| entries(&group)).sum());
-    for keeper in node.our_processes() {
+    let pids: Vec<i32> = node.processes().into_iter().chain(ours.clone()).map(|(pid, _)| pid).collect();
+    counts.insert("namespaces", namespaces(&pids).len());
+    for keeper in ours {
         let fds = PathBuf::from(format!("/proc/{}/fd", keeper.0));
         *counts.entry("descriptors of keeper and guardian").or_default() += entries(&fds);
     }
-    let files = std::process::Command::new("find").arg(node.path("state")).arg("-xdev").output()?;
-    counts.insert("files below state", files.stdout.split(|byte| *byte == b'\n').count());
+    for (what, kind) in
+        [("files below state", "f,d,l"), ("fifos below state", "p"), ("sockets below state", "s")]
+    {
+        let found = std::process::Command::new("find")
+            .arg(node.path("state"))
+            .args(["-xdev", "-type", kind])
+            .output()?;
+        counts.insert(what, found.stdout.iter().filter(|byte| **byte == b'\n').count());
+    }
     Ok(counts)
+}
+
+/// All namespaces that these processes are in or hold a descriptor of, by the kernel's names (`net:[4026531840]`).
+fn namespaces(pids: &[i32]) -> BTreeSet<PathBuf> {
+    let links = |pid: &i32| {
+        let below =
+            |dir: &str| std::fs::read_dir(format!("/proc/{pid}/{dir}")).into_iter().flatten().flatten();
+        below("ns")
+            .chain(below("fd"))
+            .filter_map(|entry| std::fs::read_link(entry.path()).ok())
+            .collect::<Vec<_>>()
+    };
+    let named = |link: &PathBuf| link.to_str().is_some_and(is_namespace);
+    pids.iter().flat_map(links).filter(named).collect()
+}
+
+/// Pipes and sockets have names of the same form.
+fn is_namespace(link: &str) -> bool {
+    let kind = link.split(':').next().unwrap_or_default();
+    ["net", "ipc", "uts", "pid", "user", "mnt", "cgroup", "time"].contains(&kind) && link.contains(":[")
 }
 
 fn entries(dir: &std::path::Path) -> usize {
     std::fs::read_dir(dir).map_or(0, Iterator::count)
+}
+
+/// Asks again and again, for 30 seconds.
+pub async fn until(what: &str, mut done: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
+    let start = Instant::now();
+    while !done().await? {
+        ensure!(start.elapsed() < Duration::from_secs(30), "{what}: not after 30 s");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
 }

@@ -1,163 +1,22 @@
-//! The containerd door: `io.containerd.slipway.v1` behind Debian's containerd (1.6) and the pinned 2.x, by ctr, crictl
-//! and CRI calls. Every test ends with the leak check of a node.
+//! The containerd door: `io.containerd.slipway.v1` behind Debian's containerd (1.6) and the pinned 2.x, by crictl and
+//! CRI calls (ctr's side is in containerd_ctr.rs). Every test ends with the leak check of a node.
 
 use anyhow::{Context, Result, ensure};
 use cri_proto::v1;
-use e2e::containerd::{Handler, OURS, Release, setup};
-use e2e::requests::{bind, pod, shell};
+use e2e::containerd::{Handler, OURS, Release, setup, until};
+use e2e::requests::{bind, in_pod, pod, pod_modes, shell};
+use e2e::streams::{texts, type_into};
 use e2e::{Node, on_a_node};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
-
-const RUNTIME: &str = "io.containerd.slipway.v1";
-const IMAGE: &str = "test.local/busybox:1";
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
 /// A node of each kind that runs pods under our handler.
 const CLASSIC_1: (Release, Handler) = (Release::Debian, Handler::SlipwayClassic);
 const CLASSIC_2: (Release, Handler) = (Release::Two, Handler::SlipwayClassic);
 const SANDBOX_2: (Release, Handler) = (Release::Two, Handler::Slipway);
-
-// ---------------------------------------------------------------- ctr
-
-/// SHIM-BIN-01, SHIM-BOOT-01, SHIM-OUT-03, SHIM-VER-01, SHIM-TSK-01, SHIM-TSK-16: one line switches over.
-#[test]
-fn ctr_runs_containers_on_debians_containerd() {
-    on_a_node(setup(Release::Debian, Handler::Runc), |node| Box::pin(by_ctr(node)));
-}
-
-/// SHIM-BOOT-02, SHIM-OUT-01, SHIM-VER-03, SHIM-VER-04: the same on 2.x with its bootstrap protocol.
-#[test]
-fn ctr_runs_containers_on_containerd_2() {
-    on_a_node(setup(Release::Two, Handler::Runc), |node| Box::pin(by_ctr(node)));
-}
-
-async fn import(node: &Node) -> Result<()> {
-    let archive = e2e::registry::archive("busybox");
-    node.ctr(&["images", "import", &archive.display().to_string()]).await?;
-    Ok(())
-}
-
-/// `ctr run` under our runtime; `more` comes before the image.
-async fn run(node: &Node, id: &str, more: &[&str], command: &[&str]) -> Result<(i32, String, String)> {
-    let cgroup = format!("{}/{id}", node.cgroup_root());
-    let args = [&["run", "--runtime", RUNTIME, "--cgroup", &cgroup], more, &[IMAGE, id], command].concat();
-    let output = node.ctr_command(&args)?.stdin(std::process::Stdio::null()).output().await?;
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    Ok((output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr)))
-}
-
-async fn by_ctr(node: &mut Node) -> Result<()> {
-    import(node).await?;
-    let ran = run(node, "brief", &["--rm"], &["sh", "-c", "echo out; echo err >&2; exit 7"]).await?;
-    ensure!(ran == (7, "out\n".into(), "err\n".into()), "{ran:?}");
-    for round in 0..10 {
-        // SHIM-TST-02: what ends at once is seen to have begun.
-        let id = format!("true-{round}");
-        ensure!(run(node, &id, &["--rm"], &["true"]).await?.0 == 0, "true, round {round}");
-    }
-    run(node, "long", &["-d"], &["sleep", "1000"]).await?;
-    let task = async |command: &str| node.ctr(&["task", command, "long"]).await;
-    ensure!(node.ctr(&["task", "ls"]).await?.contains("RUNNING"), "task ls");
-    let exec =
-        node.ctr(&["task", "exec", "--exec-id", "e1", "long", "sh", "-c", "echo in; hostname"]).await?;
-    ensure!(exec.starts_with("in\n"), "exec: {exec}");
-    let failing = node.ctr(&["task", "exec", "--exec-id", "e2", "long", "sh", "-c", "exit 5"]).await;
-    ensure!(failing.is_err(), "an exec's exit code is ctr's");
-    task("pause").await?;
-    ensure!(node.ctr(&["task", "ls"]).await?.contains("PAUSED"), "paused");
-    task("resume").await?;
-    // SHIM-TSK-28, SHIM-TST-09: ctr decodes them by the standard types.
-    ensure!(task("metrics").await?.to_lowercase().contains("memory"), "metrics");
-    ensure!(task("ps").await?.lines().count() >= 2, "ps");
-    let refused = node.ctr(&["task", "checkpoint", "long"]).await;
-    let text = refused.err().map(|e| e.to_string()).unwrap_or_default();
-    ensure!(text.contains("checkpoints are not supported"), "checkpoint: {text}");
-    node.ctr(&["task", "kill", "-s", "SIGKILL", "long"]).await?;
-    gone(node, "long", 137).await?;
-    node.ctr(&["task", "rm", "long"]).await.ok();
-    node.ctr(&["containers", "rm", "long"]).await?;
-    logs_by_uri(node).await
-}
-
-/// The task is STOPPED; `ctr task rm` then answers its status.
-async fn gone(node: &Node, id: &str, _status: i32) -> Result<()> {
-    until("the task's end", async || {
-        Ok(node.ctr(&["task", "ls"]).await?.lines().any(|l| l.starts_with(id) && l.contains("STOPPED")))
-    })
-    .await
-}
-
-/// SHIM-IO-05, SHIM-IO-06, SHIM-IO-07, SHIM-IO-08.
-async fn logs_by_uri(node: &Node) -> Result<()> {
-    let file = node.path("logs/new/file.log");
-    let uri = format!("file://{}", file.display());
-    let script = "echo out; echo err >&2";
-    run(node, "to-file", &["-d", "--log-uri", &uri], &["sh", "-c", script]).await?;
-    until("both streams in the file", async || {
-        let text = std::fs::read_to_string(&file).unwrap_or_default();
-        Ok(text.contains("out\n") && text.contains("err\n"))
-    })
-    .await?;
-    let program = node.path("logger.sh");
-    std::fs::write(
-        &program,
-        "#!/bin/sh\necho \"$CONTAINER_ID $CONTAINER_NAMESPACE $1 $2\" > $2\nexec 5>&-\ncat <&3 >> $2\ncat <&4 >> $2\n",
-    )?;
-    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-    let seen = node.path("logs/program.log");
-    let uri = format!("binary://{}?to={}", program.display(), seen.display());
-    run(node, "to-program", &["-d", "--log-uri", &uri], &["sh", "-c", script]).await?;
-    let expected = format!("to-program default to {}\nout\nerr\n", seen.display());
-    until(
-        "the program's output",
-        async || Ok(std::fs::read_to_string(&seen).unwrap_or_default() == expected),
-    )
-    .await?;
-    for id in ["to-file", "to-program"] {
-        gone(node, id, 0).await?;
-        node.ctr(&["task", "rm", id]).await?;
-        node.ctr(&["containers", "rm", id]).await?;
-    }
-    Ok(())
-}
-
-/// SHIM-EVT-01, SHIM-EVT-02, SHIM-EVT-03, SHIM-EVT-05, SHIM-EXIT-01, SHIM-EXIT-02: all events, once, in order.
-#[test]
-fn events_come_once_and_in_order() {
-    on_a_node(setup(Release::Debian, Handler::Runc), |node| Box::pin(events(node)));
-}
-
-async fn events(node: &mut Node) -> Result<()> {
-    import(node).await?;
-    let file = node.path("logs/events");
-    let mut watcher =
-        node.ctr_command(&["events"])?.stdout(std::fs::File::create(&file)?).spawn().context("ctr events")?;
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    run(node, "watched", &["-d"], &["sleep", "1000"]).await?;
-    node.ctr(&["task", "exec", "--exec-id", "e1", "watched", "true"]).await?;
-    node.ctr(&["task", "kill", "-s", "SIGKILL", "watched"]).await?;
-    gone(node, "watched", 137).await?;
-    node.ctr(&["task", "rm", "watched"]).await.ok();
-    let topics = || -> Result<Vec<String>> {
-        let text = std::fs::read_to_string(&file)?;
-        let topic =
-            |line: &str| line.split_whitespace().find(|w| w.starts_with("/tasks/")).map(str::to_owned);
-        Ok(text.lines().filter_map(topic).collect())
-    };
-    let expected = ["create", "start", "exec-added", "exec-started", "exit", "exit", "delete"];
-    let expected: Vec<_> = expected.iter().map(|topic| format!("/tasks/{topic}")).collect();
-    until("all events", async || Ok(topics()?.len() >= expected.len())).await?;
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    ensure!(topics()? == expected, "{:?}", topics()?);
-    let exits = std::fs::read_to_string(&file)?;
-    let exits: Vec<_> = exits.lines().filter(|line| line.contains("/tasks/exit")).collect();
-    ensure!(exits[0].contains("\"id\":\"e1\"") && exits[1].contains("\"id\":\"watched\""), "{exits:?}");
-    watcher.kill().await?;
-    node.ctr(&["containers", "rm", "watched"]).await?;
-    Ok(())
-}
 
 // ---------------------------------------------------------------- CRI
 
@@ -234,6 +93,125 @@ async fn pods(node: &mut Node) -> Result<()> {
     node.stop_pod(&sandbox).await?;
     ensure!(node.pod_status(&sandbox).await?.state() == v1::PodSandboxState::SandboxNotready, "stopped");
     node.remove_pod(&sandbox).await
+}
+
+/// STR-STM-17, STR-STM-20, SHIM-TSK-25, SHIM-IO-09: crictl's terminals through containerd, of an exec and of a container.
+#[test]
+fn crictls_terminals_on_debians_containerd() {
+    on_a_node(setup(CLASSIC_1.0, CLASSIC_1.1), |node| Box::pin(crictl_terminals(node)));
+}
+
+#[test]
+fn crictls_terminals_on_containerd_2() {
+    on_a_node(setup(SANDBOX_2.0, SANDBOX_2.1), |node| Box::pin(crictl_terminals(node)));
+}
+
+async fn crictl_terminals(node: &mut Node) -> Result<()> {
+    let image = node.import_for_cri("busybox").await?;
+    let config = pod(node, "terminals");
+    let sandbox = node.run_pod(&config).await?;
+    let client = node.run(&sandbox, &config, shell("main", &image, "sleep 1000")).await?;
+    let script = "tty >/dev/null && echo a terminal; \
+                  i=0; until [ \"$(stty size)\" = '40 123' ] || [ $i = 600 ]; do i=$((i+1)); sleep 0.05; done; \
+                  stty size; echo to stderr >&2; read line; echo \"read $line\"; exit 3";
+    let crictl = node.crictl_command(&["exec", "-it", &client, "sh", "-c", script]);
+    let output = type_into(node.in_a_terminal(&crictl, 123, 40), b"typed\n").await?;
+    let (said, _) = texts(&output);
+    for words in ["a terminal\r\n", "40 123", "to stderr\r\n", "read typed\r\n"] {
+        ensure!(said.contains(words), "exec -it: {words:?} is not in {said:?}");
+    }
+    let mut tty = shell("tty", &image, "stty -echo; while read line; do echo \"$(stty size) $line\"; done");
+    (tty.stdin, tty.tty) = (true, true);
+    let tty = node.run(&sandbox, &config, tty).await?;
+    for (columns, rows) in [(99, 33), (88, 22)] {
+        // The second client finds the terminal as the first one left it.
+        let crictl = node.crictl_command(&["attach", "-it", &tty]);
+        let mut client = node.in_a_terminal(&crictl, columns, rows).spawn()?;
+        let mut keys = client.stdin.take().context("stdin")?;
+        let mut lines = BufReader::new(client.stdout.take().context("stdout")?).lines();
+        let expected = format!("{rows} {columns} size");
+        let shown = async {
+            loop {
+                keys.write_all(b"size\r").await?;
+                let line = lines.next_line().await?.context("the client ended")?;
+                if line.contains(&expected) {
+                    return anyhow::Ok(());
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), shown).await.context("attach -it: the size")??;
+        client.kill().await?;
+    }
+    ensure!(node.container_status(&tty).await?.state() == v1::ContainerState::ContainerRunning, "runs on");
+    Ok(())
+}
+
+/// A pod among the host's processes, as the whole pod's configuration says.
+#[test]
+fn a_pod_among_the_hosts_processes() {
+    on_a_node(setup(SANDBOX_2.0, SANDBOX_2.1), |node| Box::pin(host_processes(node)));
+}
+
+async fn host_processes(node: &mut Node) -> Result<()> {
+    let image = node.import_for_cri("busybox").await?;
+    let mut config = pod(node, "hostpid");
+    pod_modes(&mut config).pid = v1::NamespaceMode::Node.into();
+    let sandbox = node.run_pod(&config).await?;
+    let main = node.run(&sandbox, &config, in_pod(&config, shell("main", &image, "sleep 1000"))).await?;
+    let inside = node.sh(&main, "readlink /proc/self/ns/pid").await?;
+    let ours = std::fs::read_link("/proc/self/ns/pid")?.display().to_string();
+    ensure!(inside.trim() == ours, "{inside} is not {ours}");
+    node.stop_container(&main, 0).await
+}
+
+/// SHIM-INFO-01, SHIM-INFO-02, SHIM-INFO-04: what `-info` tells, containerd offers, and it is there.
+#[test]
+fn containerd_offers_what_the_shim_can_do() {
+    on_a_node(setup(SANDBOX_2.0, SANDBOX_2.1), |node| Box::pin(offers(node)));
+}
+
+async fn offers(node: &mut Node) -> Result<()> {
+    let status = node.runtime().await?.status(v1::StatusRequest::default()).await?.into_inner();
+    let ours = status.runtime_handlers.iter().find(|handler| handler.name == OURS);
+    let features = ours.and_then(|handler| handler.features).context("our handler's features")?;
+    ensure!(features.recursive_read_only_mounts && features.user_namespaces, "{features:?}");
+    let image = node.import_for_cri("busybox").await?;
+    // A mount below the volume, that recursively read-only includes.
+    let volume = node.path("volume");
+    let below = volume.join("below");
+    std::fs::create_dir_all(&below)?;
+    let tmpfs = Some("tmpfs");
+    nix::mount::mount(tmpfs, &below, tmpfs, nix::mount::MsFlags::empty(), None::<&str>)?;
+    let used = features_used(node, &image, &volume).await;
+    nix::mount::umount(&below)?;
+    used
+}
+
+async fn features_used(node: &Node, image: &str, volume: &std::path::Path) -> Result<()> {
+    let map = || vec![v1::IdMapping { host_id: 300_000, container_id: 0, length: 65_536 }];
+    let mut config = pod(node, "mapped");
+    pod_modes(&mut config).userns_options =
+        Some(v1::UserNamespace { mode: v1::NamespaceMode::Pod.into(), uids: map(), gids: map() });
+    let sandbox = node.run_pod(&config).await?;
+    let mapped = node.run(&sandbox, &config, in_pod(&config, shell("main", image, "sleep 1000"))).await?;
+    let map = node.sh(&mapped, "cat /proc/self/uid_map").await?;
+    ensure!(map.split_whitespace().eq(["0", "300000", "65536"]), "{map}");
+    let config = pod(node, "mounts");
+    let sandbox = node.run_pod(&config).await?;
+    let mut main = shell("main", image, "sleep 1000");
+    main.mounts.push(v1::Mount { readonly: true, recursive_read_only: true, ..bind(volume, "/rro") });
+    main.mounts.push(v1::Mount { readonly: true, ..bind(volume, "/ro") });
+    let spec = v1::ImageSpec { image: image.into(), ..Default::default() };
+    let from_image = v1::Mount { container_path: "/image".into(), readonly: true, ..Default::default() };
+    main.mounts.push(v1::Mount { image: Some(spec), ..from_image });
+    let main = node.run(&sandbox, &config, main).await?;
+    node.sh(&main, "[ -e /image/bin/busybox ] && touch /ro/below/x").await?;
+    for path in ["/rro/x", "/rro/below/y", "/image/new"] {
+        let (code, _, error) = node.exec(&main, &["touch", path]).await?;
+        ensure!(code != 0 && error.contains("Read-only"), "{path}: {code} {error}");
+    }
+    node.stop_container(&main, 0).await?;
+    node.stop_container(&mapped, 0).await
 }
 
 /// A RuntimeClass beside runc on one node, on both releases.
@@ -496,13 +474,4 @@ async fn churn(node: &mut Node, count: usize) -> Result<()> {
     })
     .await
     .with_context(|| format!("before {before:?}, after {after:?}"))
-}
-
-async fn until(what: &str, mut done: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
-    let start = Instant::now();
-    while !done().await? {
-        ensure!(start.elapsed() < Duration::from_secs(30), "{what}: not after 30 s");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    Ok(())
 }

@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 /// Each folder and the workspace crates that it may name. Nothing else.
 const CRATES: &[(&str, &[&str])] = &[
     ("runtime/src", &[]),
-    ("runtime/oci/src", &["slipway_runtime"]),
+    ("runtime/criu/src", &["slipway_runtime"]),
+    ("runtime/oci/src", &["slipway_runtime", "slipway_criu"]),
     ("cri-proto/src", &[]),
     ("shim/images/src", &["slipway_runtime"]),
     ("shim/network/src", &["slipway_runtime"]),
     ("shim/nri/src", &["cri_proto"]),
     ("shim/streaming/src", &[]),
-    ("shim/keeper/src", &["slipway_runtime", "cri_proto"]),
+    ("shim/keeper/src", &["slipway_runtime", "slipway_criu", "cri_proto"]),
     (
         "shim/daemon/src",
         &[
@@ -44,6 +45,7 @@ const RUNTIME: &[(&str, &[&str])] = &[
 
 const OURS: &[&str] = &[
     "slipway_runtime",
+    "slipway_criu",
     "slipway_oci",
     "slipway_images",
     "slipway_network",

@@ -1,8 +1,7 @@
+use super::criu::{self, CriuArgs};
 use super::{Id, delete};
 use crate::bundle;
 use crate::cli::Global;
-use crate::criu::rpc::{Features, Kind, Notification, PageServer, Request};
-use crate::criu::{self, CriuArgs, Externals, Images, Talk};
 use crate::fault::Fault;
 use crate::status::Status;
 use crate::store::Container;
@@ -10,13 +9,11 @@ use crate::verified::Verified;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use oci_spec::runtime::Spec;
-use std::fs::{self, File};
+use slipway_criu::rpc::PageServer;
+use slipway_criu::{Dump, Images};
+use std::fs::File;
 use std::io::Write;
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-
-/// What the standard streams were, beside the images: a restore connects its own in their place.
-pub(super) const DESCRIPTORS: &str = "descriptors.json";
 
 #[derive(Debug, Args)]
 pub(crate) struct Checkpoint {
@@ -86,67 +83,34 @@ impl Checkpoint {
         mut status_file: Option<File>,
     ) -> Result<()> {
         let parent = self.parent_path.as_ref().map(|path| self.parent(images, path)).transpose()?;
-        self.check_features(global)?;
         let record = &container.record;
         let spec: Spec = bundle::parse("config.json", &container.config()?)?;
         let plan = criu::plan(record, &spec)?;
         let process = Verified::find(record.pid, record.start_time).ok_or(Fault::NotRunning)?;
         let mut options = self.criu.options(&record.annotations);
-        images.tell(&mut options);
-        options.pid = Some(record.pid);
-        options.root = Some(record.rootfs.display().to_string());
         options.leave_running = Some(self.leave_running);
         options.link_remap = Some(self.link_remap);
         options.tcp_skip_in_flight = Some(self.tcp_skip_in_flight);
-        options.freeze_cgroup = Some(record.own_group()?.main_dir()?);
         options.page_server = self.page_server.as_ref().map(|(address, port)| PageServer {
             address: Some(address.clone()),
             port: Some(i32::from(*port)),
         });
-        options.track_mem = parent.is_some().then_some(true);
         options.parent_img = parent;
-        criu::at_dump(&plan, &mut options)?;
-        if !self.pre_dump {
-            let root: OwnedFd =
-                File::open(format!("/proc/{}/root", record.pid)).context("open the container's root")?.into();
-            options.ext_mnt = Externals::new(&plan).at_dump(&root);
-            save_streams(record.pid, images)?;
-        }
-        let kind = if self.pre_dump { Kind::PreDump } else { Kind::Dump };
-        let mut talk = Talk::start(criu::program(global), &[], false)?;
-        let mut listen = |notification: &Notification, _: Option<OwnedFd>| {
-            if notification.script() == "status-ready"
-                && let Some(mut file) = status_file.take()
-            {
-                file.write_all(&[0]).context("write to --status-fd")?;
-            }
-            Ok(())
+        let dump = Dump {
+            program: criu::program(global),
+            plan: &plan,
+            pid: record.pid,
+            rootfs: &record.rootfs,
+            cgroup: &record.own_group()?,
+            images,
+            options,
+            pre_dump: self.pre_dump,
         };
-        talk.ask(&Request::new(kind, options), &mut listen)?;
+        dump.run(&mut || match status_file.take() {
+            Some(mut file) => file.write_all(&[0]).context("write to --status-fd"),
+            None => Ok(()),
+        })?;
         drop(process);
-        Ok(())
-    }
-
-    /// Refuses what this criu and this kernel cannot do together; criu itself finds out late.
-    fn check_features(&self, global: &Global) -> Result<()> {
-        let track = self.pre_dump || self.parent_path.is_some();
-        let wanted =
-            Features { mem_track: track.then_some(true), lazy_pages: self.criu.lazy_pages.then_some(true) };
-        if wanted == Features::default() {
-            return Ok(());
-        }
-        let request =
-            Request { kind: Kind::FeatureCheck.into(), features: Some(wanted), ..Request::default() };
-        let answer = Talk::start(criu::program(global), &[], false)?.ask(&request, &mut |_, _| Ok(()))?;
-        let found = answer.features.unwrap_or_default();
-        if track && found.mem_track != Some(true) {
-            bail!(
-                "--pre-dump and --parent-path: this kernel cannot track changes of memory for criu (CONFIG_MEM_SOFT_DIRTY)"
-            );
-        }
-        if self.criu.lazy_pages && found.lazy_pages != Some(true) {
-            bail!("--lazy-pages: this kernel cannot bring memory lazily for criu (userfaultfd)");
-        }
         Ok(())
     }
 
@@ -162,17 +126,6 @@ impl Checkpoint {
         }
         Ok(parent.display().to_string())
     }
-}
-
-/// What the standard streams of the container's process are, as the kernel names them.
-fn save_streams(pid: i32, images: &Images) -> Result<()> {
-    let name = |fd: i32| {
-        let link = fs::read_link(format!("/proc/{pid}/fd/{fd}")).unwrap_or_default();
-        link.display().to_string()
-    };
-    let names: Vec<String> = (0..3).map(name).collect();
-    let path = images.directory().join(DESCRIPTORS);
-    fs::write(&path, serde_json::to_vec(&names)?).with_context(|| format!("write {}", path.display()))
 }
 
 fn parse_server(text: &str) -> Result<(String, u16), String> {

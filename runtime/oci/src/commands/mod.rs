@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod create;
+mod criu;
 mod delete;
 mod events;
 mod exec;

@@ -1,20 +1,17 @@
-use super::{checkpoint, delete};
+use super::criu::{self, CriuArgs};
+use super::delete;
 use crate::bundle::Bundle;
 use crate::cli::Global;
 use crate::create::{self as making, Made};
-use crate::criu::rpc::{CgroupRoot, InheritedFd, Kind, Notification, Options, Request};
-use crate::criu::{self, CriuArgs, Externals, Images, Talk};
 use crate::foreground::{self, Signals};
 use crate::store::{self, Container, Store};
 use crate::verified;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Args;
-use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
+use slipway_criu::{Images, Restored, Streams, own_mounts};
 use slipway_runtime::cgroup::Cgroup;
 use slipway_runtime::container::{self, Subject};
-use slipway_runtime::rootfs::{self, Rootfs};
-use slipway_runtime::sys::{namespace, process};
-use std::fs;
+use slipway_runtime::sys::process;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -111,92 +108,24 @@ impl Restore {
     ) -> Result<(i32, OwnedFd, Option<OwnedFd>)> {
         let plan = criu::plan(&container.record, &bundle.spec)?;
         let group = Cgroup::create(&plan.cgroup_path, container::resources(&bundle.spec).as_ref())?;
-        criu::make_points(&plan, &container.record.rootfs)?;
-        let root = Root::mount(container)?;
         let mut options = self.criu.options(&container.record.annotations);
-        images.tell(&mut options);
-        options.evasive_devices = Some(true);
-        options.rst_sibling = Some(true);
-        options.root = Some(root.path.display().to_string());
         options.lsm_profile.clone_from(&self.lsm_profile);
         options.lsm_mount_context.clone_from(&self.lsm_mount_context);
-        options.ext_mnt = Externals::new(&plan).at_restore();
-        streams(images, &mut options)?;
-        let namespaces = criu::at_restore(&plan, &mut options)?;
-        let mut talk = Talk::start(criu::program(global), &namespaces, true)?;
-        group.admit(talk.pid())?;
-        options.cg_root = cgroup_roots(talk.pid())?;
-        let subject = Subject { id: container.id(), bundle: &bundle.directory, spec: &bundle.spec };
-        let mut master = None;
-        let mut listen = |notification: &Notification, descriptor: Option<OwnedFd>| {
-            match (notification.script(), descriptor) {
-                ("setup-namespaces", _) => container::during_restore(&subject, notification.pid())?,
-                ("orphan-pts-master", Some(terminal)) => {
-                    master = making::hand_over(Some(terminal), self.console_socket.as_deref())?;
-                }
-                _ => {}
-            }
-            Ok(())
+        let restore = slipway_criu::Restore {
+            program: criu::program(global),
+            plan: &plan,
+            subject: Subject { id: container.id(), bundle: &bundle.directory, spec: &bundle.spec },
+            cgroup: &group,
+            place: container.criu_root()?,
+            images,
+            options,
+            streams: Streams::Ours,
         };
-        let answer = talk.ask(&Request::new(Kind::Restore, options), &mut listen)?;
-        let Some(restored) = answer.restore else { bail!("criu did not say which process it restored") };
-        let pidfd = process::open(restored.pid).context("open the restored process")?;
-        Ok((restored.pid, pidfd, master))
+        let mut master = None;
+        let Restored { pid, pidfd } = restore.run(&mut |terminal| {
+            master = making::hand_over(Some(terminal), self.console_socket.as_deref())?;
+            Ok(())
+        })?;
+        Ok((pid, pidfd, master))
     }
-}
-
-/// A mount namespace that ends with us, for what criu must find mounted. Called before anything is opened for criu: it
-/// can mount nothing in a directory that was reached through another namespace.
-fn own_mounts() -> Result<()> {
-    namespace::unshare((libc::CLONE_NEWNS | libc::CLONE_FS) as u32)
-        .context("make a mount namespace for criu: restore needs root's rights")?;
-    let flags = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
-    mount_change("/", flags).context("keep criu's mounts to ourselves")
-}
-
-/// The root filesystem as criu wants it: a mount of its own.
-struct Root {
-    path: PathBuf,
-}
-
-impl Root {
-    fn mount(container: &Container) -> Result<Self> {
-        let path = container.criu_root()?;
-        let tree = rootfs::mount_root(&Rootfs::Directory(container.record.rootfs.clone()), None)?;
-        rootfs::attach(&tree, &path)?;
-        Ok(Self { path })
-    }
-}
-
-impl Drop for Root {
-    fn drop(&mut self) {
-        let _ = unmount(&self.path, UnmountFlags::DETACH);
-        let _ = fs::remove_dir(&self.path);
-    }
-}
-
-/// Pipes of the dumped process's standard streams: criu connects ours in their place.
-fn streams(images: &Images, options: &mut Options) -> Result<()> {
-    let path = images.directory().join(checkpoint::DESCRIPTORS);
-    let text =
-        fs::read(&path).with_context(|| format!("{}: is --image-path a checkpoint?", path.display()))?;
-    let names: Vec<String> =
-        serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display()))?;
-    for (fd, key) in (0..3).zip(names) {
-        if key.starts_with("pipe:") {
-            options.inherit_fd.push(InheritedFd { key, fd });
-        }
-    }
-    Ok(())
-}
-
-/// The groups that criu is in: the container's come to lie there. `hierarchy:controllers:path`, cgroups(7).
-fn cgroup_roots(pid: u32) -> Result<Vec<CgroupRoot>> {
-    let path = format!("/proc/{pid}/cgroup");
-    let text = fs::read_to_string(&path).with_context(|| format!("read {path}: criu has ended"))?;
-    let root = |line: &str| {
-        let mut fields = line.splitn(3, ':').skip(1);
-        Some(CgroupRoot { ctrl: Some(fields.next()?.to_owned()), path: fields.next()?.to_owned() })
-    };
-    Ok(text.lines().filter_map(root).collect())
 }

@@ -54,7 +54,7 @@ fn without_criu_the_message_says_what_to_install() {
     assert!(said.contains("in use"), "the group is c's: {said}");
     rig.ok(&["delete", "--force", "c"]);
     let said = rig.fails(1, &["--criu", "/no/criu", "restore", "-d", "--image-path", ".", "d"]);
-    assert!(said.contains("is --image-path a checkpoint?"), "{said}");
+    assert!(said.contains("is this a checkpoint's directory?"), "{said}");
     fs::write(rig.path("descriptors.json"), "[]").unwrap();
     let said = rig.fails(1, &["--criu", "/no/criu", "restore", "-d", "--image-path", ".", "d"]);
     assert!(said.contains("/no/criu is not installed"), "{said}");

@@ -71,7 +71,7 @@ impl keeper_ttrpc::Keeper for ExtensionService {
     async fn kill_all(&self, _: &TtrpcContext, request: KillAllRequest) -> ttrpc::Result<KillAllResponse> {
         let task = answer(self.0.tasks.get(&request.id))?;
         answer(if request.exec_id.is_empty() {
-            task.kill(SIGKILL, true).await
+            task.kill(&self.0, SIGKILL, true).await
         } else {
             answer(task.execs.get(&request.exec_id))?.kill(SIGKILL, true).await
         })?;

@@ -1,6 +1,7 @@
 //! containerd.task.v3.Task (and v2).
 
 use super::{answer, metrics};
+use crate::checkpoint::Checkpoint;
 use crate::connections::is_repeated;
 use crate::error::Error;
 use crate::events::timestamp;
@@ -53,11 +54,6 @@ impl shim_async::Task for TaskService {
         context: &TtrpcContext,
         request: CreateTaskRequest,
     ) -> ttrpc::Result<CreateTaskResponse> {
-        if !request.checkpoint.is_empty() {
-            return answer(Err(Error::unimplemented(
-                "restore from a checkpoint is not supported: create the container without one",
-            )));
-        }
         let new = NewTask {
             id: request.id,
             bundle: request.bundle.into(),
@@ -68,6 +64,7 @@ impl shim_async::Task for TaskService {
                 stderr: request.stderr,
                 terminal: request.terminal,
             },
+            checkpoint: request.checkpoint,
             options: request.options.into_option(),
         };
         let (id, bundle) = (new.id.clone(), new.bundle.clone());
@@ -165,7 +162,7 @@ impl shim_async::Task for TaskService {
         let signal = i32::try_from(request.signal).unwrap_or(i32::MAX);
         answer(match exec {
             Some(exec) => exec.kill(signal, request.all && signal == SIGKILL).await,
-            None => task.kill(signal, request.all).await,
+            None => task.kill(&self.0, signal, request.all).await,
         })?;
         Ok(Empty::default())
     }
@@ -228,10 +225,9 @@ impl shim_async::Task for TaskService {
     }
 
     async fn checkpoint(&self, _: &TtrpcContext, request: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
-        answer(self.task(&request.id))?;
-        answer(Err(Error::unimplemented(
-            "checkpoints are not supported by this runtime; use runc for containers that need them",
-        )))
+        let task = answer(self.task(&request.id))?;
+        let asked = answer(Checkpoint::parse(&request.path, request.options.as_ref()))?;
+        answer(task.checkpoint(&self.0, asked).await).map(|()| Empty::default())
     }
 
     /// An unknown id is no error: who asks wants to know the server (SHIM-TSK-31).

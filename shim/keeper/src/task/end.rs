@@ -6,14 +6,14 @@ use crate::error::{Error, Result};
 use crate::events::timestamp;
 use crate::keeper::{Keeper, blocking, detached};
 use crate::logger;
-use crate::process::{Awaited, wait_end};
+use crate::process::{Awaited, now, wait_end};
 use crate::records::{self, Ended, OutOfMemory};
 use crate::stdio::{self, key};
 use containerd_shim_protos::events::task::{TaskDelete, TaskExit, TaskOOM};
 use slipway_runtime::cgroup::{Cgroup, OomLevel};
 use slipway_runtime::error::Kind;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::task::JoinSet;
 
@@ -28,9 +28,9 @@ const EXEC_PATIENCE: Duration = Duration::from_secs(2);
 
 impl Task {
     /// Kills everything in it and returns when init is gone; nothing to do is success.
-    pub(crate) async fn end_by_force(self: &Arc<Self>) -> Result<()> {
+    pub(crate) async fn end_by_force(self: &Arc<Self>, keeper: &Keeper) -> Result<()> {
         if self.ended().is_none() {
-            match self.kill(SIGKILL, true).await {
+            match self.kill(keeper, SIGKILL, true).await {
                 Err(_) if self.ended().is_some() => {}
                 result => result?,
             }
@@ -39,6 +39,22 @@ impl Task {
                 .map_err(|_| Error::internal(format!("container {} does not die", self.facts.id)))??;
         }
         Ok(())
+    }
+
+    /// Ends a container that has no process yet, as the signal would have; false if it has got one meanwhile.
+    pub(super) async fn end_unborn(&self, keeper: &Keeper, signal: i32) -> Result<bool> {
+        // A restore that is under way comes to its end first.
+        let _changing = self.changing.lock().await;
+        if self.frozen().is_none() {
+            return Ok(false);
+        }
+        let status = u32::try_from(signal).ok().filter(|signal| (1..=64).contains(signal));
+        let status = status.ok_or_else(|| Error::invalid(format!("{signal} is not a signal")))? + 128;
+        let ended = Ended { status, at: now(), known: true, oom: None };
+        self.go_to(keeper, Lifecycle::Stopped { pid: 0, started_at: 0, ended })?;
+        self.exit.send_replace(Some(ended));
+        self.publish_exit(keeper, 0, ended);
+        Ok(true)
     }
 
     /// Wait: until it has ended and its log is complete.
@@ -56,7 +72,7 @@ impl Task {
             let phase = task.snapshot().phase;
             match phase {
                 Phase::Stopped => {}
-                Phase::Created => task.end_by_force().await?,
+                Phase::Created => task.end_by_force(&keeper).await?,
                 Phase::Running | Phase::Paused => return Err(task.wrong("delete", "it is running")),
             }
             let _changing = task.changing.lock().await;
@@ -184,10 +200,13 @@ impl Task {
 
     /// After the end only the client's fifos matter, until Delete: what it has not read yet must stay (SHIM-IO-04).
     pub(super) fn let_go(&self, keeper: &Keeper) {
-        let mut kept = self.kept();
-        kept.retain(|key, _| stdio::outlives_process(key));
-        if kept.is_empty() {
-            keeper.guardian.forget_all(&self.prefix());
+        let over: Vec<_> = self.kept().extract_if(|key, _| !stdio::outlives_process(key)).collect();
+        // By name: a copy of a terminal's output fifo that stayed would keep the client from seeing its end.
+        for key in over.iter().map(|(key, _)| *key).chain(["pidfd", "start"]) {
+            keeper.guardian.forget(&format!("{}{key}", self.prefix()));
+        }
+        if let Some(typing) = self.typing.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            typing.abort();
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::end::remove_cgroup;
 use super::{Facts, Lifecycle, NewTask, Task, prefix};
+use crate::checkpoint::Frozen;
 use crate::client_log;
 use crate::error::{Error, Result};
 use crate::keeper::{Keeper, blocking, detached};
@@ -9,19 +10,20 @@ use crate::layout::is_valid_id;
 use crate::logger::Logger;
 use crate::logs::Log;
 use crate::options::Options;
-use crate::prepare;
+use crate::prepare::{self, Namespaces};
 use crate::process::{Process, born};
 use crate::records::{self, TaskPhase, TaskRecord};
 use crate::rollback::Rollback;
 use crate::stdio::{self, Target, key};
 use crate::terminal;
-use containerd_shim_protos::api::Mount;
 use containerd_shim_protos::events::task::{TaskCreate, TaskIO};
+use oci_spec::runtime::Spec;
 use slipway_runtime::cgroup::Cgroup;
 use slipway_runtime::container::{self, CreateRequest, Created, Parked, StartPipe, StartRequest, Subject};
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 impl Task {
     /// Create: a container parked before its execve.
@@ -34,18 +36,25 @@ impl Task {
             keeper.must_stay()?;
             let reservation = keeper.tasks.reserve(&new.id)?;
             let maker = Arc::clone(&keeper);
-            let (task, mounts) = blocking(move || {
-                let mounts = new.mounts.clone();
-                make(&maker, new).map(|task| (task, mounts))
+            let mut event = create_event(&new);
+            let task = blocking(move || match new.checkpoint.clone() {
+                from if from.is_empty() => make(&maker, new),
+                from => {
+                    let frozen = Frozen::find(&from, &Options::parse(new.options.as_ref())?)?;
+                    Self::freeze_made(&maker, new, frozen)
+                }
             })
             .await?;
-            if let Err(error) = task.connect(&keeper).await {
+            if task.process().is_some()
+                && let Err(error) = task.connect(&keeper).await
+            {
                 task.tear_down(&keeper).await;
                 return Err(error);
             }
             client_log::add(&task.facts.bundle);
             reservation.fill(Arc::clone(&task));
-            keeper.events.publish("/tasks/create", &task.create_event(mounts));
+            event.pid = task.snapshot().pid.cast_unsigned();
+            keeper.events.publish("/tasks/create", &event);
             task.watch(&keeper, None);
             Ok(task)
         })
@@ -64,7 +73,9 @@ impl Task {
             };
             keeper.engine.add(log).await.map_err(fail)?;
         }
-        terminal::connect(&self.kept()).map_err(fail)
+        let typing = terminal::connect(&self.kept()).map_err(fail)?;
+        *self.typing.lock().unwrap_or_else(PoisonError::into_inner) = typing;
+        Ok(())
     }
 
     /// Undoes a container that nobody has seen yet.
@@ -80,24 +91,25 @@ impl Task {
         }
         let _ = blocking(move || task.remove(&keeper)).await;
     }
+}
 
-    fn create_event(&self, rootfs: Vec<Mount>) -> TaskCreate {
-        let streams = &self.facts.streams;
-        let io = TaskIO {
-            stdin: streams.stdin.clone(),
-            stdout: streams.stdout.clone(),
-            stderr: streams.stderr.clone(),
-            terminal: streams.terminal,
-            ..TaskIO::default()
-        };
-        TaskCreate {
-            container_id: self.facts.id.clone(),
-            bundle: self.facts.bundle.to_string_lossy().into_owned(),
-            rootfs,
-            io: Some(io).into(),
-            pid: self.snapshot().pid.cast_unsigned(),
-            ..TaskCreate::default()
-        }
+/// All but the pid.
+fn create_event(new: &NewTask) -> TaskCreate {
+    let streams = &new.streams;
+    let io = TaskIO {
+        stdin: streams.stdin.clone(),
+        stdout: streams.stdout.clone(),
+        stderr: streams.stderr.clone(),
+        terminal: streams.terminal,
+        ..TaskIO::default()
+    };
+    TaskCreate {
+        container_id: new.id.clone(),
+        bundle: new.bundle.to_string_lossy().into_owned(),
+        rootfs: new.mounts.clone(),
+        io: Some(io).into(),
+        checkpoint: new.checkpoint.clone(),
+        ..TaskCreate::default()
     }
 }
 
@@ -136,42 +148,48 @@ impl Task {
     }
 }
 
+impl Facts {
+    /// Of a container that is to be made, with its spec and what the client's options say.
+    pub(super) fn of(keeper: &Keeper, new: NewTask) -> Result<(Self, Spec, Namespaces, Options)> {
+        let options = Options::parse(new.options.as_ref())?;
+        options.note_ignored();
+        let (mut spec, namespaces) = prepare::spec(keeper, &new.id, &new.bundle)?;
+        prepare::protect_root(&new.mounts, &mut spec);
+        let cgroup = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref());
+        let facts = Self {
+            rootfs: prepare::rootfs(&new.mounts, &new.bundle, &spec)?,
+            sandbox: prepare::sandbox_of(&spec),
+            cgroup: cgroup.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
+            id: new.id,
+            bundle: new.bundle,
+            oom_before: None,
+            streams: new.streams,
+            foreign_pids: namespaces.foreign_pids,
+            attended: container::is_attended(&spec),
+            io_owner: options.io_owner(),
+            criu: if options.criu_path.is_empty() { "criu".into() } else { options.criu_path.clone().into() },
+        };
+        Ok((facts, spec, namespaces, options))
+    }
+}
+
+/// What the client's options say about the making itself.
+fn wishes(options: &Options) -> container::Options {
+    container::Options {
+        no_pivot: options.no_pivot_root,
+        no_new_keyring: options.no_new_keyring,
+        ..container::Options::default()
+    }
+}
+
 /// Makes the container; on error nothing is left of it. Blocks.
 fn make(keeper: &Keeper, new: NewTask) -> Result<Arc<Task>> {
-    let options = Options::parse(new.options.as_ref())?;
-    if options.no_pivot_root {
-        return Err(Error::unimplemented(
-            "option NoPivotRoot: not supported; run from a root file system that is no initramfs, and leave it out",
-        ));
-    }
-    options.note_ignored();
-    let mut spec = prepare::load_spec(&new.bundle)?;
-    let sandbox_id = prepare::sandbox_of(&spec);
-    let sandbox = keeper.sandboxes.find(&sandbox_id);
-    if keeper.events.is_wanted() && sandbox.is_some() {
-        prepare::pod_files(&mut spec, &keeper.layout.sandbox_files(&sandbox_id));
-    }
-    prepare::protect_root(&new.mounts, &mut spec);
-    let namespaces = prepare::namespaces(&mut spec, sandbox.as_deref())?;
-    let cgroup = prepare::cgroup_path(&mut spec, &keeper.namespace, &new.id);
+    let (mut facts, mut spec, namespaces, options) = Facts::of(keeper, new)?;
     if let Some(process) = spec.process_mut() {
         prepare::process(process, None, keeper.nofile);
-        process.set_terminal(Some(new.streams.terminal));
+        process.set_terminal(Some(facts.streams.terminal));
     }
     let owner = options.io_owner().unwrap_or_else(|| prepare::owner(&spec, spec.process().as_ref()));
-    let mut facts = Facts {
-        rootfs: prepare::rootfs(&new.mounts, &new.bundle, &spec)?,
-        id: new.id,
-        bundle: new.bundle,
-        sandbox: sandbox_id,
-        cgroup,
-        oom_before: None,
-        streams: new.streams,
-        foreign_pids: namespaces.foreign_pids,
-        attended: slipway_runtime::container::is_attended(&spec),
-        io_owner: options.io_owner(),
-        born: 0,
-    };
     let logger = Logger { id: &facts.id, namespace: &keeper.namespace };
     let mut opened = stdio::open(&facts.streams, owner, logger)?;
     let save = |record: &TaskRecord| {
@@ -179,7 +197,7 @@ fn make(keeper: &Keeper, new: NewTask) -> Result<Arc<Task>> {
     };
     let mut rollback = Rollback::default();
     rollback.push("log", opened.undo());
-    let intent = facts.record(TaskPhase::Creating, 0);
+    let intent = facts.record(TaskPhase::Creating, 0, 0);
     save(&intent)?;
     rollback.push("record", move || drop(records::remove(&keeper.layout.tasks(), &intent)));
     let Created { pid, pidfd, cgroup, pty, start } = slipway_runtime::container::create(CreateRequest {
@@ -189,7 +207,7 @@ fn make(keeper: &Keeper, new: NewTask) -> Result<Arc<Task>> {
         rootfs: facts.rootfs.clone(),
         join: namespaces.join,
         stdio: opened.child,
-        options: slipway_runtime::container::Options::default(),
+        options: wishes(&options),
     })?;
     let process = Process::new(pid, pidfd);
     facts.cgroup = cgroup.path().to_owned();
@@ -202,7 +220,6 @@ fn make(keeper: &Keeper, new: NewTask) -> Result<Arc<Task>> {
         tracing::warn!(id = facts.id, "{error}");
         None
     });
-    facts.born = born(pid).unwrap_or_default();
     let mut kept = opened.kept;
     if let Some(pty) = pty {
         kept.insert(key::PTY, pty);
@@ -215,7 +232,24 @@ fn make(keeper: &Keeper, new: NewTask) -> Result<Arc<Task>> {
         .map_err(|e| Error::io("keep the descriptors of", &facts.id, &e))?;
     let state = Lifecycle::Created { process, start: Arc::new(start) };
     let task = Task::assemble(facts, state, kept, None, 0);
+    task.born.store(born(pid).unwrap_or_default(), Ordering::Relaxed);
     save(&task.record())?;
     rollback.commit();
     Ok(Arc::new(task))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_reach_the_runtime() {
+        // SHIM-OPT-01
+        let mut asked = Options::default();
+        (asked.no_pivot_root, asked.no_new_keyring) = (true, true);
+        let wishes = wishes(&asked);
+        assert!(wishes.no_pivot && wishes.no_new_keyring);
+        let wishes = super::wishes(&Options::default());
+        assert!(!wishes.no_pivot && !wishes.no_new_keyring);
+    }
 }

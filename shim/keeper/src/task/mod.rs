@@ -10,13 +10,16 @@
 
 mod attach;
 mod end;
+mod frozen;
 mod make;
 mod restore;
 
 pub(crate) use attach::Client;
 pub(crate) use end::remove_cgroup;
+pub(crate) use frozen::clear;
 pub(crate) use restore::Restored;
 
+use crate::checkpoint::Frozen;
 use crate::error::{Error, Result};
 use crate::exec::Exec;
 use crate::keeper::{Keeper, blocking, detached};
@@ -47,6 +50,8 @@ pub(crate) struct NewTask {
     pub(crate) bundle: PathBuf,
     pub(crate) mounts: Vec<Mount>,
     pub(crate) streams: Streams,
+    /// Directory of a checkpoint to be restored; usually empty.
+    pub(crate) checkpoint: String,
     /// Runtime options of the client's configuration.
     pub(crate) options: Option<Any>,
 }
@@ -64,16 +69,35 @@ struct Facts {
     foreign_pids: bool,
     attended: bool,
     io_owner: Option<(u32, u32)>,
-    born: u64,
+    criu: PathBuf,
 }
 
 /// How far the container is.
 #[derive(Debug, Clone)]
 enum Lifecycle {
-    Created { process: Process, start: Arc<StartPipe> },
-    Starting { process: Process, start: Arc<StartPipe> },
-    Running { process: Process, started_at: i64, paused: bool },
-    Stopped { pid: i32, started_at: i64, ended: Ended },
+    /// From a checkpoint: without a process until its start has restored it. `begun`: that is under way.
+    Frozen {
+        frozen: Frozen,
+        begun: bool,
+    },
+    Created {
+        process: Process,
+        start: Arc<StartPipe>,
+    },
+    Starting {
+        process: Process,
+        start: Arc<StartPipe>,
+    },
+    Running {
+        process: Process,
+        started_at: i64,
+        paused: bool,
+    },
+    Stopped {
+        pid: i32,
+        started_at: i64,
+        ended: Ended,
+    },
 }
 
 /// A container.
@@ -84,10 +108,14 @@ pub(crate) struct Task {
     /// Held by whatever changes the container.
     changing: tokio::sync::Mutex<()>,
     kept: Mutex<Kept>,
+    /// What copies the client's input to its terminal.
+    typing: Mutex<Option<tokio::task::AbortHandle>>,
     /// Nobody may write to its standard input any more.
     stdin_closed: watch::Sender<bool>,
     exit: watch::Sender<Option<Ended>>,
     dropped: AtomicU64,
+    /// start_time of init, as in its record.
+    born: AtomicU64,
     /// SIGKILL was sent to it, by request, while it was alive.
     killed: AtomicBool,
     pub(crate) execs: Registry<Exec>,
@@ -122,6 +150,9 @@ impl Task {
         let (task, keeper) = (Arc::clone(self), Arc::clone(keeper));
         detached(async move {
             let _changing = task.changing.lock().await;
+            if let Some(frozen) = task.frozen() {
+                return task.thaw(&keeper, frozen).await;
+            }
             let (process, start) = match &*task.lock() {
                 Lifecycle::Created { process, start } => (process.clone(), Arc::clone(start)),
                 Lifecycle::Stopped { .. } => return Err(task.wrong("start", "it has ended")),
@@ -151,8 +182,12 @@ impl Task {
     }
 
     /// Kill: a signal to init, or to all processes (SHIM-TSK-13, 14, 15).
-    pub(crate) async fn kill(self: &Arc<Self>, signal: i32, all: bool) -> Result<()> {
+    pub(crate) async fn kill(self: &Arc<Self>, keeper: &Keeper, signal: i32, all: bool) -> Result<()> {
+        if self.frozen().is_some() && self.end_unborn(keeper, signal).await? {
+            return Ok(());
+        }
         let (process, paused) = match &*self.lock() {
+            Lifecycle::Frozen { .. } => return Err(self.wrong("signal", "it has no process yet")),
             Lifecycle::Stopped { .. } => return Err(self.finished()),
             Lifecycle::Running { process, paused, .. } => (process.clone(), *paused),
             Lifecycle::Created { process, .. } | Lifecycle::Starting { process, .. } => {
@@ -299,6 +334,7 @@ impl Task {
 
     pub(crate) fn snapshot(&self) -> Snapshot {
         let (pid, phase, started_at, ended) = match &*self.lock() {
+            Lifecycle::Frozen { .. } => (0, Phase::Created, 0, None),
             Lifecycle::Created { process, .. } | Lifecycle::Starting { process, .. } => {
                 (process.pid, Phase::Created, 0, None)
             }
@@ -325,7 +361,7 @@ impl Task {
     /// It runs, or has run.
     pub(crate) fn has_started(&self) -> bool {
         match &*self.lock() {
-            Lifecycle::Created { .. } | Lifecycle::Starting { .. } => false,
+            Lifecycle::Frozen { .. } | Lifecycle::Created { .. } | Lifecycle::Starting { .. } => false,
             Lifecycle::Running { .. } => true,
             Lifecycle::Stopped { started_at, .. } => *started_at != 0,
         }
@@ -369,7 +405,15 @@ impl Task {
             Lifecycle::Created { process, .. }
             | Lifecycle::Starting { process, .. }
             | Lifecycle::Running { process, .. } => Some(process.clone()),
-            Lifecycle::Stopped { .. } => None,
+            Lifecycle::Frozen { .. } | Lifecycle::Stopped { .. } => None,
+        }
+    }
+
+    /// What its start is to restore.
+    fn frozen(&self) -> Option<Frozen> {
+        match &*self.lock() {
+            Lifecycle::Frozen { frozen, .. } => Some(frozen.clone()),
+            _ => None,
         }
     }
 
@@ -399,6 +443,9 @@ impl Task {
 
     fn record_of(&self, state: &Lifecycle) -> TaskRecord {
         let phase = match state {
+            Lifecycle::Frozen { frozen, begun } => {
+                TaskPhase::Frozen { frozen: frozen.clone(), begun: *begun }
+            }
             Lifecycle::Created { process, start } => {
                 TaskPhase::Created { pid: process.pid, steps: start.steps.clone() }
             }
@@ -412,7 +459,7 @@ impl Task {
                 TaskPhase::Stopped { pid: *pid, started_at: *started_at, ended: *ended }
             }
         };
-        self.facts.record(phase, self.dropped())
+        self.facts.record(phase, self.dropped(), self.born.load(Ordering::Relaxed))
     }
 
     fn prefix(&self) -> String {
@@ -441,9 +488,11 @@ impl Task {
             state: Mutex::new(state),
             changing: tokio::sync::Mutex::new(()),
             kept: Mutex::new(kept),
+            typing: Mutex::new(None),
             stdin_closed: watch::Sender::new(false),
             exit: watch::Sender::new(ended),
             dropped: dropped.into(),
+            born: AtomicU64::new(0),
             killed: false.into(),
             execs: Registry::new("exec"),
         }
@@ -451,7 +500,7 @@ impl Task {
 }
 
 impl Facts {
-    fn record(&self, phase: TaskPhase, dropped: u64) -> TaskRecord {
+    fn record(&self, phase: TaskPhase, dropped: u64, born: u64) -> TaskRecord {
         TaskRecord {
             version: VERSION,
             id: self.id.clone(),
@@ -464,7 +513,8 @@ impl Facts {
             foreign_pids: self.foreign_pids,
             attended: self.attended,
             io_owner: self.io_owner,
-            born: self.born,
+            criu: self.criu.clone(),
+            born,
             dropped,
             phase,
         }

@@ -1,6 +1,7 @@
 //! Containers of a former keeper; see [`crate::recovery`].
 
 use super::{Facts, Lifecycle, Task};
+use crate::checkpoint::Frozen;
 use crate::client_log;
 use crate::error::Result;
 use crate::keeper::{Keeper, blocking};
@@ -9,10 +10,13 @@ use crate::records::{self, Ended, TaskRecord};
 use crate::stdio::Kept;
 use slipway_runtime::container::StartPipe;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// The living part of a recovered container.
 #[derive(Debug)]
 pub(crate) enum Restored {
+    /// Made from a checkpoint, not started.
+    Frozen(Frozen),
     /// `sent`: the start byte may have been sent.
     Parked {
         process: Process,
@@ -35,6 +39,7 @@ impl Task {
     /// A container as a former keeper left it; see [`crate::recovery`].
     pub(crate) fn restore(record: TaskRecord, kept: Kept, restored: Restored) -> Arc<Self> {
         let state = match restored {
+            Restored::Frozen(frozen) => Lifecycle::Frozen { frozen, begun: false },
             Restored::Parked { process, start, sent: false } => {
                 Lifecycle::Created { process, start: Arc::new(start) }
             }
@@ -61,15 +66,17 @@ impl Task {
             foreign_pids: record.foreign_pids,
             attended: record.attended,
             io_owner: record.io_owner,
-            born: record.born,
+            criu: record.criu,
         };
         client_log::add(&facts.bundle);
-        Arc::new(Self::assemble(facts, state, kept, ended, record.dropped))
+        let task = Self::assemble(facts, state, kept, ended, record.dropped);
+        task.born.store(record.born, Ordering::Relaxed);
+        Arc::new(task)
     }
 
     /// Takes the streams over from a former keeper, before anything else can fail.
     pub(crate) async fn take_over(&self, keeper: &Keeper) {
-        if self.ended().is_none()
+        if self.process().is_some()
             && let Err(error) = self.connect(keeper).await
         {
             tracing::error!(id = self.facts.id, "take over the streams: {error}");

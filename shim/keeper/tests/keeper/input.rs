@@ -48,8 +48,8 @@ fn unknown_ids_are_not_found() {
     assert_eq!(connected.shim_pid, rig.info().keeper_pid.cast_unsigned());
     rig.create(&rig.bundle("c", &["true"])).unwrap();
     assert_eq!(code(rig.state("c", "no-exec")), Code::NOT_FOUND);
-    let checkpoint = CheckpointTaskRequest { id: "c".into(), ..Default::default() };
-    assert_eq!(code(rig.run(tasks.checkpoint(soon(), &checkpoint))), Code::UNIMPLEMENTED);
+    let checkpoint = CheckpointTaskRequest { id: "no-task".into(), path: "/x".into(), ..Default::default() };
+    assert_eq!(code(rig.run(tasks.checkpoint(soon(), &checkpoint))), Code::NOT_FOUND);
     rig.delete("c", "").unwrap();
 }
 
@@ -86,7 +86,7 @@ fn bad_bundles_and_streams_are_refused_and_leave_nothing() {
         assert_eq!(code(create(&|request| request.id = id.into())), Code::INVALID_ARGUMENT, "{id:?}");
     }
     assert_eq!(code(create(&|request| request.bundle = "/nonexistent".into())), Code::NOT_FOUND);
-    assert_eq!(code(create(&|request| request.checkpoint = "/x".into())), Code::UNIMPLEMENTED);
+    assert_eq!(code(create(&|request| request.checkpoint = "/no/such".into())), Code::NOT_FOUND);
     assert_eq!(code(create(&|request| request.stdout = "fd:///3".into())), Code::UNIMPLEMENTED);
     let no_program = create(&|request| request.stdout = "binary:///no/such/program".into());
     assert!(format!("{no_program:?}").contains("does not run"), "{no_program:?}");

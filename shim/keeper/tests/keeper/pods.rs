@@ -15,6 +15,7 @@ use ttrpc::Code;
 /// CRI's NamespaceMode.
 pub const POD: i32 = 0;
 pub const CONTAINER: i32 = 1;
+const NODE: i32 = 2;
 
 pub fn create(rig: &Rig, id: &str, pid_mode: i32, sysctls: &[(&str, &str)]) -> ttrpc::Result<()> {
     let options = NamespaceOption { pid: pid_mode, ..Default::default() };
@@ -143,6 +144,21 @@ fn a_shared_pid_namespace_has_a_reaper_and_dies_with_it() {
     rig.delete("b", "").unwrap();
     shut_down(&rig, "pod");
     assert!(!fs::exists(format!("/proc/{reaper}")).unwrap());
+}
+
+#[test]
+fn a_pod_may_be_among_the_hosts_processes() {
+    let mut rig = Rig::new();
+    create(&rig, "pod", NODE, &[]).unwrap();
+    let pid = start(&rig, "pod");
+    // On record, too.
+    rig.kill_keeper();
+    rig.create(&member(&rig, "a", "pod", pid, &["pid"], "echo $$; sleep 1000 & exit 3")).unwrap();
+    rig.start("a", "").unwrap();
+    assert_eq!(rig.wait("a", "").unwrap(), 3, "and what it left is gone with it");
+    assert_ne!(log_lines(&rig.log_path("a"), "stdout"), ["1"]);
+    rig.delete("a", "").unwrap();
+    shut_down(&rig, "pod");
 }
 
 #[test]

@@ -251,8 +251,6 @@ fn a_bundle_may_vanish_and_execs_may_run_at_the_end() {
         ..Default::default()
     };
     assert_eq!(code(rig.run(rig.tasks().create(soon(), &request))), Code::INVALID_ARGUMENT);
-    let pivot = CreateTaskRequest { options: Some(options(|o| o.no_pivot_root = true)).into(), ..request };
-    assert_eq!(code(rig.run(rig.tasks().create(soon(), &pivot))), Code::UNIMPLEMENTED);
 }
 
 #[test]

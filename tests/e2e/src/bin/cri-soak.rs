@@ -1,5 +1,5 @@
 //! Pods come and go under containerd with our runtime class, and nothing of them may stay: counts of processes, mounts,
-//! control groups, descriptors and files before and after. hack/soak starts it.
+//! namespaces, control groups, descriptors, fifos, sockets and files before and after. hack/soak starts it.
 
 #![forbid(unsafe_code)]
 

@@ -1,6 +1,6 @@
 //! Mounts of a container that come from outside: criu notes them by name and is told their sources at the restore.
 
-use super::rpc::ExternalMount;
+use crate::rpc::ExternalMount;
 use anyhow::{Context, Result, bail};
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use slipway_runtime::plan::{Delivery, Plan};

@@ -1,13 +1,15 @@
 //! A conversation with a `criu swrk` of our own: the request, the notifications on the way, the answer.
 
-use super::rpc::{Kind, Notification, Request, Response};
-use anyhow::{Context, Result, anyhow, bail};
+use crate::rpc::{Kind, Notification, Request, Response};
+use crate::streams::Streams;
+use anyhow::{Context, Result, bail};
 use prost::Message;
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketFlags, SocketType,
     recvmsg, send, socketpair,
 };
+use std::fmt;
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -28,8 +30,8 @@ pub(crate) struct Talk {
 pub(crate) type Listen<'a> = &'a mut dyn FnMut(&Notification, Option<OwnedFd>) -> Result<()>;
 
 impl Talk {
-    /// Starts criu with our standard streams (a restored process may be given them) and these descriptors of ours.
-    pub(crate) fn start(program: &Path, keep: &[OwnedFd], streams: bool) -> Result<Self> {
+    /// Starts criu with these descriptors of ours and these standard streams, which a restored process may be given.
+    pub(crate) fn start(program: &Path, keep: &[OwnedFd], streams: Streams) -> Result<Self> {
         let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
         let (ours, theirs) = pair.context("make a socket for criu")?;
         for fd in keep.iter().chain([&theirs]) {
@@ -37,8 +39,14 @@ impl Talk {
         }
         let mut command = Command::new(program);
         command.arg("swrk").arg(theirs.as_raw_fd().to_string());
-        if !streams {
-            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let given = match streams {
+            Streams::Ours => None,
+            Streams::None => Some([None, None, None]),
+            Streams::Given(given) => Some(given),
+        };
+        if let Some(given) = given {
+            let [stdin, stdout, stderr] = given.map(|fd| fd.map_or_else(Stdio::null, Stdio::from));
+            command.stdin(stdin).stdout(stdout).stderr(stderr);
         }
         let criu = command.spawn().map_err(|error| missing(program, error))?;
         Ok(Self { criu, socket: ours })
@@ -112,13 +120,25 @@ impl Drop for Talk {
     }
 }
 
+/// There is no such program.
+#[derive(Debug)]
+pub struct NotInstalled(String);
+
+impl fmt::Display for NotInstalled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for NotInstalled {}
+
 fn missing(program: &Path, error: io::Error) -> anyhow::Error {
     let shown = program.display();
     if error.kind() == io::ErrorKind::NotFound {
-        return anyhow!(
+        return anyhow::Error::new(NotInstalled(format!(
             "{shown} is not installed: checkpoint and restore need CRIU (Debian and others: package criu), in PATH or \
-             named by --criu"
-        );
+             named by --criu or the option CriuPath"
+        )));
     }
     anyhow::Error::new(error).context(format!("run {shown}"))
 }

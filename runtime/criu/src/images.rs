@@ -1,6 +1,6 @@
 //! The directories that criu works in: made when missing, and after a failure rid of what it made there but its log.
 
-use super::rpc::Options;
+use crate::rpc::Options;
 use anyhow::{Context, Result, anyhow};
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -16,7 +16,7 @@ const LONGEST: u64 = 4 << 20;
 
 /// Open directories of one checkpoint or restore.
 #[derive(Debug)]
-pub(crate) struct Images {
+pub struct Images {
     images: PathBuf,
     handle: File,
     work: Option<(PathBuf, File)>,
@@ -28,26 +28,25 @@ pub(crate) struct Images {
 
 impl Images {
     /// Opens both directories; `write` makes what is missing.
-    pub(crate) fn open(images: &Path, work: Option<&Path>, log: &'static str, write: bool) -> Result<Self> {
+    pub fn open(images: &Path, work: Option<&Path>, log: &'static str, write: bool) -> Result<Self> {
         let made = write && make(images)?;
-        let handle = File::open(images).with_context(|| format!("--image-path {}", images.display()))?;
+        let handle = File::open(images).with_context(|| format!("images in {}", images.display()))?;
         let work = match work {
             Some(path) => {
                 make(path)?;
                 Some((
                     path.to_owned(),
-                    File::open(path).with_context(|| format!("--work-path {}", path.display()))?,
+                    File::open(path).with_context(|| format!("work directory {}", path.display()))?,
                 ))
             }
             None => None,
         };
-        let images =
-            fs::canonicalize(images).with_context(|| format!("--image-path {}", images.display()))?;
+        let images = fs::canonicalize(images).with_context(|| format!("images in {}", images.display()))?;
         let before = names(&images);
         Ok(Self { images, handle, work, log, before, made })
     }
 
-    pub(crate) fn directory(&self) -> &Path {
+    pub fn directory(&self) -> &Path {
         &self.images
     }
 
@@ -60,7 +59,7 @@ impl Images {
 
     /// Removes what has come into the image directory since it was opened, and the directory if it was made then; but not
     /// the log.
-    pub(crate) fn discard(&self) {
+    pub fn discard(&self) {
         for name in names(&self.images).difference(&self.before).filter(|name| *name != self.log) {
             let path = self.images.join(name);
             let _ = fs::remove_file(&path).or_else(|_| fs::remove_dir_all(&path));
@@ -72,7 +71,7 @@ impl Images {
     }
 
     /// The error with what criu's log says of it.
-    pub(crate) fn explain(&self, error: anyhow::Error) -> anyhow::Error {
+    pub fn explain(&self, error: anyhow::Error) -> anyhow::Error {
         let path = self.work.as_ref().map_or(&self.images, |(work, _)| work).join(self.log);
         let Ok(text) = read_end(&path) else { return error };
         let lines = errors(&text);

@@ -1,6 +1,6 @@
 //! Namespaces that a container has from outside: criu leaves networks and pids to us by name, and joins the others.
 
-use super::rpc::{InheritedFd, JoinedNamespace, Options};
+use crate::rpc::{InheritedFd, JoinedNamespace, Options};
 use anyhow::{Context, Result, bail};
 use slipway_runtime::namespace::NamespaceKind;
 use slipway_runtime::plan::{NamespaceSource, Plan};
