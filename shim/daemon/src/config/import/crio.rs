@@ -101,7 +101,7 @@ const RULES: &Rules = &[
     ),
     (
         "runtime/apparmor_profile",
-        Fate::Cannot("there is no default AppArmor profile; pods name theirs (Localhost)"),
+        Fate::Cannot("the default profile is built in (slipway-default); pods name others (Localhost)"),
     ),
     ("runtime/default_capabilities", Fate::With(capabilities)),
     ("runtime/hooks_dir", Fate::Cannot("write an NRI plugin instead of OCI hooks")),
