@@ -87,7 +87,7 @@ async fn unfit(node: &mut Node) -> Result<()> {
     let configuration = finding(&findings, "configuration")?;
     ensure!(code == 1 && configuration["verdict"] == "failure", "{configuration}");
     let found = configuration["found"].as_str().unwrap_or_default();
-    ensure!(found.contains("brigde") && found.contains("line 2"), "{found}");
+    ensure!(found.contains("brigde") && found.contains("typo.toml:2:"), "{found}");
     Ok(())
 }
 
