@@ -6,11 +6,12 @@
 use crate::error::{Error, Result};
 use anyhow::bail;
 use cri_proto::v1;
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use slipway_runtime::unit::slice_directory;
 
 /// Who makes groups; must be the same as the kubelet's `cgroupDriver` (CRI-CG-06), which asks by RuntimeConfig.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Driver {
     Cgroupfs,
@@ -119,10 +120,10 @@ impl Cgroups {
     }
 
     /// For people: driver and parent.
-    pub(crate) fn describe(&self) -> (&'static str, String) {
+    pub(crate) fn describe(&self) -> (Driver, String) {
         match self.driver {
-            Driver::Cgroupfs => ("cgroupfs", self.root.clone()),
-            Driver::Systemd => ("systemd", format!("{}.slice", self.root)),
+            Driver::Cgroupfs => (Driver::Cgroupfs, self.root.clone()),
+            Driver::Systemd => (Driver::Systemd, format!("{}.slice", self.root)),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Everything the services work on, in one place; the services themselves hold no rules.
 
-use crate::config::Config;
+use crate::config::{Config, File};
 use crate::containers::ContainerRecord;
 use crate::containers::stats::Rates;
 use crate::error::{Error, Result};
@@ -15,7 +15,7 @@ use crate::user::Accounts;
 use slipway_images::Store;
 use slipway_network::Network;
 use slipway_nri::Nri;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 pub(crate) type Pod = Object<PodRecord>;
 pub(crate) type Container = Object<ContainerRecord>;
@@ -23,7 +23,9 @@ pub(crate) type Container = Object<ContainerRecord>;
 /// The daemon's parts. Cheap to share; no lock over all pods anywhere.
 #[derive(Debug)]
 pub(crate) struct Daemon {
+    /// What this daemon was started with; keys that may change meanwhile: [`Daemon::live`].
     pub(crate) config: Config,
+    live: RwLock<Arc<File>>,
     pub(crate) keeper: Keeper,
     pub(crate) images: Store,
     pub(crate) network: Network,
@@ -46,8 +48,8 @@ impl Daemon {
     pub(crate) fn open(config: Config) -> anyhow::Result<Arc<Self>> {
         Ok(Arc::new(Self {
             keeper: Keeper::new(&config),
-            images: Store::open(config.images.clone())?,
-            network: Network::open(config.network.clone())?,
+            images: Store::open(config.images())?,
+            network: Network::open(config.network())?,
             nri: Nri::new(config.nri.clone()),
             records: Records::open(&config.state)?,
             pods: Table::default(),
@@ -59,8 +61,19 @@ impl Daemon {
             accounts: Accounts::default(),
             views: Mutex::default(),
             telemetry: Arc::default(),
+            live: RwLock::new(Arc::new(config.file.clone())),
             config,
         }))
+    }
+
+    /// The configuration as it was read last: for keys that SIGHUP changes (`config::keys::LIVE`).
+    pub(crate) fn live(&self) -> Arc<File> {
+        // Poisoned or not, the pointer in it is whole.
+        Arc::clone(&self.live.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn set_live(&self, file: File) {
+        *self.live.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(file);
     }
 
     /// The containers of one pod.
@@ -87,6 +100,7 @@ where
     T: Send + 'static,
     E: Into<Error> + Send + 'static,
 {
-    let done = tokio::task::spawn_blocking(move || call().map_err(Into::into)).await;
+    let span = tracing::Span::current();
+    let done = tokio::task::spawn_blocking(move || span.in_scope(call).map_err(Into::into)).await;
     done.unwrap_or_else(|e| Err(Error::internal(format!("a worker thread failed: {e}"))))
 }

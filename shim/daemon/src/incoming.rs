@@ -21,9 +21,28 @@ pub(crate) struct Incoming<A> {
     failing: bool,
 }
 
-/// The connections of `listener`.
-pub(crate) fn of(listener: UnixListener) -> impl Stream<Item = io::Result<UnixStream>> {
-    Incoming::new(move |context: &mut Context<'_>| listener.poll_accept(context).map_ok(|(stream, _)| stream))
+/// The connections of `listener` by those who may have one: root, and with `group` whoever the socket's own permissions
+/// let in. The second look (unix(7), SO_PEERCRED) is for a socket whose permissions somebody changed.
+pub(crate) fn of(listener: UnixListener, group: bool) -> impl Stream<Item = io::Result<UnixStream>> {
+    Incoming::new(move |context: &mut Context<'_>| {
+        loop {
+            let (stream, _) = ready!(listener.poll_accept(context))?;
+            let peer = stream.peer_cred()?;
+            if group || may(peer.uid()) {
+                return Poll::Ready(Ok(stream));
+            }
+            tracing::warn!(
+                uid = peer.uid(),
+                pid = peer.pid(),
+                "refused a client that is not root: are the socket's permissions changed? (socket.group lets others in)"
+            );
+        }
+    })
+}
+
+/// Root, and whoever runs this daemon.
+fn may(uid: u32) -> bool {
+    uid == 0 || uid == nix::unistd::geteuid().as_raw()
 }
 
 impl<A> Incoming<A> {

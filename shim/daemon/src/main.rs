@@ -18,6 +18,7 @@ mod handlers;
 mod ids;
 mod incoming;
 mod keeper;
+mod logging;
 mod metrics;
 mod names;
 mod nri;
@@ -25,12 +26,14 @@ mod object;
 mod pods;
 mod records;
 mod recovery;
+mod reload;
 mod restarter;
 mod rollback;
 mod serve;
 mod signals;
 mod spec;
 mod streaming;
+mod supervisor;
 mod telemetry;
 mod usage;
 mod user;
@@ -59,9 +62,14 @@ enum Command {
     Serve(config::ServeArgs),
     /// Is this host fit for the daemon, and what to do about it
     Check(config::ServeArgs),
+    /// What a pod would make the kernel do, step by step; needs no daemon and no root
+    Explain(cli::explain::Args),
+    /// Registries: where a pull goes, and why
+    #[command(subcommand)]
+    Registry(cli::registry::Command),
     /// Configuration, ours and others'
     #[command(subcommand)]
-    Config(cli::snippet::ConfigCommand),
+    Config(config::command::Command),
     #[command(flatten)]
     Client(cli::Cli),
 }
@@ -69,12 +77,11 @@ enum Command {
 fn main() -> ExitCode {
     let args = Args::parse();
     let outcome = match args.command {
-        Command::Serve(serve) => run_daemon(&serve, &args.address),
+        Command::Serve(serve) => run_daemon(serve, &args.address),
         Command::Check(serve) => check::run(&serve, &args.address, args.output),
-        Command::Config(command) => {
-            command.run();
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::Explain(explain) => cli::explain::run(&explain, args.output).map(|()| ExitCode::SUCCESS),
+        Command::Registry(command) => run_registry(&command, args.output),
+        Command::Config(command) => command.run(&args.address, args.output),
         Command::Client(command) => run_client(command, &args.address, args.output),
     };
     outcome.unwrap_or_else(|error| {
@@ -83,12 +90,17 @@ fn main() -> ExitCode {
     })
 }
 
-fn run_daemon(args: &config::ServeArgs, address: &Path) -> anyhow::Result<ExitCode> {
-    let filter = tracing_subscriber::EnvFilter::try_new(&args.log_level)?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+fn run_daemon(args: config::ServeArgs, address: &Path) -> anyhow::Result<ExitCode> {
+    let config = config::Config::load(&args, address)?;
+    let logging = logging::Logging::start(&config.file)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(serve::serve(args, address))?;
+    runtime.block_on(serve::serve(config, args, logging))?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn run_registry(command: &cli::registry::Command, output: cli::Output) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(command.run(output)).map(|()| ExitCode::SUCCESS)
 }
 
 fn run_client(command: cli::Cli, address: &Path, output: cli::Output) -> anyhow::Result<ExitCode> {

@@ -2,6 +2,7 @@
 //! with "name is reserved" (CRI-RUN-06 to CRI-RUN-10, CRI-CC-02, CRI-GEN-12).
 
 use crate::error::{Error, Result};
+use crate::telemetry::spans;
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,11 +38,11 @@ impl Names {
             Begin::Joined(outcome) => outcome,
             Begin::First(outcome, announce) => {
                 let (names, name) = (self.clone(), name.to_owned());
-                tokio::spawn(async move {
+                spans::spawn(async move {
                     // A panic in `work` must not keep the name for ever: it becomes an error like others. (Where panics
                     // unwind: release builds abort, and recovery clears up.)
                     let result =
-                        tokio::spawn(work).await.unwrap_or_else(|e| Err(Error::internal(e.to_string())));
+                        spans::spawn(work).await.unwrap_or_else(|e| Err(Error::internal(e.to_string())));
                     names.settle(&name, &result);
                     announce.send_replace(Some(result));
                 });

@@ -5,10 +5,12 @@
 use crate::containers::{ContainerRecord, Phase, life, pod_of_view};
 use crate::daemon::{Container, Daemon, Pod};
 use crate::pods::{PodPhase, PodRecord};
+use crate::telemetry::spans;
 use cri_proto::keeper::{ListResponse, TaskInfo, TaskState};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
+use tracing::Instrument as _;
 
 /// Finds everything again. One object that cannot be recovered is named in the log and does not stop the others.
 pub(crate) async fn recover(daemon: &Arc<Daemon>) -> anyhow::Result<()> {
@@ -16,10 +18,12 @@ pub(crate) async fn recover(daemon: &Arc<Daemon>) -> anyhow::Result<()> {
     let pods = daemon.records.load::<PodRecord>();
     let containers = daemon.records.load::<ContainerRecord>();
     for record in pods {
-        recover_pod(daemon, record, &kept).await;
+        let span = spans::of_pod(&record.label());
+        recover_pod(daemon, record, &kept).instrument(span).await;
     }
     for record in containers {
-        recover_container(daemon, record, &kept).await;
+        let span = spans::of_container(daemon, &record);
+        recover_container(daemon, record, &kept).instrument(span).await;
     }
     drop_strangers(daemon, &kept).await;
     crate::streaming::abandon_all(daemon, &kept.execs).await;

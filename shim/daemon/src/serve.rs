@@ -4,7 +4,10 @@ use crate::config::{Config, ServeArgs};
 use crate::cri::{ImageApi, LocalApi, RuntimeApi};
 use crate::daemon::Daemon;
 use crate::incoming;
+use crate::logging::Logging;
 use crate::recovery;
+use crate::reload::Hangups;
+use crate::supervisor;
 use crate::telemetry::{Endpoint, Measure};
 use anyhow::{Context, Result, bail};
 use cri_proto::slipway::local_server::LocalServer;
@@ -12,7 +15,6 @@ use cri_proto::v1::image_service_server::ImageServiceServer;
 use cri_proto::v1::runtime_service_server::RuntimeServiceServer;
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::path::Path;
 use std::sync::Arc;
 use tokio::net::UnixListener;
 
@@ -25,10 +27,10 @@ const MAX_STREAMS: u32 = 1024;
 const FAREWELL: std::time::Duration = std::time::Duration::from_millis(500);
 
 /// Runs until SIGTERM or SIGINT. Containers run on.
-pub(crate) async fn serve(args: &ServeArgs, address: &Path) -> Result<()> {
-    let config = Config::load(args, address)?;
+pub(crate) async fn serve(config: Config, args: ServeArgs, logging: Logging) -> Result<()> {
+    let hangups = Hangups::watch()?;
     let _lock = prepare(&config)?;
-    let metrics = match config.metrics {
+    let metrics = match config.file.metrics.address {
         Some(address) => Some(Endpoint::bind(address).await?),
         None => None,
     };
@@ -44,11 +46,14 @@ pub(crate) async fn serve(args: &ServeArgs, address: &Path) -> Result<()> {
     let plugins = crate::nri::Plugins(Arc::downgrade(&daemon));
     daemon.nri.start(Arc::new(plugins)).await.context("NRI")?;
     let streaming = Arc::new(crate::streaming::start(&daemon).await?);
-    let listener = listen(&daemon.config.address)?;
+    let listener = listen(&daemon.config)?;
     tracing::info!(address = %daemon.config.address.display(), "serving CRI v1");
     let restarter =
         tokio::spawn(crate::restarter::run(daemon.config.address.clone(), daemon.config.root.clone()));
     let metrics = metrics.map(|endpoint| tokio::spawn(endpoint.serve(Arc::clone(&daemon))));
+    let reloads = tokio::spawn(hangups.serve(Arc::clone(&daemon), args, logging));
+    let watchdog = tokio::spawn(supervisor::watchdog(Arc::clone(&daemon)));
+    supervisor::ready(daemon.pods.list().len()).await;
     let (tell, told) = tokio::sync::watch::channel(false);
     let served = tonic::transport::Server::builder()
         .max_concurrent_streams(MAX_STREAMS)
@@ -61,8 +66,9 @@ pub(crate) async fn serve(args: &ServeArgs, address: &Path) -> Result<()> {
             ImageServiceServer::new(ImageApi(Arc::clone(&daemon))).max_decoding_message_size(MAX_MESSAGE),
         )
         .add_service(LocalServer::new(LocalApi(Arc::clone(&daemon))))
-        .serve_with_incoming_shutdown(incoming::of(listener), async move {
+        .serve_with_incoming_shutdown(incoming::of(listener, daemon.config.group.is_some()), async move {
             asked_to_end().await;
+            supervisor::stopping().await;
             restarter.abort();
             tell.send_replace(true);
         });
@@ -71,8 +77,8 @@ pub(crate) async fn serve(args: &ServeArgs, address: &Path) -> Result<()> {
         // Event streams never end by themselves: they get a moment for what is under way, then they are cut.
         () = a_moment_after(told) => Ok(()),
     };
-    if let Some(metrics) = metrics {
-        metrics.abort();
+    for task in metrics.into_iter().chain([reloads, watchdog]) {
+        task.abort();
     }
     let _ = fs::remove_file(&daemon.config.address);
     streaming.stop();
@@ -97,8 +103,9 @@ fn prepare(config: &Config) -> Result<nix::fcntl::Flock<fs::File>> {
     }
 }
 
-/// A socket that root alone may use. A stale one is replaced: the lock says that nobody serves it.
-fn listen(address: &Path) -> Result<UnixListener> {
+/// A socket for whom the configuration names. A stale one is replaced: the lock says that nobody serves it.
+fn listen(config: &Config) -> Result<UnixListener> {
+    let address = &config.address;
     if let Some(dir) = address.parent() {
         fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
     }
@@ -107,8 +114,16 @@ fn listen(address: &Path) -> Result<UnixListener> {
         Ok(_) => bail!("--address {} exists and is no socket: not replaced", address.display()),
         Err(_) => {}
     }
-    let listener = UnixListener::bind(address).with_context(|| format!("bind {}", address.display()))?;
-    fs::set_permissions(address, fs::Permissions::from_mode(0o600))?;
+    // Nobody's but root's until it has its owner.
+    let usual = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
+    let bound = UnixListener::bind(address);
+    nix::sys::stat::umask(usual);
+    let listener = bound.with_context(|| format!("bind {}", address.display()))?;
+    let owned = std::os::unix::fs::chown(address, None, config.group);
+    let mode = fs::Permissions::from_mode(config.file.socket.mode.bits());
+    owned
+        .and_then(|()| fs::set_permissions(address, mode))
+        .with_context(|| format!("give {} its owner and mode", address.display()))?;
     Ok(listener)
 }
 

@@ -3,7 +3,7 @@
 //! `pull_speed --make DIR [gzip|zstd]` writes an OCI layout of some 300 MB in five layers to push (`skopeo copy`).
 
 use sha2::{Digest, Sha256};
-use slipway_images::{Options, Store};
+use slipway_images::{Options, Registries, Store};
 use std::error::Error;
 use std::io::Write;
 use std::path::Path;
@@ -27,8 +27,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
 async fn measure(image: &str, rounds: u32) -> Result<(), Box<dyn Error>> {
     let dir = tempfile::tempdir()?;
-    let store =
-        Store::open(Options { root: dir.path().to_owned(), hosts_dirs: Vec::new(), parallel_layers: 3 })?;
+    let store = Store::open(Options {
+        root: dir.path().to_owned(),
+        registries: Registries { hosts_dirs: Vec::new(), auth_file: None, parallel_layers: 3 },
+    })?;
     for _ in 0..rounds {
         let (start, cpu) = (Instant::now(), cpu_seconds());
         let pulled = store.pull(image, None, None).await?;

@@ -40,19 +40,28 @@ impl Tls {
     pub(crate) fn is_default(&self) -> bool {
         *self == Self::default()
     }
+
+    /// For people; empty where nothing is special.
+    pub(crate) fn in_words(&self) -> Vec<String> {
+        let ca = self.ca.iter().map(|path| format!("certificate authority {}", path.display()));
+        let client = self.client.iter().map(|(cert, _)| format!("client certificate {}", cert.display()));
+        let skip = self.skip_verify.then(|| "the server's certificate is not verified".to_owned());
+        ca.chain(client).chain(skip).collect()
+    }
 }
 
 /// The servers for `registry` (a reference's host), from the first of `dirs` that knows it.
 pub(crate) fn hosts_for(registry: &str, dirs: &[PathBuf]) -> Result<Vec<Host>> {
-    for dir in dirs {
-        for name in directory_names(registry) {
-            let dir = dir.join(name);
-            if dir.is_dir() {
-                return from_directory(registry, &dir);
-            }
-        }
+    match candidates(registry, dirs).into_iter().find(|dir| dir.is_dir()) {
+        Some(dir) => from_directory(registry, &dir),
+        None => upstream(registry, &Wire::default(), Path::new("/")),
     }
-    upstream(registry, &Wire::default(), Path::new("/"))
+}
+
+/// Where a registry's directory may be, in the order in which they are looked for.
+pub(crate) fn candidates(registry: &str, dirs: &[PathBuf]) -> Vec<PathBuf> {
+    let names = directory_names(registry);
+    dirs.iter().flat_map(|dir| names.iter().map(|name| dir.join(name))).collect()
 }
 
 /// IMG-HOST-01.

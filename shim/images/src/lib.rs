@@ -16,6 +16,7 @@
 //! later when removing.
 #![forbid(unsafe_code)]
 
+mod credentials;
 mod digest;
 mod error;
 mod flight;
@@ -33,5 +34,6 @@ mod types;
 mod unpack;
 
 pub use error::{Error, Kind, Result};
-pub use store::Store;
-pub use types::{Auth, FsInfo, Image, ImageConfig, Options, Progress, ProgressFn};
+pub use registry::{EndpointAsked, Explanation, FileLooked, explain};
+pub use store::{Store, Verdict, Verified};
+pub use types::{Auth, FsInfo, Image, ImageConfig, Options, Progress, ProgressFn, Registries};

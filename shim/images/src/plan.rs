@@ -41,7 +41,7 @@ impl Plan {
             inner: inner.clone(),
             layers,
             chain: chain_ids(&diff_ids),
-            permits: Semaphore::new(inner.options.parallel_layers.max(1)),
+            permits: Semaphore::new(inner.registries().parallel_layers.max(1)),
             progress,
         }
     }

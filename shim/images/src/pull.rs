@@ -49,7 +49,7 @@ async fn run(
     auth: Option<&Auth>,
     progress: Option<ProgressFn>,
 ) -> Result<Pulled> {
-    let registry = Arc::new(Registry::open(reference, auth, &inner.options, &inner.connector)?);
+    let registry = Arc::new(open(inner, reference, auth).await?);
     let resolved = registry.resolve(reference).await?;
     let tags: Vec<String> = reference.tag.iter().map(|_| reference.to_string()).collect();
     let digest_name = reference.with_digest(&resolved.digest);
@@ -80,6 +80,14 @@ async fn run(
     commit(inner, new, pinned).await
 }
 
+async fn open(inner: &Arc<Inner>, reference: &Reference, auth: Option<&Auth>) -> Result<Registry> {
+    let (inner, reference, auth) = (inner.clone(), reference.clone(), auth.cloned());
+    let opened = tokio::task::spawn_blocking(move || {
+        Registry::open(&reference, auth.as_ref(), &inner.registries(), &inner.connector)
+    });
+    opened.await.unwrap_or_else(|_| Err(Error::cancelled("pull", "task")))
+}
+
 pub(crate) async fn commit(
     inner: &Arc<Inner>,
     new: NewImage,
@@ -97,6 +105,9 @@ async fn already_here(inner: &Arc<Inner>, digest_name: &str, tags: &[String]) ->
     else {
         return Ok(None);
     };
+    if stored.record.layers.iter().any(|layer| inner.is_damaged(&layer.key)) {
+        return Ok(None);
+    }
     if tags.iter().all(|tag| stored.record.tags.contains(tag)) {
         return Ok(Some(stored.image.clone()));
     }

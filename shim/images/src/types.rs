@@ -4,14 +4,22 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Where things are and how much may run at once.
+/// What a store is opened with.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Directory of the store, made if absent (under the daemon's `--root`).
     pub root: PathBuf,
+    pub registries: Registries,
+}
+
+/// How registries are asked; may change while the store is open (see [`crate::Store::set_registries`]).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Registries {
     /// hosts.toml directories (containerd's `config_path`), searched per pull; may be empty.
     pub hosts_dirs: Vec<PathBuf>,
-    /// Layers downloaded at once per image.
+    /// Credentials for pulls that bring none, and for mirrors: docker's config.json, read per pull.
+    pub auth_file: Option<PathBuf>,
+    /// Layers downloaded at once per image; 0 counts as 1.
     pub parallel_layers: usize,
 }
 

@@ -4,7 +4,7 @@
 
 mod support;
 
-use slipway_images::{Auth, Kind};
+use slipway_images::{Auth, Kind, Registries};
 use support::gate::{Gate, Way};
 use support::tar::Tar;
 use support::{Built, Packing, Registry, build, store, store_at};
@@ -60,6 +60,83 @@ async fn ways_to_authorise() {
             }
         }
     }
+}
+
+// The node's own credentials: for pulls that bring none, read per pull, and never for another registry.
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_of_the_node() {
+    let registry = Registry::start();
+    let built = image();
+    registry.push("a", &built, "1").await;
+    let gate = Gate::start(registry.address, Way::Basic);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("auth.json");
+    let write = |host: &str| {
+        std::fs::write(&file, format!(r#"{{"auths": {{"{host}": {{"auth": "bWU6c2VjcmV0"}}}}}}"#)).unwrap();
+    };
+    let (_store_dir, store) = store();
+    store.set_registries(Registries {
+        hosts_dirs: vec![],
+        auth_file: Some(file.clone()),
+        parallel_layers: 2,
+    });
+    let name = format!("{}/a:1", gate.address);
+    let pull = || store.pull(&name, None, None);
+    let error = pull().await.unwrap_err().to_string();
+    assert!(error.contains("auth.json"), "the file that is not there is named: {error}");
+    write("other.example");
+    assert_eq!(pull().await.unwrap_err().kind, Kind::Unauthorized);
+    write(&gate.address.to_string());
+    assert_eq!(pull().await.unwrap().id, built.id());
+}
+
+/// What a pull would do, told without doing it, and without a secret.
+#[tokio::test(flavor = "multi_thread")]
+async fn explained() {
+    let registry = Registry::start();
+    let built = image();
+    registry.push("a", &built, "1").await;
+    let gate = Gate::start(registry.address, Way::Basic);
+    let dir = tempfile::tempdir().unwrap();
+    let own = dir.path().join("reg.example");
+    std::fs::create_dir(&own).unwrap();
+    let hosts = format!(
+        "server = \"http://127.0.0.1:1\"\n[host.\"http://{}\"]\ncapabilities = [\"resolve\"]\n",
+        gate.address
+    );
+    std::fs::write(own.join("hosts.toml"), hosts).unwrap();
+    let file = dir.path().join("auth.json");
+    std::fs::write(&file, format!(r#"{{"auths": {{"{}": {{"auth": "bWU6c2VjcmV0"}}}}}}"#, gate.address))
+        .unwrap();
+    let elsewhere = dir.path().join("elsewhere");
+    let registries = Registries {
+        hosts_dirs: vec![elsewhere.clone(), dir.path().to_owned()],
+        auth_file: Some(file.clone()),
+        parallel_layers: 1,
+    };
+    let told = slipway_images::explain("reg.example/a:1", &registries).await.unwrap();
+    assert_eq!(told.reference, "reg.example/a:1");
+    let looked: Vec<_> = told.files.iter().map(|f| (f.path.as_str(), f.outcome.as_str())).collect();
+    let text = |path: &std::path::Path| path.display().to_string();
+    let wanted = [
+        (text(&elsewhere.join("reg.example")), "not there"),
+        (text(&elsewhere.join("_default")), "not there"),
+        (text(&own), "read: hosts.toml"),
+        (text(&dir.path().join("_default")), "not looked at: an earlier one counts"),
+        (text(&file), "read: credentials"),
+    ];
+    assert!(looked.iter().copied().eq(wanted.iter().map(|(p, o)| (p.as_str(), *o))), "{looked:?}");
+    let [mirror, upstream] = told.endpoints.as_slice() else { panic!("{told:?}") };
+    assert_eq!(
+        (mirror.url.as_str(), mirror.role),
+        (format!("http://{}/v2", gate.address).as_str(), "mirror")
+    );
+    assert_eq!(mirror.capabilities, ["resolve"]);
+    assert_eq!(mirror.credentials, "of user me (password hidden)");
+    assert!(mirror.answer.as_ref().is_ok_and(|digest| digest.starts_with("sha256:")), "{mirror:?}");
+    assert!(upstream.answer.as_ref().is_err_and(|why| why.contains("127.0.0.1")), "{upstream:?}");
+    assert!(!format!("{told:?}").contains("secret\"") && !format!("{told:?}").contains("bWU6"), "{told:?}");
+    assert_eq!(gate.count("/blobs/"), 0, "only manifests are asked for");
 }
 
 /// Who has no credentials does not get an image because another pull of it is under way.

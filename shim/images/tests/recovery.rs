@@ -4,7 +4,7 @@
 
 mod support;
 
-use slipway_images::{Options, Store};
+use slipway_images::{Options, Registries, Store};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -53,7 +53,10 @@ async fn what_cannot_be_used_is_set_aside_by_name() {
     store.prepare(&first, "c1", None).unwrap();
     wait_synced(&root);
     // One process at a time.
-    let again = Store::open(Options { root: root.clone(), hosts_dirs: Vec::new(), parallel_layers: 1 });
+    let again = Store::open(Options {
+        root: root.clone(),
+        registries: Registries { hosts_dirs: Vec::new(), auth_file: None, parallel_layers: 1 },
+    });
     assert!(again.unwrap_err().to_string().contains("another process"));
     drop(store);
 

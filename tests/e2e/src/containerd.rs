@@ -40,7 +40,8 @@ const CNI: &str = r#"{"cniVersion": "1.0.0", "name": "e2e", "plugins": [
   {"type": "portmap", "capabilities": {"portMappings": true}}]}"#;
 
 impl Release {
-    fn binary(self, name: &str) -> PathBuf {
+    /// One of its programs.
+    pub fn binary(self, name: &str) -> PathBuf {
         match self {
             Self::Debian => PathBuf::from("/usr/bin").join(name),
             Self::Two => repository().join("hack/bin/containerd-2").join(name),

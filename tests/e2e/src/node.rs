@@ -25,6 +25,10 @@ pub struct Setup {
     pub containerd: Option<(Release, Handler)>,
     /// More tables for the daemon's configuration file.
     pub config: &'static str,
+    /// Drop-ins of the configuration: name and content.
+    pub drop_ins: &'static [(&'static str, &'static str)],
+    /// Further variables of the daemon's environment; `{dir}` is the node's directory.
+    pub environment: &'static [(&'static str, &'static str)],
 }
 
 /// Which daemon a node runs.
@@ -44,6 +48,7 @@ pub struct Node {
     dir: tempfile::TempDir,
     cgroup_root: String,
     program: Program,
+    environment: &'static [(&'static str, &'static str)],
     daemon: Option<tokio::process::Child>,
 }
 
@@ -67,6 +72,11 @@ impl Node {
             setup.config
         );
         std::fs::write(node.path("config.toml"), text)?;
+        std::fs::create_dir(node.path("config.d"))?;
+        for (name, text) in setup.drop_ins {
+            std::fs::write(node.path("config.d").join(name), text)?;
+        }
+        node.environment = setup.environment;
         node.install_plugins(setup.plugins)?;
         if setup.small_state {
             let state = node.path("state");
@@ -87,7 +97,7 @@ impl Node {
         // Its path must be short: sockets have theirs below it.
         let dir = tempfile::Builder::new().prefix("slipway-e2e-").tempdir()?;
         let tag = dir.path().file_name().and_then(|n| n.to_str()).context("temporary name")?.to_owned();
-        let node = Self { cgroup_root: cgroup_root(&tag), dir, program, daemon: None };
+        let node = Self { cgroup_root: cgroup_root(&tag), dir, program, environment: &[], daemon: None };
         for sub in ["root", "state", "cni", "logs"] {
             std::fs::create_dir(node.path(sub))?;
         }
@@ -164,6 +174,8 @@ impl Node {
         let mut command = tokio::process::Command::new(binary("slipway"));
         command.arg("serve").arg("--root").arg(self.path("root")).arg("--state").arg(self.path("state"));
         command.arg("--address").arg(self.socket()).arg("--config").arg(config);
+        let dir = self.dir.path().display().to_string();
+        command.envs(self.environment.iter().map(|(key, value)| (key, value.replace("{dir}", &dir))));
         command
     }
 
@@ -197,6 +209,15 @@ impl Node {
     pub async fn kill_daemon(&mut self) -> Result<()> {
         let mut daemon = self.daemon.take().context("no daemon")?;
         daemon.kill().await.context("kill -9 of the daemon")
+    }
+
+    /// Waits for the end of a daemon that was told to end.
+    pub async fn daemon_ended(&mut self) -> Result<()> {
+        let mut daemon = self.daemon.take().context("no daemon")?;
+        tokio::time::timeout(Duration::from_secs(30), daemon.wait())
+            .await
+            .context("the daemon goes on")??;
+        Ok(())
     }
 
     async fn channel(&self) -> Result<Channel> {

@@ -85,6 +85,65 @@ async fn bad_pulls(node: &mut Node) -> Result<()> {
     Ok(())
 }
 
+/// CRI-IMG-04, CRI-IMG-15, CRI-IMG-31, CRI-IMG-32, CRI-IMG-33: one image under two names is one image, listed by each,
+/// shown in full when asked, and gone for everybody at once.
+#[test]
+fn an_image_of_many_names_is_one_image() {
+    on_a_node(Setup::default(), |node| Box::pin(many_names(node)));
+}
+
+async fn many_names(node: &mut Node) -> Result<()> {
+    let archive = e2e::registry::archive("busybox").display().to_string();
+    let names = ["test.local/first:1", "test.local/second:2"];
+    for name in names {
+        ensure!(status(node, name).await?.is_none(), "not there yet");
+        node.slipway(&["import", &archive, "--name", name]).await?;
+    }
+    let other = node.import("redis").await?;
+    let image = status(node, names[0]).await?.context("the first name")?;
+    ensure!(status(node, names[1]).await?.as_ref() == Some(&image), "both are it");
+    ensure!(names.iter().all(|name| image.repo_tags.iter().any(|tag| tag == name)), "{image:?}");
+    ensure!(image.id.strip_prefix("sha256:").is_some_and(|hex| hex.len() == 64), "{image:?}");
+
+    for (filter, expected) in
+        [("", 2), (names[0], 1), (names[1], 1), (image.id.as_str(), 1), ("test.local/absent:1", 0)]
+    {
+        let spec = v1::ImageSpec { image: filter.into(), ..Default::default() };
+        let filter = Some(v1::ImageFilter { image: Some(spec) });
+        let request = v1::ListImagesRequest { filter: filter.clone() };
+        let images = node.images().await?.list_images(request).await?.into_inner().images;
+        ensure!(images.len() == expected, "{filter:?}: {images:?}");
+        let request = v1::StreamImagesRequest { filter };
+        let mut stream = node.images().await?.stream_images(request).await?.into_inner();
+        let first = stream.message().await?.map(|m| m.images).unwrap_or_default();
+        ensure!(first == images && stream.message().await?.is_none(), "the stream differs: {first:?}");
+    }
+    let spec = v1::ImageSpec { image: names[0].into(), ..Default::default() };
+    let request = v1::ImageStatusRequest { image: Some(spec), verbose: true };
+    let info = node.images().await?.image_status(request).await?.into_inner().info;
+    let info: serde_json::Value = serde_json::from_str(info.get("info").context("info")?)?;
+    ensure!(info["chainID"].as_str().is_some_and(|id| id.starts_with("sha256:")), "{info}");
+    ensure!(
+        info["imageSpec"]["rootfs"]["diff_ids"].is_array() && info["imageSpec"]["config"].is_object(),
+        "{info}"
+    );
+
+    let gone = || async {
+        remove(node, &image.id).await?;
+        ensure!(
+            status(node, names[0]).await?.is_none() && status(node, &image.id).await?.is_none(),
+            "still there"
+        );
+        anyhow::Ok(())
+    };
+    let all = tokio::join!(gone(), gone(), gone(), gone(), gone());
+    for outcome in [all.0, all.1, all.2, all.3, all.4] {
+        outcome?;
+    }
+    ensure!(status(node, &other).await?.is_some(), "and no other image");
+    Ok(())
+}
+
 /// Changes one byte in the middle of every blob above 100 kB (the layers; manifests and configs are small).
 fn spoil_largest_blob(node: &Node, registry: &Registry) -> Result<()> {
     use std::os::unix::fs::FileExt;

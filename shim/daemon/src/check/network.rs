@@ -7,7 +7,7 @@ use slipway_network::{Network, Options};
 
 pub(super) fn check(config: &Config) -> Result<Vec<Finding>> {
     let scratch = tempfile::tempdir().context("make a scratch directory")?;
-    let options = Options { state_dir: scratch.path().to_owned(), ..config.network.clone() };
+    let options = Options { state_dir: scratch.path().to_owned(), ..config.network() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let by = how(config);
     let remedy = format!("put a CNI configuration into {} or mend what is named", options.conf_dir.display());
@@ -32,9 +32,10 @@ pub(super) fn check(config: &Config) -> Result<Vec<Finding>> {
 }
 
 fn how(config: &Config) -> String {
-    let dir = &config.network.conf_dir;
+    let network = config.network();
+    let dir = &network.conf_dir;
     let configured = std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some());
-    match &config.network.builtin {
+    match &network.builtin {
         Some(bridge) if !configured => format!("built-in bridge {}, pool {}", bridge.bridge, bridge.pool),
         _ => format!("CNI, configured in {}", dir.display()),
     }

@@ -44,22 +44,32 @@ pub(crate) async fn gather(client: &mut Client, manifest: &Path) -> Result<Host>
     let status = answer.map_err(said("ask the daemon for its status"))?.into_inner();
     let default_handler = status.runtime_handlers.iter().find(|handler| handler.name.is_empty());
     let features = default_handler.and_then(|handler| handler.features);
+    let shared = of_this_host(manifest, features.is_some_and(|f| f.recursive_read_only_mounts))?;
+    let user_namespaces = features.is_some_and(|features| features.user_namespaces);
+    Ok(Host { root: root_dir(&status.info)?, shared, user_namespaces })
+}
+
+/// Without a daemon: what it would say on a host that can do everything.
+pub(crate) fn offline(manifest: &Path, root: &Path) -> Result<Host> {
+    let root = std::path::absolute(root).with_context(|| format!("path {}", root.display()))?;
+    Ok(Host { root, shared: of_this_host(manifest, true)?, user_namespaces: true })
+}
+
+fn of_this_host(manifest: &Path, recursive_read_only: bool) -> Result<Facts> {
     let directory =
         manifest.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let shared = Facts {
+    Ok(Facts {
         uid: String::new(),
         pod_dir: PathBuf::new(),
         manifest_dir: std::path::absolute(directory).context("find the manifest's directory")?,
         host_ip: host_ip(),
         node_name: nix::unistd::gethostname().context("gethostname")?.to_string_lossy().into_owned(),
         memory_capacity: memory_capacity()?,
-        recursive_read_only: features.is_some_and(|features| features.recursive_read_only_mounts),
+        recursive_read_only,
         users: None,
         masked_extra: thermal_throttle(),
         pod_ips: Vec::new(),
-    };
-    let user_namespaces = features.is_some_and(|features| features.user_namespaces);
-    Ok(Host { root: root_dir(&status.info)?, shared, user_namespaces })
+    })
 }
 
 /// The daemon's root directory, from the verbose status.

@@ -12,8 +12,10 @@
 mod attach;
 pub(crate) mod client;
 mod console;
+mod events;
 mod exec;
 mod expand;
+pub(crate) mod explain;
 mod facts;
 mod forward;
 mod interrupt;
@@ -24,6 +26,7 @@ pub(crate) mod output;
 pub(crate) mod pod_dir;
 mod pull;
 mod quantity;
+pub(crate) mod registry;
 mod remove;
 mod resources;
 mod run;
@@ -35,6 +38,7 @@ pub(crate) mod translate;
 #[cfg(test)]
 mod translate_tests;
 mod users;
+mod verify;
 mod volumes;
 
 use std::path::Path;
@@ -61,16 +65,34 @@ pub(crate) enum Cli {
     Attach(attach::Args),
     /// Make ports of a pod reachable on this host
     PortForward(forward::Args),
-    /// List images
-    Images,
+    /// List images, or verify them
+    Images {
+        #[command(subcommand)]
+        command: Option<Images>,
+    },
     /// Pull an image
     Pull(store::PullArgs),
     /// Load images from a `docker save` or OCI-layout archive
     Import(store::ImportArgs),
+    /// Remove images with all their names
+    Rmi(store::RemoveArgs),
+    /// Is what the image store holds what was unpacked; fails if something is damaged
+    Verify(verify::Args),
     /// Show what containers use of CPU, memory and disk
     Stats(show::StatsArgs),
+    /// The same again every second, until Ctrl-C
+    Top,
+    /// Follow what happens to pods and containers
+    Events,
     /// Stop and remove pods with everything of theirs
     Rm(remove::Args),
+}
+
+/// `slipway images …`
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Images {
+    /// Is what the image store holds what was unpacked; fails if something is damaged
+    Verify(verify::Args),
 }
 
 /// Runs one command against the daemon at `address` (a path, or unix:///path).
@@ -89,10 +111,17 @@ pub(crate) async fn run(command: Cli, address: &Path, output: Output) -> Result<
         Cli::Pods => show::pods(client, output).await,
         Cli::Ps(args) => show::ps(client, &args, output).await,
         Cli::Logs(args) => logs::run(client, &args).await,
-        Cli::Images => show::images(client, output).await,
+        Cli::Images { command: None } => show::images(client, output).await,
+        Cli::Images { command: Some(Images::Verify(args)) } => {
+            return verify::run(client, &args, output).await;
+        }
         Cli::Pull(args) => store::pull(client, &args, output).await,
         Cli::Import(args) => store::import(client, &args, output).await,
+        Cli::Rmi(args) => store::remove(client, &args, output).await,
+        Cli::Verify(args) => return verify::run(client, &args, output).await,
         Cli::Stats(args) => show::stats(client, &args, output).await,
+        Cli::Top => show::stats(client, &show::StatsArgs { watch: true }, output).await,
+        Cli::Events => events::run(client, output).await,
         Cli::Rm(args) => remove::run(client, &args, output).await,
     };
     match done {

@@ -67,6 +67,13 @@ pub(crate) fn age(created_at: i64) -> String {
     }
 }
 
+/// Nanoseconds since the epoch as RFC 3339 has them, to the second.
+pub(crate) fn clock(nanoseconds: i64) -> String {
+    let at = time::OffsetDateTime::from_unix_timestamp_nanos(nanoseconds.into());
+    let at = at.ok().and_then(|at| at.replace_nanosecond(0).ok());
+    at.and_then(|at| at.format(&time::format_description::well_known::Rfc3339).ok()).unwrap_or_default()
+}
+
 /// Bytes as "1.5 MiB".
 pub(crate) fn size(bytes: u64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB"];

@@ -96,11 +96,11 @@ pub(crate) async fn run(client: &mut Client, args: &Args, output: Output) -> Res
     }
 }
 
-fn described(file: &Path) -> String {
+pub(super) fn described(file: &Path) -> String {
     if file == Path::new("-") { "standard input".into() } else { file.display().to_string() }
 }
 
-fn read(file: &Path) -> Result<String> {
+pub(super) fn read(file: &Path) -> Result<String> {
     if file == Path::new("-") {
         let mut text = String::new();
         std::io::stdin().read_to_string(&mut text).context("read standard input")?;

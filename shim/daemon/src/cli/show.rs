@@ -193,7 +193,7 @@ pub(crate) async fn images(client: &mut Client, output: Output) -> Result<()> {
 pub(crate) struct StatsArgs {
     /// Again every second, until Ctrl-C
     #[arg(short, long)]
-    watch: bool,
+    pub(super) watch: bool,
 }
 
 /// One container's use. CPU is a rate in billionths of a core; none where two samples could not be had.

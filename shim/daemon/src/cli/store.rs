@@ -1,9 +1,10 @@
-//! `slipway pull` and `slipway import`.
+//! `slipway pull`, `slipway import` and `slipway rmi`.
 
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use cri_proto::slipway::ImportRequest;
+use cri_proto::v1 as cri;
 use serde::Serialize;
 
 use super::client::{Client, said};
@@ -23,6 +24,13 @@ pub(crate) struct ImportArgs {
     /// Name for an image that has none in the archive
     #[arg(long, value_name = "REF")]
     name: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct RemoveArgs {
+    /// Names or ids
+    #[arg(value_name = "REF", required = true)]
+    images: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -49,6 +57,23 @@ pub(crate) async fn import(client: &mut Client, args: &ImportArgs, output: Outpu
     let stored: Vec<_> =
         answer.images.into_iter().map(|image| Stored { id: image.id, names: image.names }).collect();
     show(&stored, output)
+}
+
+/// All are looked for before the first is removed: a mistyped name removes nothing.
+pub(crate) async fn remove(client: &mut Client, args: &RemoveArgs, output: Output) -> Result<()> {
+    let spec = |name: &String| Some(cri::ImageSpec { image: name.clone(), ..Default::default() });
+    let mut found = Vec::new();
+    for name in &args.images {
+        let request = cri::ImageStatusRequest { image: spec(name), verbose: false };
+        let status = client.images.image_status(request).await.map_err(said(&format!("find {name}")))?;
+        let image = status.into_inner().image.with_context(|| format!("there is no image {name:?}"))?;
+        found.push(Stored { id: image.id, names: image.repo_tags });
+    }
+    for image in &found {
+        let request = cri::RemoveImageRequest { image: spec(&image.id) };
+        client.images.remove_image(request).await.map_err(said(&format!("remove {}", image.id)))?;
+    }
+    show(&found, output)
 }
 
 fn show(stored: &[Stored], output: Output) -> Result<()> {

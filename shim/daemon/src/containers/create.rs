@@ -95,7 +95,7 @@ impl Daemon {
         let identity = self.telemetry.phase(METHOD, "user", identity).await?;
         record.user = identity.to_cri();
         let target = self.target_pid(&record, pod)?;
-        let (asked, dirs) = (record.config.clone(), self.config.cdi_dirs.clone());
+        let (asked, dirs) = (record.config.clone(), self.live().cdi.spec_dirs.clone());
         let edits = blocking(move || cdi::edits(&asked, &dirs));
         let cdi = self.telemetry.phase(METHOD, "devices", edits).await?;
 
@@ -116,6 +116,7 @@ impl Daemon {
             sources: &sources,
             volumes: &volumes,
             cdi: &cdi,
+            ulimits: &self.live().containers.default_ulimits,
             target_pid: target,
         })?;
         let profile = built.process().as_ref().and_then(|process| process.apparmor_profile().as_deref());
@@ -164,8 +165,10 @@ impl Daemon {
         });
         let adjust = self.nri.create_container(&pod, message, admission).await?;
         let names = adjust.CDI_devices.iter().map(|d| v1::CdiDevice { name: d.name.clone() }).collect();
-        let (asked, dirs) =
-            (v1::ContainerConfig { cdi_devices: names, ..Default::default() }, self.config.cdi_dirs.clone());
+        let (asked, dirs) = (
+            v1::ContainerConfig { cdi_devices: names, ..Default::default() },
+            self.live().cdi.spec_dirs.clone(),
+        );
         let edits = blocking(move || cdi::edits(&asked, &dirs)).await?;
         record.nri = crate::nri::apply(spec, &adjust, &edits)?;
         if !adjust.linux.cgroups_path.is_empty() {
@@ -240,7 +243,7 @@ impl Daemon {
             (true, false) => "&stdin=1",
             (true, true) => "&stdin=once",
         };
-        let max_line = self.config.max_log_line;
+        let max_line = self.live().logs.max_line;
         if record.log_path.is_empty() {
             return format!("cri-log:?max_line={max_line}{stdin}");
         }

@@ -112,7 +112,7 @@ struct Guard {
 impl Drop for Guard {
     fn drop(&mut self) {
         let (session, ended) = (self.session.clone(), self.ended);
-        tokio::spawn(async move {
+        crate::telemetry::spans::spawn(async move {
             if !ended {
                 session.kill().await;
             }

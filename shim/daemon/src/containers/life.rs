@@ -5,12 +5,14 @@ use super::{ContainerRecord, Phase};
 use crate::daemon::{Container, Daemon, blocking};
 use crate::error::{Error, Result};
 use crate::pods::PodPhase;
+use crate::telemetry::spans;
 use cri_proto::keeper::TaskInfo;
 use cri_proto::nri::Event;
 use cri_proto::v1::ContainerEventType;
 use std::sync::Arc;
 use std::time::Duration;
 use tonic::Code;
+use tracing::Instrument as _;
 
 /// How a container is asked to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,7 +30,7 @@ impl Daemon {
     /// Lets the parked process go (CRI-CST-*). Returns after execve.
     pub(crate) async fn start_container(self: &Arc<Self>, container: &Arc<Container>) -> Result<()> {
         let (daemon, container) = (Arc::clone(self), Arc::clone(container));
-        crate::pods::stop::finish(tokio::spawn(async move { daemon.start_known(&container).await })).await
+        crate::pods::stop::finish(spans::spawn(async move { daemon.start_known(&container).await })).await
     }
 
     async fn start_known(self: &Arc<Self>, container: &Arc<Container>) -> Result<()> {
@@ -90,7 +92,8 @@ impl Daemon {
     /// Follows a running container to its end.
     pub(crate) fn watch(self: &Arc<Self>, container: Arc<Container>) {
         let daemon = Arc::clone(self);
-        tokio::spawn(async move {
+        let span = spans::of_container(self, &container.record());
+        let watch = async move {
             let id = container.id.clone();
             let ended = loop {
                 match daemon.keeper.wait_task(&id).await {
@@ -104,7 +107,8 @@ impl Daemon {
                 }
             };
             daemon.ended(&container, ended.as_ref()).await;
-        });
+        };
+        tokio::spawn(watch.instrument(span));
     }
 
     /// Records the end; then the keeper may forget the task.
@@ -172,7 +176,7 @@ impl Daemon {
     /// RemoveContainer (CRI-REM-*): kills if need be; each step can be repeated.
     pub(crate) async fn remove_container(self: &Arc<Self>, container: &Arc<Container>) -> Result<()> {
         let (daemon, container) = (Arc::clone(self), Arc::clone(container));
-        crate::pods::stop::finish(tokio::spawn(
+        crate::pods::stop::finish(spans::spawn(
             async move { daemon.remove_container_known(&container).await },
         ))
         .await

@@ -168,16 +168,45 @@ fn auth(auth: v1::AuthConfig) -> Auth {
 
 /// CRI-IMG-02, CRI-IMG-04, CRI-IMG-10.
 fn to_cri(image: &Image) -> v1::Image {
-    let user = image.config.user.split(':').next().unwrap_or_default();
-    let uid = user.parse::<i64>().ok();
+    let (uid, username) = user(&image.config.user);
     v1::Image {
         id: image.id.clone(),
         repo_tags: image.repo_tags.clone(),
         repo_digests: image.repo_digests.clone(),
         size: image.size.max(1),
-        uid: uid.map(|value| v1::Int64Value { value }),
-        username: if uid.is_none() { user.to_owned() } else { String::new() },
+        uid,
+        username,
         spec: None,
         pinned: image.pinned,
+    }
+}
+
+/// Of an image's USER: a number or a name, never both; its group is not told.
+fn user(user: &str) -> (Option<v1::Int64Value>, String) {
+    let name = user.split(':').next().unwrap_or_default();
+    match name.parse::<i64>() {
+        Ok(value) => (Some(v1::Int64Value { value }), String::new()),
+        Err(_) => (None, name.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// CRI-IMG-10, CRI-IMG-11.
+    #[test]
+    fn a_user_is_a_number_or_a_name() {
+        let uid = |value| Some(v1::Int64Value { value });
+        for (text, expected) in [
+            ("", (None, "")),
+            ("0", (uid(0), "")),
+            ("1000", (uid(1000), "")),
+            ("1000:1001", (uid(1000), "")),
+            ("app", (None, "app")),
+            ("app:staff", (None, "app")),
+        ] {
+            assert_eq!(user(text), (expected.0, expected.1.to_owned()), "{text:?}");
+        }
     }
 }

@@ -4,7 +4,7 @@ use super::{Streamed, answer};
 use crate::daemon::Daemon;
 use crate::error::Error;
 use cri_proto::slipway as local;
-use slipway_images::{Progress, ProgressFn};
+use slipway_images::{Progress, ProgressFn, Verdict, Verified};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -38,6 +38,16 @@ impl local::local_server::Local for LocalApi {
         answer("Import", images)
     }
 
+    async fn verify(
+        &self,
+        request: Request<local::VerifyRequest>,
+    ) -> Result<Response<local::VerifyResponse>, Status> {
+        let request = request.into_inner();
+        let verified = self.0.images.verify(&request.images, request.repair).await;
+        let layers = verified.map(|layers| layers.into_iter().map(verified_layer).collect());
+        answer("Verify", layers.map(|layers| local::VerifyResponse { layers }).map_err(Error::from))
+    }
+
     type PullStream = Streamed<local::PullEvent>;
 
     async fn pull(&self, request: Request<local::PullRequest>) -> Result<Response<Self::PullStream>, Status> {
@@ -63,6 +73,17 @@ impl local::local_server::Local for LocalApi {
         });
         Ok(Response::new(Box::pin(Receiving(receiver))))
     }
+}
+
+fn verified_layer(layer: Verified) -> local::VerifiedLayer {
+    let (verdict, why) = match layer.verdict {
+        Verdict::Unknown => (local::LayerVerdict::VerdictUnknown, String::new()),
+        Verdict::Intact => (local::LayerVerdict::VerdictIntact, String::new()),
+        Verdict::Damaged => (local::LayerVerdict::VerdictDamaged, String::new()),
+        Verdict::Repaired => (local::LayerVerdict::VerdictRepaired, String::new()),
+        Verdict::Broken(why) => (local::LayerVerdict::VerdictBroken, why),
+    };
+    local::VerifiedLayer { diff_id: layer.diff_id, images: layer.images, verdict: verdict.into(), why }
 }
 
 /// The state of a pull, assembled from its progress.

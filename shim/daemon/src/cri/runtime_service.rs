@@ -9,6 +9,7 @@ use crate::events::{Ear, OBSERVER};
 use crate::metrics;
 use crate::pods::PodRecord;
 use crate::streaming;
+use crate::telemetry::spans;
 use cri_proto::v1;
 use serde_json::json;
 use std::collections::HashMap;
@@ -48,6 +49,10 @@ impl RuntimeApi {
     ) -> Result<Vec<v1::PodSandboxStats>> {
         let records = self.0.pods.list().into_iter().map(|p| p.record());
         self.0.stats_of_pods(records.filter(|r| filters::pod_stats(filter, r)).collect()).await
+    }
+
+    fn about(&self, id: &str) {
+        spans::about(&self.0, id);
     }
 
     fn running(&self, id: &str) -> Result<Arc<Container>> {
@@ -99,6 +104,7 @@ impl v1::runtime_service_server::RuntimeService for RuntimeApi {
         &self,
         request: Request<v1::StopPodSandboxRequest>,
     ) -> Result<Response<v1::StopPodSandboxResponse>, Status> {
+        self.about(&request.get_ref().pod_sandbox_id);
         let outcome = self.0.stop_pod(&request.get_ref().pod_sandbox_id).await;
         answer("StopPodSandbox", outcome.map(|()| v1::StopPodSandboxResponse {}))
     }
@@ -107,6 +113,7 @@ impl v1::runtime_service_server::RuntimeService for RuntimeApi {
         &self,
         request: Request<v1::RemovePodSandboxRequest>,
     ) -> Result<Response<v1::RemovePodSandboxResponse>, Status> {
+        self.about(&request.get_ref().pod_sandbox_id);
         let outcome = self.0.remove_pod(&request.get_ref().pod_sandbox_id).await;
         answer("RemovePodSandbox", outcome.map(|()| v1::RemovePodSandboxResponse {}))
     }
@@ -156,6 +163,7 @@ impl v1::runtime_service_server::RuntimeService for RuntimeApi {
         request: Request<v1::CreateContainerRequest>,
     ) -> Result<Response<v1::CreateContainerResponse>, Status> {
         let request = request.into_inner();
+        self.about(&request.pod_sandbox_id);
         let outcome = self.0.create_container(&request.pod_sandbox_id, request.config).await;
         answer("CreateContainer", outcome.map(|container_id| v1::CreateContainerResponse { container_id }))
     }
@@ -164,6 +172,7 @@ impl v1::runtime_service_server::RuntimeService for RuntimeApi {
         &self,
         request: Request<v1::StartContainerRequest>,
     ) -> Result<Response<v1::StartContainerResponse>, Status> {
+        self.about(&request.get_ref().container_id);
         let outcome = match self.0.containers.get(&request.get_ref().container_id) {
             Ok(container) => self.0.start_container(&container).await,
             Err(error) => Err(error),
@@ -180,6 +189,7 @@ impl v1::runtime_service_server::RuntimeService for RuntimeApi {
             Ok(seconds) if seconds > 0 => Stop::After(Duration::from_secs(seconds)),
             _ => Stop::Now,
         };
+        self.about(&request.container_id);
         let outcome = match self.0.containers.get_if_any(&request.container_id) {
             Ok(Some(container)) => self.0.stop_container(&container, how).await,
             // CRI-STOP-01.
@@ -193,6 +203,7 @@ impl v1::runtime_service_server::RuntimeService for RuntimeApi {
         &self,
         request: Request<v1::RemoveContainerRequest>,
     ) -> Result<Response<v1::RemoveContainerResponse>, Status> {
+        self.about(&request.get_ref().container_id);
         let outcome = match self.0.containers.get_if_any(&request.get_ref().container_id) {
             Ok(Some(container)) => self.0.remove_container(&container).await,
             // CRI-REM-01.
@@ -240,6 +251,7 @@ impl v1::runtime_service_server::RuntimeService for RuntimeApi {
         request: Request<v1::UpdateContainerResourcesRequest>,
     ) -> Result<Response<v1::UpdateContainerResourcesResponse>, Status> {
         let request = request.into_inner();
+        self.about(&request.container_id);
         let outcome = match self.0.containers.get(&request.container_id) {
             Ok(container) => self.0.update_container(&container, &request.linux.unwrap_or_default()).await,
             Err(error) => Err(error),
@@ -251,6 +263,7 @@ impl v1::runtime_service_server::RuntimeService for RuntimeApi {
         &self,
         request: Request<v1::ReopenContainerLogRequest>,
     ) -> Result<Response<v1::ReopenContainerLogResponse>, Status> {
+        self.about(&request.get_ref().container_id);
         let outcome = match self.running(&request.get_ref().container_id) {
             // No new file for one that does not run (CRI-LOG-13).
             Ok(container) if !container.record().is_running() => {
@@ -269,6 +282,7 @@ impl v1::runtime_service_server::RuntimeService for RuntimeApi {
     ) -> Result<Response<v1::ExecSyncResponse>, Status> {
         let request = request.into_inner();
         let limit = u64::try_from(request.timeout).ok().filter(|s| *s > 0).map(Duration::from_secs);
+        self.about(&request.container_id);
         let outcome = match self.running(&request.container_id) {
             Ok(container) => self.0.exec_sync(&container, request.cmd, limit).await,
             Err(error) => Err(error),
@@ -282,6 +296,7 @@ impl v1::runtime_service_server::RuntimeService for RuntimeApi {
     }
 
     async fn exec(&self, request: Request<v1::ExecRequest>) -> Result<Response<v1::ExecResponse>, Status> {
+        self.about(&request.get_ref().container_id);
         let url = streaming::exec_url(&self.0, &self.1, request.into_inner());
         answer("Exec", url.map(|url| v1::ExecResponse { url }))
     }
@@ -290,6 +305,7 @@ impl v1::runtime_service_server::RuntimeService for RuntimeApi {
         &self,
         request: Request<v1::AttachRequest>,
     ) -> Result<Response<v1::AttachResponse>, Status> {
+        self.about(&request.get_ref().container_id);
         let url = streaming::attach_url(&self.0, &self.1, request.get_ref());
         answer("Attach", url.map(|url| v1::AttachResponse { url }))
     }
@@ -298,6 +314,7 @@ impl v1::runtime_service_server::RuntimeService for RuntimeApi {
         &self,
         request: Request<v1::PortForwardRequest>,
     ) -> Result<Response<v1::PortForwardResponse>, Status> {
+        self.about(&request.get_ref().pod_sandbox_id);
         let url = streaming::forward_url(&self.0, &self.1, request.get_ref());
         answer("PortForward", url.map(|url| v1::PortForwardResponse { url }))
     }

@@ -54,7 +54,7 @@ pub(super) async fn status(daemon: &Daemon, verbose: bool) -> v1::StatusResponse
     v1::StatusResponse {
         status: Some(v1::RuntimeStatus { conditions }),
         info,
-        runtime_handlers: handlers::list(user_namespaces),
+        runtime_handlers: handlers::list(&daemon.live().runtime_handlers, user_namespaces),
         features: Some(v1::RuntimeFeatures {
             supplemental_groups_policy: true,
             mount_options: true,
@@ -68,7 +68,7 @@ fn config(daemon: &Daemon) -> String {
     let (driver, root) = config.cgroups.describe();
     json!({
         "rootDir": config.root, "stateDir": config.state, "address": config.address,
-        "cgroupDriver": driver, "cgroupRoot": root, "keeper": config.keeper, "cniConfDir": config.network.conf_dir,
+        "cgroupDriver": driver, "cgroupRoot": root, "keeper": config.keeper, "cniConfDir": config.file.cni.conf_dir,
     })
     .to_string()
 }

@@ -51,6 +51,10 @@ impl Keeper {
             .arg(&self.client_address)
             .arg("start")
             .env("SLIPWAY_KEEPER_STATE", &self.state)
+            // It outlives us, and is not who the service manager listens to.
+            .env_remove("NOTIFY_SOCKET")
+            .env_remove("WATCHDOG_USEC")
+            .env_remove("WATCHDOG_PID")
             .current_dir(&self.state)
             .stdin(Stdio::null())
             .kill_on_drop(true)

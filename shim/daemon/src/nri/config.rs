@@ -1,130 +1,132 @@
 //! `[nri]` of the configuration: the keys that containerd has, with the same meanings and defaults.
 
-use anyhow::{Context, Result, bail};
-use serde::Deserialize;
+use crate::config::{Time, seconds};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use slipway_nri::{Options, Validator};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 /// A daemon with a state directory of its own does not take the node's plugins away.
 const NODE_STATE: &str = "/run/slipway";
 
 /// As written.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(crate) struct LowNri {
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub(crate) struct Keys {
     /// true: no plugins at all.
-    disable: Option<bool>,
-    /// true: only plugins of `plugin_path`; nobody can connect.
-    disable_connections: Option<bool>,
-    /// Where plugins connect. Default /var/run/nri/nri.sock; with another --state than the usual one, nri.sock in there.
+    disable: bool,
+    /// true: only plugins of plugin_path; nobody can connect.
+    disable_connections: bool,
+    /// Where plugins connect. Without it: /var/run/nri/nri.sock; with another --state than the usual one, nri.sock in there.
     socket_path: Option<PathBuf>,
-    /// Executables `NN-name`, launched at start. Default /opt/nri/plugins.
-    plugin_path: Option<PathBuf>,
-    /// Their configuration, `NN-name.conf` or `name.conf`. Default /etc/nri/conf.d.
-    plugin_config_path: Option<PathBuf>,
-    /// From the connection to the registration, and for the first synchronization. Default "5s".
-    plugin_registration_timeout: Option<String>,
-    /// For one request; a plugin that takes longer is dropped. Default "2s".
-    plugin_request_timeout: Option<String>,
-    default_validator: LowValidator,
+    /// Directory of executables NN-name, launched at start.
+    plugin_path: PathBuf,
+    /// Directory of their configuration, NN-name.conf or name.conf.
+    plugin_config_path: PathBuf,
+    /// Time from the connection to the registration, and for the first synchronization.
+    plugin_registration_timeout: Time,
+    /// Time for one request; a plugin that takes longer is dropped.
+    plugin_request_timeout: Time,
+    /// What plugins may not do on this node.
+    default_validator: ValidatorKeys,
 }
 
-/// `[nri.default_validator]`: what plugins may not do here. Off unless `enable` is true.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct LowValidator {
+impl Default for Keys {
+    fn default() -> Self {
+        Self {
+            disable: false,
+            disable_connections: false,
+            socket_path: None,
+            plugin_path: "/opt/nri/plugins".into(),
+            plugin_config_path: "/etc/nri/conf.d".into(),
+            plugin_registration_timeout: seconds(5),
+            plugin_request_timeout: seconds(2),
+            default_validator: ValidatorKeys::default(),
+        }
+    }
+}
+
+/// `[nri.default_validator]`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+struct ValidatorKeys {
+    /// Whether anything of this table is in force.
     enable: bool,
+    /// Refuse plugins that add OCI hooks.
     reject_oci_hook_adjustment: bool,
-    /// Policies of containers that asked for RuntimeDefault, Unconfined, Localhost.
+    /// Refuse plugins that change the seccomp policy of containers that asked for RuntimeDefault.
     reject_runtime_default_seccomp_adjustment: bool,
+    /// Refuse plugins that change the seccomp policy of containers that asked for Unconfined.
     reject_unconfined_seccomp_adjustment: bool,
+    /// Refuse plugins that change the seccomp policy of containers that asked for a Localhost profile.
     reject_custom_seccomp_adjustment: bool,
+    /// Refuse plugins that change namespaces.
     reject_namespace_adjustment: bool,
+    /// Refuse plugins that change sysctls.
     reject_sysctl_adjustment: bool,
-    /// Names (`policy`, or `10-policy`) without whose answer no container is made. Pods may ask for more by the annotation
+    /// Names (policy, or 10-policy) without whose answer no container is made. Pods may ask for more by the annotation
     /// required-plugins.noderesource.dev.
     required_plugins: Vec<String>,
     /// Annotation by which a pod can do without them: static pods, and the plugins' own.
     tolerate_missing_plugins_annotation: String,
 }
 
-impl LowNri {
-    pub(crate) fn decide(self, state: &Path) -> Result<Options> {
-        let usual = Options::default();
-        let socket = self.socket_path.or_else(|| {
-            let of_node = state == Path::new(NODE_STATE);
-            if of_node { usual.socket.clone() } else { Some(state.join("nri.sock")) }
-        });
-        let time = |key: &str, text: Option<String>, usual| match text {
-            Some(text) => duration(&text).with_context(|| format!("nri.{key} = {text:?}")),
-            None => Ok(usual),
-        };
-        Ok(Options {
-            disable: self.disable.unwrap_or(false),
-            socket: socket.filter(|_| !self.disable_connections.unwrap_or(false)),
-            plugin_dir: self.plugin_path.unwrap_or(usual.plugin_dir),
-            config_dir: self.plugin_config_path.unwrap_or(usual.config_dir),
-            registration_timeout: time(
-                "plugin_registration_timeout",
-                self.plugin_registration_timeout,
-                usual.registration_timeout,
-            )?,
-            request_timeout: time(
-                "plugin_request_timeout",
-                self.plugin_request_timeout,
-                usual.request_timeout,
-            )?,
-            validator: self.default_validator.decide(),
-            ..usual
-        })
+impl Keys {
+    /// Decides what is left to the host.
+    pub(crate) fn settle(&mut self, state: &Path) {
+        let of_node = state == Path::new(NODE_STATE);
+        let usual = || if of_node { "/var/run/nri/nri.sock".into() } else { state.join("nri.sock") };
+        self.socket_path.get_or_insert_with(usual);
+    }
+
+    /// For the plugins' room; settled before.
+    pub(crate) fn options(&self) -> Options {
+        Options {
+            disable: self.disable,
+            socket: self.socket_path.clone().filter(|_| !self.disable_connections),
+            plugin_dir: self.plugin_path.clone(),
+            config_dir: self.plugin_config_path.clone(),
+            registration_timeout: self.plugin_registration_timeout.length(),
+            request_timeout: self.plugin_request_timeout.length(),
+            validator: self.default_validator.options(),
+            ..Options::default()
+        }
     }
 }
 
-impl LowValidator {
-    fn decide(self) -> Option<Validator> {
-        self.enable.then_some(Validator {
+impl ValidatorKeys {
+    fn options(&self) -> Option<Validator> {
+        self.enable.then(|| Validator {
             reject_oci_hook_adjustment: self.reject_oci_hook_adjustment,
             reject_runtime_default_seccomp_adjustment: self.reject_runtime_default_seccomp_adjustment,
             reject_unconfined_seccomp_adjustment: self.reject_unconfined_seccomp_adjustment,
             reject_custom_seccomp_adjustment: self.reject_custom_seccomp_adjustment,
             reject_namespace_adjustment: self.reject_namespace_adjustment,
             reject_sysctl_adjustment: self.reject_sysctl_adjustment,
-            required_plugins: self.required_plugins,
-            tolerate_missing_plugins_annotation: self.tolerate_missing_plugins_annotation,
+            required_plugins: self.required_plugins.clone(),
+            tolerate_missing_plugins_annotation: self.tolerate_missing_plugins_annotation.clone(),
         })
     }
-}
-
-/// "500ms", "5s" or "1m", as Go writes them; never zero, which would drop every plugin.
-fn duration(text: &str) -> Result<Duration> {
-    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let number: u64 = text[..split].parse().context("it does not begin with a number")?;
-    let duration = match &text[split..] {
-        "ms" => Duration::from_millis(number),
-        "s" => Duration::from_secs(number),
-        "m" => Duration::from_secs(number.saturating_mul(60)),
-        unit => bail!("unknown unit {unit:?}: write ms, s or m"),
-    };
-    if duration.is_zero() {
-        bail!("it must be more than nothing");
-    }
-    Ok(duration)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
-    fn options(text: &str, state: &str) -> Result<Options> {
-        toml::from_str::<LowNri>(text)?.decide(Path::new(state))
+    fn options(text: &str, state: &str) -> Result<Options, toml::de::Error> {
+        let mut keys: Keys = toml::from_str(text)?;
+        keys.settle(Path::new(state));
+        Ok(keys.options())
     }
 
     /// NRI-01, NRI-12.
     #[test]
     fn defaults_are_containerds() {
         let node = options("", NODE_STATE).expect("defaults");
+        let usual = Options::default();
         assert_eq!(node.socket.as_deref(), Some(Path::new("/var/run/nri/nri.sock")));
+        assert_eq!((&node.plugin_dir, &node.config_dir), (&usual.plugin_dir, &usual.config_dir));
         assert_eq!(
             (node.registration_timeout, node.request_timeout),
             (Duration::from_secs(5), Duration::from_secs(2))
@@ -140,18 +142,5 @@ mod tests {
         let options = options(text, NODE_STATE).expect("options");
         assert_eq!((options.socket, options.request_timeout), (None, Duration::from_millis(250)));
         assert_eq!(options.validator.expect("enabled").required_plugins, ["a"]);
-    }
-
-    #[test]
-    fn bad_values_are_named() {
-        for (text, word) in [
-            ("plugin_request_timeout = \"5\"", "unit"),
-            ("plugin_request_timeout = \"0s\"", "more than nothing"),
-            ("plugin_registration_timeout = \"s\"", "plugin_registration_timeout"),
-            ("plugins_path = \"/x\"", "plugins_path"),
-        ] {
-            let error = format!("{:#}", options(text, NODE_STATE).expect_err(text));
-            assert!(error.contains(word), "{error}");
-        }
     }
 }

@@ -5,11 +5,13 @@ use crate::containers::{Phase, Stop};
 use crate::daemon::{Container, Daemon};
 use crate::error::{Error, Result};
 use crate::pods::PodPhase;
+use crate::telemetry::spans;
 use cri_proto::nri;
 use serde_json::Value;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tonic::Code;
+use tracing::Instrument as _;
 
 /// How long a container that is busy is waited for: two plugins may want to change each other's containers.
 const BUSY: Duration = Duration::from_secs(1);
@@ -56,7 +58,9 @@ impl slipway_nri::Host for Plugins {
             let label = container.record().label();
             tracing::warn!(container = label, reason = eviction.reason, "evicted by an NRI plugin");
             let daemon = Arc::clone(&daemon);
-            let stop = tokio::spawn(async move { daemon.stop_container(&container, Stop::Now).await });
+            let span = spans::of_container(&daemon, &container.record());
+            let stop = async move { daemon.stop_container(&container, Stop::Now).await };
+            let stop = tokio::spawn(stop.instrument(span));
             if let Ok(Ok(Err(error))) = tokio::time::timeout(EVICTION, stop).await {
                 tracing::error!(container = label, "eviction: {error}");
             }

@@ -10,7 +10,7 @@ mod resources;
 mod told;
 
 pub(crate) use apply::apply;
-pub(crate) use config::LowNri;
+pub(crate) use config::Keys;
 pub(crate) use container::container;
 pub(crate) use host::Plugins;
 pub(crate) use pod::pod;

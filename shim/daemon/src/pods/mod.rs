@@ -8,7 +8,7 @@ pub(crate) mod stop;
 pub(crate) mod user;
 mod watch;
 
-pub(crate) use parse::without_nul;
+pub(crate) use parse::{add_sysctls, without_nul};
 
 use crate::object::Record;
 use cri_proto::v1;

@@ -1,5 +1,6 @@
 //! What a PodSandboxConfig must satisfy before anything is made; past this nobody checks again.
 
+use crate::config::Sysctl;
 use crate::error::{Error, Result};
 use cri_proto::v1;
 
@@ -36,6 +37,28 @@ pub(crate) fn check(config: &v1::PodSandboxConfig) -> Result<()> {
         check_namespaces(options)?;
     }
     Ok(())
+}
+
+/// Gives the pod the node's own kernel settings, but those that it asks for itself, and those of a namespace that is not its
+/// own or whose values its users cannot have.
+pub(crate) fn add_sysctls(config: &mut v1::PodSandboxConfig, defaults: &[Sysctl]) {
+    if defaults.is_empty() {
+        return;
+    }
+    let linux = config.linux.get_or_insert_default();
+    let options = linux.security_context.as_ref().and_then(|s| s.namespace_options.as_ref());
+    let host = |mode: Option<v1::NamespaceMode>| mode == Some(v1::NamespaceMode::Node);
+    let host_network = host(options.map(v1::NamespaceOption::network));
+    let host_ipc = host(options.map(v1::NamespaceOption::ipc));
+    let of_users = options.and_then(|o| o.userns_options.as_ref()).map(v1::UserNamespace::mode);
+    let own_users = of_users == Some(v1::NamespaceMode::Pod);
+    for Sysctl { name, value } in defaults {
+        let foreign = if name.starts_with("net.") { host_network } else { host_ipc };
+        if foreign || (own_users && name == "net.ipv4.ping_group_range") {
+            continue;
+        }
+        linux.sysctls.entry(name.clone()).or_insert_with(|| value.clone());
+    }
 }
 
 /// What the kernel gets as a path, a name or a value.
@@ -95,6 +118,29 @@ fn check_namespaces(options: &v1::NamespaceOption) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn settings_of_the_node_where_the_pod_has_the_namespace_and_says_nothing() {
+        let sysctl = |text: &str| Sysctl::try_from(text.to_owned()).expect("a setting");
+        let defaults = [sysctl("net.ipv4.ip_unprivileged_port_start=0"), sysctl("kernel.shmmni=7")];
+        let of = |network: v1::NamespaceMode, asked: &[(&str, &str)]| {
+            let namespaces = v1::NamespaceOption { network: network.into(), ..Default::default() };
+            let security =
+                v1::LinuxSandboxSecurityContext { namespace_options: Some(namespaces), ..Default::default() };
+            let sysctls = asked.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+            let linux =
+                v1::LinuxPodSandboxConfig { sysctls, security_context: Some(security), ..Default::default() };
+            let mut config = v1::PodSandboxConfig { linux: Some(linux), ..Default::default() };
+            add_sysctls(&mut config, &defaults);
+            let mut sysctls: Vec<_> = config.linux.expect("linux").sysctls.into_iter().collect();
+            sysctls.sort();
+            sysctls.into_iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>()
+        };
+        let both = ["kernel.shmmni=7", "net.ipv4.ip_unprivileged_port_start=0"];
+        assert_eq!(of(v1::NamespaceMode::Pod, &[]), both);
+        assert_eq!(of(v1::NamespaceMode::Node, &[]), both[..1]);
+        assert_eq!(of(v1::NamespaceMode::Node, &[("kernel.shmmni", "1")]), ["kernel.shmmni=1"]);
+    }
 
     fn good() -> v1::PodSandboxConfig {
         let (name, uid, namespace) = ("n".into(), "u".into(), "ns".into());

@@ -5,6 +5,7 @@ use super::{PodPhase, PodRecord, files};
 use crate::daemon::{Daemon, Pod, blocking};
 use crate::error::{Error, Result};
 use crate::rollback::Rollback;
+use crate::telemetry::spans;
 use cri_proto::v1::{self, ContainerEventType};
 use slipway_nri::Admission;
 use std::path::PathBuf;
@@ -16,16 +17,22 @@ impl Daemon {
     /// Makes a pod and answers its id; the same request in flight is joined (CRI-RUN-09).
     pub(crate) async fn run_pod(
         self: &Arc<Self>,
-        config: v1::PodSandboxConfig,
+        mut config: v1::PodSandboxConfig,
         handler: String,
     ) -> Result<String> {
+        if let Some(metadata) = &config.metadata {
+            spans::about_pod(&format!("{}/{}", metadata.namespace, metadata.name));
+        }
         super::parse::check(&config)?;
-        if !crate::handlers::known(&handler) {
-            let known = crate::handlers::NAMES.join(", ");
+        let live = self.live();
+        let known = crate::handlers::names(&live.runtime_handlers);
+        if !known.contains(&handler) {
             return Err(Error::invalid(format!(
-                "runtime_handler {handler:?} is unknown; there is {known} (or empty)"
+                "runtime_handler {handler:?} is unknown; there is{} (or empty); runtime_handlers in the configuration adds names",
+                known.join(" ")
             )));
         }
+        super::parse::add_sysctls(&mut config, &live.pods.default_sysctls);
         let options =
             config.linux.as_ref().and_then(|l| l.security_context.as_ref()?.namespace_options.as_ref());
         if options.map(super::user::mappings).transpose()?.flatten().is_some() {

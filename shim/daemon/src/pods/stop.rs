@@ -5,11 +5,13 @@ use super::{PodPhase, PodRecord};
 use crate::containers::Stop;
 use crate::daemon::{Daemon, Pod, blocking};
 use crate::error::{Error, Result};
+use crate::telemetry::spans;
 use cri_proto::v1::ContainerEventType;
 use slipway_runtime::cgroup::Cgroup;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinSet;
+use tracing::Instrument as _;
 
 const METHOD: &str = "StopPodSandbox";
 
@@ -22,7 +24,7 @@ impl Daemon {
         let Some(pod) = self.pods.get_if_any(id)? else { return Ok(()) };
         let daemon = Arc::clone(self);
         // On its own task: a caller that goes away must not leave it half done.
-        finish(tokio::spawn(async move { daemon.stop_known(&pod).await })).await
+        finish(spans::spawn(async move { daemon.stop_known(&pod).await })).await
     }
 
     async fn stop_known(self: &Arc<Self>, pod: &Arc<Pod>) -> Result<()> {
@@ -63,11 +65,12 @@ impl Daemon {
         let mut stops = JoinSet::new();
         for container in self.containers_of(&pod.id) {
             let daemon = Arc::clone(self);
-            stops.spawn(async move {
+            let stop = async move {
                 // A start under way is waited for: what it starts must be stopped.
                 drop(container.gate.lock().await);
                 daemon.stop_container(&container, Stop::Now).await
-            });
+            };
+            stops.spawn(stop.in_current_span());
         }
         let mut outcome = Ok(());
         while let Some(stopped) = stops.join_next().await {
@@ -104,7 +107,7 @@ impl Daemon {
     pub(crate) async fn remove_pod(self: &Arc<Self>, id: &str) -> Result<()> {
         let Some(pod) = self.pods.get_if_any(id)? else { return Ok(()) };
         let daemon = Arc::clone(self);
-        finish(tokio::spawn(async move { daemon.remove_known(&pod).await })).await
+        finish(spans::spawn(async move { daemon.remove_known(&pod).await })).await
     }
 
     async fn remove_known(self: &Arc<Self>, pod: &Arc<Pod>) -> Result<()> {

@@ -3,10 +3,12 @@
 
 use super::PodPhase;
 use crate::daemon::{Daemon, Pod};
+use crate::telemetry::spans;
 use cri_proto::v1::ContainerEventType;
 use std::sync::Arc;
 use std::time::Duration;
 use tonic::Code;
+use tracing::Instrument as _;
 
 /// Pause before a wait that failed is tried again.
 const AGAIN: Duration = Duration::from_millis(500);
@@ -18,7 +20,8 @@ impl Daemon {
             return;
         }
         let (daemon, pod) = (Arc::clone(self), Arc::clone(pod));
-        tokio::spawn(async move {
+        let span = spans::of_pod(&pod.record().label());
+        let watch = async move {
             loop {
                 match daemon.keeper.wait_sandbox(&pod.id).await {
                     Ok(()) => break,
@@ -34,7 +37,8 @@ impl Daemon {
                 }
             }
             daemon.pod_died(&pod).await;
-        });
+        };
+        tokio::spawn(watch.instrument(span));
     }
 
     /// NOTREADY by itself; the kubelet kills the containers and makes a new sandbox (CRI-PSTOP-09).

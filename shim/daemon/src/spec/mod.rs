@@ -39,6 +39,8 @@ pub(crate) struct Inputs<'a> {
     pub(crate) volumes: &'a [(PathBuf, PathBuf)],
     /// What the container's CDI devices change.
     pub(crate) cdi: &'a [Edits],
+    /// What the configuration gives every container.
+    pub(crate) ulimits: &'a [crate::config::Ulimit],
     /// Init of the container whose PID namespace is joined (pid=TARGET).
     pub(crate) target_pid: Option<u32>,
 }
@@ -241,6 +243,7 @@ pub(crate) mod tests {
             sources: &container.config.mounts.iter().map(|m| m.host_path.clone().into()).collect::<Vec<_>>(),
             volumes: &[("/vol/0".into(), "/data".into()), ("/vol/1".into(), "/dev/shm".into())],
             cdi: &[],
+            ulimits: &["nofile=5:6".to_owned().try_into().map_err(Error::invalid)?],
             target_pid: Some(77),
         })?;
         serde_json::to_value(built).map_err(|e| Error::internal(e.to_string()))

@@ -36,6 +36,9 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<Value> {
         return Err(Error::invalid(format!("oom_score_adj {adjust} is not between -1000 and 1000")));
     }
     process["oomScoreAdj"] = adjust.into();
+    if !inputs.ulimits.is_empty() {
+        process["rlimits"] = inputs.ulimits.iter().map(crate::config::Ulimit::to_oci).collect();
+    }
     Ok(process)
 }
 
@@ -111,6 +114,12 @@ mod tests {
         assert_eq!(args(&["cmd"], &[]), json!(["cmd"]), "a command also drops Cmd");
         assert_eq!(args(&[], &["x"]), json!(["/entry", "x"]));
         assert_eq!(args(&["cmd"], &["x"]), json!(["cmd", "x"]));
+    }
+
+    #[test]
+    fn limits_of_the_configuration() {
+        let spec = spec_of(|_, _| {}).expect("spec");
+        assert_eq!(spec["process"]["rlimits"], json!([{"type": "RLIMIT_NOFILE", "soft": 5, "hard": 6}]));
     }
 
     /// CRI-CC-08, CRI-CC-09.

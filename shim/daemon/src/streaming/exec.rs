@@ -9,12 +9,14 @@ use crate::containers::exec_process;
 use crate::daemon::{Container, Daemon, blocking};
 use crate::error::{Error, Result};
 use crate::keeper::ExecStreams;
+use crate::telemetry::spans;
 use slipway_streaming::{Input, Session, Size};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::unix::pipe::{Receiver, Sender};
 use tokio::sync::watch;
 use tonic::Code;
+use tracing::Instrument as _;
 
 /// How long the streams may be silent after the end of the command, when a child of it still holds them.
 const DRAIN: Duration = Duration::from_secs(1);
@@ -54,7 +56,11 @@ impl Drop for Exec {
     fn drop(&mut self) {
         let (daemon, id, exec_id, over) =
             (Arc::clone(&self.daemon), self.id.clone(), self.exec_id.clone(), self.over);
-        tokio::spawn(async move {
+        let container = daemon.containers.get(&id);
+        let span = container
+            .map(|c| spans::of_container(&daemon, &c.record()))
+            .unwrap_or_else(|_| tracing::Span::none());
+        let forget = async move {
             let keeper = &daemon.keeper;
             let forgotten =
                 if over { keeper.delete(&id, &exec_id).await } else { keeper.abandon(&id, &exec_id).await };
@@ -63,7 +69,8 @@ impl Drop for Exec {
                     "exec session {exec_id} stays with the keeper until its container goes: {error}"
                 );
             }
-        });
+        };
+        tokio::spawn(forget.instrument(span));
     }
 }
 

@@ -7,7 +7,6 @@ mod exec;
 mod forward;
 mod pipes;
 
-use crate::config::Config;
 use crate::containers::Phase;
 use crate::daemon::{Container, Daemon};
 use crate::error::{Error, Result};
@@ -24,8 +23,8 @@ const INTERACTIVE: &str = "i-";
 
 /// Binds the server; it serves until it is dropped.
 pub(crate) async fn start(daemon: &Arc<Daemon>) -> anyhow::Result<Server> {
-    let Config { streaming, .. } = &daemon.config;
-    let options = Options { listen: streaming.address, idle: streaming.idle_timeout };
+    let streaming = &daemon.config.file.streaming;
+    let options = Options { listen: streaming.address, idle: streaming.idle() };
     let server = Server::start(options, Arc::new(Door(Arc::clone(daemon)))).await;
     let server = server.with_context(|| {
         format!("bind the streaming server to {}: is the port taken? (streaming.address)", streaming.address)

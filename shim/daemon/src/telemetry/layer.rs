@@ -1,6 +1,6 @@
 //! The clock around every RPC, as a layer of the gRPC server: handlers know nothing of it.
 
-use super::{Answer, Method, Telemetry, seconds};
+use super::{Answer, Method, Telemetry, seconds, spans};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use std::time::Instant;
 use tonic::Code;
 use tonic::codegen::http::{HeaderMap, Request, Response};
 use tower::{Layer, Service};
+use tracing::Instrument as _;
 
 /// Wraps a service so that its calls are counted and timed.
 #[derive(Debug, Clone)]
@@ -45,13 +46,16 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let mut underway = Underway::begin(&self.telemetry, request.uri().path());
-        let answer = self.inner.call(request);
-        Box::pin(async move {
+        let method = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
+        let span = spans::of_request(&method);
+        let mut underway = Underway::begin(&self.telemetry, method);
+        let answer = span.in_scope(|| self.inner.call(request));
+        let answered = async move {
             let answer = answer.await;
             underway.answered(answer.as_ref().map_or(Code::Unknown, |answer| code(answer.headers())));
             answer
-        })
+        };
+        Box::pin(answered.instrument(span))
     }
 }
 
@@ -69,8 +73,8 @@ struct Underway {
 }
 
 impl Underway {
-    fn begin(telemetry: &Arc<Telemetry>, path: &str) -> Self {
-        let method = Method { method: path.rsplit('/').next().unwrap_or_default().to_owned() };
+    fn begin(telemetry: &Arc<Telemetry>, method: String) -> Self {
+        let method = Method { method };
         telemetry.in_flight.get_or_create(&method).inc();
         Self { telemetry: Arc::clone(telemetry), method, start: Instant::now(), code: Code::Cancelled }
     }

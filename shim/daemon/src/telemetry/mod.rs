@@ -12,6 +12,7 @@
 
 mod endpoint;
 mod layer;
+pub(crate) mod spans;
 mod state;
 
 pub(crate) use endpoint::Endpoint;

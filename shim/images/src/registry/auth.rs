@@ -93,6 +93,16 @@ impl Session {
         Self { secret, scope: format!("repository:{repository}:pull"), state }
     }
 
+    /// Whose credentials, for people; never what they are.
+    pub(super) fn in_words(&self) -> String {
+        match &self.secret {
+            Secret::None => "none".to_owned(),
+            Secret::Password { username, .. } => format!("of user {username} (password hidden)"),
+            Secret::Identity(_) => "identity token (hidden)".to_owned(),
+            Secret::Bearer(_) => "bearer token (hidden)".to_owned(),
+        }
+    }
+
     /// The Authorization header to send, and its generation.
     pub(super) async fn header(&self) -> (Option<Arc<str>>, u64) {
         let state = self.state.lock().await;

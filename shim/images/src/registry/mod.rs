@@ -6,16 +6,19 @@ pub(crate) mod blob;
 mod certificate;
 mod challenge;
 mod connect;
+mod explain;
 mod request;
 
+use crate::credentials::Credentials;
 use crate::digest::Digest;
 use crate::hosts::{Host, hosts_for};
 use crate::manifest::{ACCEPT, MAX_MANIFEST};
 use crate::reference::Reference;
-use crate::types::{Auth, Options};
+use crate::types::{Auth, Registries};
 use crate::{Error, Kind, Result};
 use auth::{Secret, Session};
 pub(crate) use connect::Connector;
+pub use explain::{EndpointAsked, Explanation, FileLooked, explain};
 use request::Endpoint;
 use reqwest::header::{
     ACCEPT as ACCEPT_HEADER, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue,
@@ -46,18 +49,26 @@ pub(crate) struct Fetched {
 }
 
 impl Registry {
-    /// Reads hosts.toml anew (IMG-HOST-12).
+    /// Reads hosts.toml and credentials anew (IMG-HOST-12). May run a credential helper: for a thread that may block.
     pub(crate) fn open(
         reference: &Reference,
         auth: Option<&Auth>,
-        options: &Options,
+        registries: &Registries,
         connector: &Connector,
     ) -> Result<Self> {
-        let secret = Secret::from_cri(auth, &reference.host)?;
-        let hosts = hosts_for(&reference.host, &options.hosts_dirs)?;
+        let own = registries.auth_file.as_deref().map(Credentials::read).transpose()?;
+        let own = |host: &str| match &own {
+            Some(own) => Secret::from_cri(own.of(host, &reference.path)?.as_ref(), host),
+            None => Ok(Secret::None),
+        };
+        let secret = match Secret::from_cri(auth, &reference.host)? {
+            Secret::None => own(&reference.host)?,
+            given => given,
+        };
+        let hosts = hosts_for(&reference.host, &registries.hosts_dirs)?;
         let endpoint = |(index, host): (usize, &Host)| {
-            // A mirror does not get the registry's secret (IMG-AUTH-11).
-            let secret = if host.is_upstream { secret.clone() } else { Secret::None };
+            // A mirror does not get the registry's secret (IMG-AUTH-11), but its own.
+            let secret = if host.is_upstream { secret.clone() } else { own(&authority(&host.base))? };
             Ok(Endpoint {
                 client: connector.client(host)?,
                 base: host.base.clone(),
@@ -168,6 +179,12 @@ impl Registry {
         }
         Err(worst.into_error(digest))
     }
+}
+
+/// `host` or `host:port`, as credentials are kept by.
+fn authority(url: &reqwest::Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
 fn mismatch(digest: &Digest, host: &str) -> Error {

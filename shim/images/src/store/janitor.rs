@@ -9,6 +9,7 @@
 use super::layout::Layout;
 use super::ledger::Ledger;
 use super::record::to_json;
+use super::seal::seal;
 use crate::unpack::tree::remove_tree;
 use rustix::fs::{CWD, Mode, OFlags, openat, renameat, syncfs};
 use rustix::io::Errno;
@@ -85,11 +86,15 @@ impl Drop for Janitor {
 }
 
 fn work(shared: &Shared, queue: &Receiver<Job>, stopping: &AtomicBool) {
+    super::verify::lower_priority();
     while let Ok(job) = queue.recv() {
         match job {
             Job::EmptyTrash if stopping.load(Ordering::Relaxed) => {}
             Job::EmptyTrash => empty_trash(&shared.layout, stopping),
-            Job::Sync => sync_layers(shared),
+            Job::Sync => {
+                sync_layers(shared);
+                seal_layers(shared, stopping);
+            }
         }
     }
 }
@@ -113,6 +118,31 @@ fn sync_layers(shared: &Shared) {
             .and_then(|json| shared.layout.write(&shared.layout.layer_record(&key), &json));
         if let Err(e) = written {
             tracing::warn!(error = %e, "cannot mark a layer as being on disk");
+        }
+    }
+}
+
+/// Takes the digests that a later verification compares with. Ends early when the store is closed: what is missing is taken
+/// after the next open.
+fn seal_layers(shared: &Shared, stopping: &AtomicBool) {
+    let open = shared.ledger().unsealed();
+    for key in open {
+        let sealed = match seal(&shared.layout.layer(&key), stopping) {
+            Ok(Some(sealed)) => sealed,
+            Ok(None) => return,
+            // Removed meanwhile, or a bad disk: then nobody can say what it should be.
+            Err(error) => {
+                tracing::debug!("{error}");
+                continue;
+            }
+        };
+        let mut ledger = shared.ledger();
+        let Some(record) = ledger.layer_mut(&key) else { continue };
+        record.seal = Some(sealed);
+        let written = to_json(record, &key)
+            .and_then(|json| shared.layout.write(&shared.layout.layer_record(&key), &json));
+        if let Err(e) = written {
+            tracing::warn!(error = %e, "cannot write a layer's seal");
         }
     }
 }

@@ -60,7 +60,9 @@ impl Inner {
     pub(crate) fn find_layer(self: &Arc<Self>, diff_id: &Digest, chain: &Digest) -> Option<Pinned> {
         let mut ledger = self.shared.ledger();
         let keys = [shared_key(diff_id), settled_key(chain)];
-        let key = keys.into_iter().find(|key| ledger.layer(key).is_some())?;
+        // A damaged one is got again, but not under the feet of containers.
+        let usable = |key: &String| !self.is_damaged(key) || !ledger.held_by(key).is_empty();
+        let key = keys.into_iter().find(|key| ledger.layer(key).is_some() && usable(key))?;
         ledger.pin(&key);
         Some(Pinned(Arc::new(Pin { inner: self.clone(), key })))
     }
@@ -82,13 +84,14 @@ impl Inner {
             root: tree.root_attributes,
             root_opaque: tree.root_opaque,
             usage: tree.usage,
+            seal: None,
             unsynced_in_boot: Some(super::open::boot_id()?),
         };
         let json = to_json(&record, &key)?;
         let mut ledger = self.shared.ledger();
-        if ledger.layer(&key).is_none() {
+        if ledger.layer(&key).is_none() || (self.is_damaged(&key) && ledger.held_by(&key).is_empty()) {
             let target = self.layout().layer(&key);
-            // Left by a removal that failed half-way.
+            // Left by a removal that failed half-way, or damaged.
             self.layout().discard(&target)?;
             directory.commit(&target)?;
             if let Err(e) = self.layout().write(&self.layout().layer_record(&key), &json) {
@@ -96,6 +99,7 @@ impl Inner {
                 return Err(e);
             }
             ledger.insert_layer(key.clone(), record);
+            self.healed(&key);
         }
         ledger.pin(&key);
         Ok(Pinned(Arc::new(Pin { inner: self.clone(), key })))

@@ -49,6 +49,18 @@ impl Ledger {
         self.owners.keys().cloned().collect()
     }
 
+    /// Those that are on disk and not yet sealed.
+    pub(crate) fn unsealed(&self) -> Vec<String> {
+        let open = |record: &LayerRecord| record.seal.is_none() && record.unsynced_in_boot.is_none();
+        self.layers.iter().filter(|(_, record)| open(record)).map(|(key, _)| key.clone()).collect()
+    }
+
+    /// The containers that have this layer.
+    pub(crate) fn held_by(&self, key: &str) -> Vec<String> {
+        let holds = |keys: &Vec<String>| keys.iter().any(|held| held == key);
+        self.owners.iter().filter(|(_, keys)| holds(keys)).map(|(owner, _)| owner.clone()).collect()
+    }
+
     pub(crate) fn pin(&mut self, key: &str) {
         *self.pins.entry(key.to_owned()).or_default() += 1;
     }

@@ -11,12 +11,14 @@ pub(crate) mod layout;
 mod ledger;
 mod open;
 pub(crate) mod record;
+mod seal;
+mod verify;
 mod volumes;
 
 use crate::digest::Digest;
 use crate::flight::Flights;
 use crate::pull::Pulled;
-use crate::types::{Auth, FsInfo, Image, Options, ProgressFn};
+use crate::types::{Auth, FsInfo, Image, Options, ProgressFn, Registries};
 use crate::{Error, Result};
 use catalog::Catalog;
 use janitor::{Janitor, Shared};
@@ -26,6 +28,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+pub use verify::{Verdict, Verified};
 
 /// The image store. Cheap to clone; all calls may run at once; lists come from memory.
 #[derive(Debug, Clone)]
@@ -34,7 +37,8 @@ pub struct Store {
 }
 
 pub(crate) struct Inner {
-    pub(crate) options: Options,
+    root: std::path::PathBuf,
+    registries: RwLock<Arc<Registries>>,
     shared: Arc<Shared>,
     catalog: RwLock<Arc<Catalog>>,
     janitor: Janitor,
@@ -43,6 +47,8 @@ pub(crate) struct Inner {
     /// One unpacking of a diff id at a time, whatever lies below it.
     pub(crate) diff_locks: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
     pub(crate) connector: crate::registry::Connector,
+    /// Layers that a verification found to be something else than was unpacked.
+    pub(crate) damaged: Mutex<std::collections::HashSet<String>>,
     /// Bytes of blobs taken from registries since the store was opened.
     pub(crate) fetched: AtomicU64,
     /// Released by the kernel when the process ends.
@@ -51,7 +57,7 @@ pub(crate) struct Inner {
 
 impl std::fmt::Debug for Inner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Store").field("root", &self.options.root).finish_non_exhaustive()
+        f.debug_struct("Store").field("root", &self.root).finish_non_exhaustive()
     }
 }
 
@@ -68,7 +74,12 @@ pub(crate) struct NewImage {
 impl Store {
     /// Opens the store, sets aside and names what is damaged, removes what an unclean stop left half-made.
     pub fn open(options: Options) -> Result<Self> {
-        Inner::open(options).map(|inner| Self { inner: Arc::new(inner) })
+        let (inner, unclean) = Inner::open(options)?;
+        let inner = Arc::new(inner);
+        if unclean {
+            verify::in_the_background(&inner);
+        }
+        Ok(Self { inner })
     }
 
     /// Pulls `reference` (tag, digest, or both: then the digest decides). Single flight per image and per layer.
@@ -97,6 +108,12 @@ impl Store {
         self.inner.fetched.load(Ordering::Relaxed)
     }
 
+    /// How registries are asked from now on; pulls under way go on as they began.
+    pub fn set_registries(&self, registries: Registries) {
+        let mut current = self.inner.registries.write().unwrap_or_else(PoisonError::into_inner);
+        *current = Arc::new(registries);
+    }
+
     pub fn list(&self) -> Vec<Arc<Image>> {
         self.inner.catalog().list()
     }
@@ -121,13 +138,17 @@ impl Store {
             used_bytes += layer.usage.bytes;
             inodes_used += layer.usage.inodes;
         }
-        Ok(FsInfo { mountpoint: self.inner.options.root.clone(), used_bytes, inodes_used })
+        Ok(FsInfo { mountpoint: self.inner.root.clone(), used_bytes, inodes_used })
     }
 }
 
 impl Inner {
     pub(crate) fn catalog(&self) -> Arc<Catalog> {
         self.catalog.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn registries(&self) -> Arc<Registries> {
+        self.registries.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(crate) fn layout(&self) -> &layout::Layout {

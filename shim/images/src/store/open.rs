@@ -24,7 +24,8 @@ pub(super) fn boot_id() -> Result<String> {
 }
 
 impl Inner {
-    pub(super) fn open(options: Options) -> Result<Self> {
+    /// The store, and whether the machine went down while it was open.
+    pub(super) fn open(options: Options) -> Result<(Self, bool)> {
         let layout = Layout::create(&options.root)?;
         let lock = lock(&layout)?;
         for entry in names(&layout.dir("tmp"))? {
@@ -38,7 +39,8 @@ impl Inner {
         let janitor =
             Janitor::start(shared.clone()).map_err(|e| Error::io("start janitor", &options.root, e))?;
         let inner = Self {
-            options,
+            root: options.root,
+            registries: RwLock::new(Arc::new(options.registries)),
             shared,
             catalog: RwLock::new(Arc::new(catalog)),
             janitor,
@@ -46,13 +48,33 @@ impl Inner {
             layer_flights: Default::default(),
             diff_locks: Mutex::default(),
             connector: crate::registry::Connector::default(),
+            damaged: Mutex::default(),
             fetched: AtomicU64::new(0),
             _lock: lock.into(),
         };
         inner.collect(&mut inner.shared.ledger());
         inner.janitor.sync();
-        Ok(inner)
+        let unclean = mark_open(inner.layout())?;
+        Ok((inner, unclean))
     }
+}
+
+impl Drop for Inner {
+    /// A clean stop. (A killed daemon harms no file; only a machine that goes down does.)
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(self.layout().dir(OPEN));
+    }
+}
+
+/// There while the store is open: the boot in which it was opened.
+const OPEN: &str = "open";
+
+/// Says that the store is open; whether it still said so from an earlier boot.
+fn mark_open(layout: &Layout) -> Result<bool> {
+    let boot = boot_id()?;
+    let was = std::fs::read_to_string(layout.dir(OPEN)).ok();
+    layout.write(&layout.dir(OPEN), boot.as_bytes())?;
+    Ok(was.is_some_and(|was| was != boot))
 }
 
 /// Two processes in one store would delete each other's layers.

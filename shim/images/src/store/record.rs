@@ -18,6 +18,9 @@ pub(crate) struct LayerRecord {
     pub(crate) root: Option<RootAttributes>,
     pub(crate) root_opaque: bool,
     pub(crate) usage: Usage,
+    /// What was unpacked, as a digest (see [`super::seal`]); taken after it is on disk.
+    #[serde(default)]
+    pub(crate) seal: Option<String>,
     /// While set, the files may not have reached the disk: the layer counts only in this boot (see `janitor`).
     pub(crate) unsynced_in_boot: Option<String>,
 }

@@ -73,7 +73,7 @@ pub(crate) struct Tree {
 
 const MAX_SYMLINKS: usize = 40;
 
-pub(super) fn os(component: &[u8]) -> &OsStr {
+pub(crate) fn os(component: &[u8]) -> &OsStr {
     OsStr::from_bytes(component)
 }
 

@@ -8,7 +8,7 @@ pub mod gate;
 pub mod tar;
 
 use sha2::{Digest, Sha256};
-use slipway_images::{Options, Store};
+use slipway_images::{Options, Registries, Store};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -254,7 +254,11 @@ fn reqwest_client() -> reqwest::Client {
 }
 
 pub fn store_at(dir: &Path, hosts_dirs: Vec<PathBuf>) -> Store {
-    Store::open(Options { root: dir.join("store"), hosts_dirs, parallel_layers: 3 }).unwrap()
+    Store::open(Options {
+        root: dir.join("store"),
+        registries: Registries { hosts_dirs, auth_file: None, parallel_layers: 3 },
+    })
+    .unwrap()
 }
 
 /// A store of its own; `root` is checked to be empty of half-made things at the end of a test.

@@ -79,10 +79,18 @@ struct Saved {
 
 const TEMPORARY: &str = ".bridge.json";
 
+impl Builtin {
+    /// Whether there can be such a bridge; makes nothing.
+    pub fn check(&self) -> Result<()> {
+        check_bridge_name(&self.bridge)?;
+        Pool::parse(&self.pool).map(drop)
+    }
+}
+
 impl Bridge {
     /// The bridge the options ask for; nothing is made yet.
     pub(crate) fn open(options: &Builtin, state_dir: &Path) -> Result<Self> {
-        check_bridge_name(&options.bridge)?;
+        options.check()?;
         let wanted = Pool::parse(&options.pool)?;
         Self::load(&options.bridge, Some(wanted), &dir(state_dir).join(&options.bridge))
     }

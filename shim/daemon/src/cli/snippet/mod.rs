@@ -2,16 +2,6 @@
 
 use clap::{Subcommand, ValueEnum};
 
-/// `slipway config …`
-#[derive(Debug, Subcommand)]
-pub(crate) enum ConfigCommand {
-    /// Print what another program's configuration needs
-    Snippet {
-        #[command(subcommand)]
-        of: Snippet,
-    },
-}
-
 #[derive(Debug, Subcommand)]
 pub(crate) enum Snippet {
     /// A runtime handler named "slipway" for containerd's CRI
@@ -30,9 +20,9 @@ pub(crate) enum Major {
     Two,
 }
 
-impl ConfigCommand {
+impl Snippet {
     pub(crate) fn run(&self) {
-        let Self::Snippet { of: Snippet::Containerd { version } } = self;
+        let Self::Containerd { version } = self;
         print!(
             "{}",
             match version {

@@ -1,0 +1,172 @@
+//! `slipway config …`: what may be written, what is written, what is in force. Talks to no daemon.
+
+use super::keys::{self, Keys};
+use super::sources::Sources;
+use super::{Config, ServeArgs};
+use crate::cli::{self, Output, snippet::Snippet};
+use anyhow::Result;
+use serde::Serialize;
+use std::path::Path;
+use std::process::ExitCode;
+
+/// `slipway config`
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    /// Print a configuration file with every key and its default
+    Default,
+    /// Say what is wrong with the configuration files, if anything
+    Check(ServeArgs),
+    /// Print what is in force, and which file and line says so
+    Show(ServeArgs),
+    /// Print the reference of all keys (docs/configuration.md)
+    Reference,
+    /// Translate another runtime's configuration, and name what cannot be translated
+    #[command(subcommand)]
+    Import(super::import::From),
+    /// Print what another program's configuration needs to use Slipway
+    Snippet {
+        #[command(subcommand)]
+        of: Snippet,
+    },
+}
+
+impl Command {
+    pub(crate) fn run(&self, address: &Path, output: Output) -> Result<ExitCode> {
+        match self {
+            Self::Default => cli::output::print(&keys::default_file())?,
+            Self::Reference => cli::output::print(&keys::reference())?,
+            Self::Import(from) => from.run()?,
+            Self::Snippet { of } => of.run(),
+            Self::Check(args) => check(args, address)?,
+            Self::Show(args) => show(args, address, output)?,
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn check(args: &ServeArgs, address: &Path) -> Result<()> {
+    let sources = Sources::read(args.config.as_deref())?;
+    Config::decide(&sources, args, address)?;
+    let files = sources.files.iter().map(|file| format!("{}: understood\n", file.display()));
+    let files: String = files.collect();
+    cli::output::print(if files.is_empty() {
+        "no configuration file: the defaults are in force\n"
+    } else {
+        &files
+    })
+}
+
+/// One key as it is in force.
+#[derive(Debug, Serialize)]
+struct Shown {
+    key: String,
+    /// Absent: it has none.
+    value: Option<toml::Value>,
+    /// `FILE:LINE`, `default`, `this host`, `flag`.
+    from: String,
+}
+
+fn show(args: &ServeArgs, address: &Path, output: Output) -> Result<()> {
+    let sources = Sources::read(args.config.as_deref())?;
+    let config = Config::decide(&sources, args, address)?;
+    let shown = shown(&sources, &config, args);
+    if output == Output::Json {
+        return cli::output::json(&shown);
+    }
+    cli::output::print(&text(&shown))
+}
+
+fn shown(sources: &Sources, config: &Config, args: &ServeArgs) -> Vec<Shown> {
+    let values = keys::flat(&config.file);
+    let line = |key: keys::Key| {
+        let value = values.get(&key.path).cloned();
+        let from = match sources.origins.get(&key.path) {
+            _ if key.path == "log_level" && args.log_level.is_some() => "flag --log-level".to_owned(),
+            Some(origin) => origin.to_string(),
+            None if key.default.is_none() && value.is_some() => "this host".into(),
+            None => "default".into(),
+        };
+        Shown { key: key.path, value, from }
+    };
+    Keys::all().keys.into_iter().map(line).collect()
+}
+
+/// TOML, with the origin behind each line.
+fn text(shown: &[Shown]) -> String {
+    let mut text = String::new();
+    let mut table = "";
+    for line in shown {
+        let (of, name) = line.key.rsplit_once('.').unwrap_or(("", &line.key));
+        if table != of {
+            table = of;
+            text += &format!("\n[{table}]\n");
+        }
+        let assignment = match &line.value {
+            Some(value) => format!("{name} = {value}"),
+            None => format!("#{name} ="),
+        };
+        text += &format!("{assignment:<50}  # {}\n", line.from);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A configuration with the keeper at a place that exists.
+    fn loaded(text: &str, level: Option<&str>) -> (tempfile::TempDir, ServeArgs) {
+        let dir = tempfile::tempdir().expect("dir");
+        let keeper = dir.path().join("keeper");
+        std::fs::write(&keeper, "").expect("keeper");
+        let file = dir.path().join("config.toml");
+        std::fs::write(&file, format!("{text}\n[keeper]\npath = {keeper:?}\n")).expect("config");
+        let args = ServeArgs {
+            root: dir.path().join("root"),
+            state: dir.path().join("state"),
+            config: Some(file),
+            log_level: level.map(|level| level.parse().expect("level")),
+        };
+        (dir, args)
+    }
+
+    #[test]
+    fn show_tells_the_line_of_each_value() {
+        let (dir, args) = loaded("log_level = \"warn\"\n[logs]\nmax_line = 9", Some("debug"));
+        let sources = Sources::read(args.config.as_deref()).expect("read");
+        let config = Config::decide(&sources, &args, Path::new("/run/x.sock")).expect("decide");
+        let shown = shown(&sources, &config, &args);
+        let of = |key: &str| shown.iter().find(|s| s.key == key).expect(key);
+        let file = dir.path().join("config.toml");
+        assert_eq!(of("logs.max_line").from, format!("{}:3", file.display()));
+        assert_eq!(of("log_level").from, "flag --log-level");
+        assert_eq!(of("log_level").value, Some("debug".into()));
+        assert_eq!(of("network.bridge").from, "default");
+        assert_eq!(of("cgroup_driver").from, "this host");
+        assert_eq!(
+            of("nri.socket_path").value,
+            Some(format!("{}/state/nri.sock", dir.path().display()).into())
+        );
+        assert_eq!(of("metrics.address").value, None);
+        // What is shown can be a configuration itself.
+        let again: super::super::File = toml::from_str(&text(&shown)).expect("TOML");
+        assert_eq!(again, config.file);
+    }
+
+    #[test]
+    fn decisions_that_fail_name_their_line() {
+        for (text, wanted) in [
+            ("cgroup_root = \"relative\"", "config.toml:1: cgroup_root = \"relative\""),
+            ("[network]\npool = \"10.0.0.1/16\"", "config.toml:2: "),
+            ("[network]\nbridge = \"much-too-long-for-a-link\"", "config.toml:2: "),
+            (
+                "[socket]\ngroup = \"no-such-group\"",
+                "config.toml:2: socket.group = \"no-such-group\": no such group",
+            ),
+        ] {
+            let (_dir, args) = loaded(text, None);
+            let error = format!("{:#}", Config::load(&args, Path::new("/run/x.sock")).expect_err(text));
+            assert!(error.contains(wanted), "{text:?}: {error}");
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! The file as written: every key, what it means and what it is when nobody writes it.
+//!
+//! The doc comments here are the reference (see [`super::keys`]): `slipway config reference` and `slipway config default`
+//! print them. A key without a fixed default is an `Option`; its comment says what happens then.
+
+use super::values::{Level, Mode, Sysctl, Time, Ulimit};
+use crate::cgroups::{Cgroups, Driver};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+/// Everything that can be written.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub(crate) struct File {
+    /// "cgroupfs" or "systemd"; must be the same as the kubelet's cgroupDriver. Without it: systemd where systemd manages
+    /// cgroup version 2, else cgroupfs.
+    pub(crate) cgroup_driver: Option<Driver>,
+    /// Parent of the control groups of pods that bring no cgroup_parent of their own: an absolute path, or with systemd a
+    /// slice. Without it: "/slipway", "slipway.slice".
+    pub(crate) cgroup_root: Option<String>,
+    /// What the daemon logs: "error", "warn", "info", "debug", "trace", or tracing's filter syntax, such as
+    /// "info,slipway_images=debug". The flag --log-level comes first.
+    pub(crate) log_level: Level,
+    /// How it logs, to standard error: "text" for people, "json" for programs (an object per line).
+    pub(crate) log_format: LogFormat,
+    /// Names of runtime classes' handlers that this node answers to beside "" and "slipway", such as "runc": all mean
+    /// Slipway itself.
+    pub(crate) runtime_handlers: Vec<String>,
+    /// The socket for the kubelet, crictl and slipway's own commands; --address says where it is.
+    pub(crate) socket: Socket,
+    /// The parent of all containers.
+    pub(crate) keeper: Keeper,
+    /// Networks by CNI plugins.
+    pub(crate) cni: Cni,
+    /// The network of nodes without CNI configuration.
+    pub(crate) network: Network,
+    /// Images and registries.
+    pub(crate) images: Images,
+    /// What pods get that do not ask for something else.
+    pub(crate) pods: Pods,
+    /// What containers get that do not ask for something else.
+    pub(crate) containers: Containers,
+    /// Logs of containers.
+    pub(crate) logs: Logs,
+    /// Exec, attach and port-forward.
+    pub(crate) streaming: Streaming,
+    /// Devices by the Container Device Interface.
+    pub(crate) cdi: Cdi,
+    /// Plugins of the Node Resource Interface; the keys are containerd's.
+    pub(crate) nri: crate::nri::Keys,
+    /// Metrics for Prometheus.
+    pub(crate) metrics: Metrics,
+}
+
+/// How the daemon logs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub(crate) struct Socket {
+    /// Permissions of the socket, octal; nothing for others can be given. Whoever can connect can become root on this node.
+    pub(crate) mode: Mode,
+    /// Name or number of the group that owns the socket; "0660" as mode lets its members in. Without it: root's.
+    pub(crate) group: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub(crate) struct Keeper {
+    /// The keeper's program. Without it: containerd-shim-slipway-v1 beside this program, then in PATH.
+    pub(crate) path: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub(crate) struct Cni {
+    /// Directory of network configurations; the first by name counts, for new pods from the moment it is there.
+    pub(crate) conf_dir: PathBuf,
+    /// Directories in which plugins are looked for, in this order.
+    pub(crate) bin_dirs: Vec<PathBuf>,
+}
+
+impl Default for Cni {
+    fn default() -> Self {
+        Self {
+            conf_dir: "/etc/cni/net.d".into(),
+            bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub(crate) struct Network {
+    /// Whether pods get addresses from a bridge of our own while there is no CNI configuration; false: then the node's
+    /// network is not ready.
+    pub(crate) builtin: bool,
+    /// Name of that bridge.
+    pub(crate) bridge: String,
+    /// Addresses for its pods, IPv4 in CIDR notation.
+    pub(crate) pool: String,
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self { builtin: true, bridge: "slipway0".into(), pool: "10.88.0.0/16".into() }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub(crate) struct Images {
+    /// Directories of mirrors and certificates, HOST/hosts.toml as for containerd's config_path; the first that knows a
+    /// registry counts. What lies in them is read for each pull.
+    pub(crate) hosts_dirs: Vec<PathBuf>,
+    /// Credentials for pulls that bring none of their own, and for mirrors: a docker config.json with "auths", "credHelpers",
+    /// "credsStore", read for each pull. Without it: none.
+    pub(crate) auth_file: Option<PathBuf>,
+    /// Layers that are fetched at once for one image, at least 1.
+    #[schemars(range(min = 1))]
+    pub(crate) parallel_layers: std::num::NonZeroUsize,
+}
+
+impl Default for Images {
+    fn default() -> Self {
+        const LAYERS: std::num::NonZeroUsize = std::num::NonZeroUsize::MIN.saturating_add(2);
+        Self { hosts_dirs: vec!["/etc/slipway/certs.d".into()], auth_file: None, parallel_layers: LAYERS }
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub(crate) struct Pods {
+    /// Kernel settings for the namespaces that a pod has of its own, "NAME=VALUE" each; what the pod itself asks for comes
+    /// first. containerd 2 has "net.ipv4.ip_unprivileged_port_start=0" and "net.ipv4.ping_group_range=0 2147483647" by itself.
+    pub(crate) default_sysctls: Vec<Sysctl>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub(crate) struct Containers {
+    /// Limits of getrlimit(2), "NAME=SOFT:HARD" each, such as "nofile=1024:524288". Others are those of the keeper.
+    pub(crate) default_ulimits: Vec<Ulimit>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub(crate) struct Logs {
+    /// Bytes of one line of a container's log before it is cut into partial ones; 0 never cuts (CRI-LOG-06).
+    pub(crate) max_line: usize,
+}
+
+impl Default for Logs {
+    fn default() -> Self {
+        Self { max_line: 16384 }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub(crate) struct Streaming {
+    /// Where they are served; port 0 is any free one. The token in the URL is the only credential: stay on loopback.
+    pub(crate) address: SocketAddr,
+    /// Seconds after which a session in which nothing moves is cut; 0: never.
+    pub(crate) idle_timeout: u64,
+}
+
+impl Default for Streaming {
+    /// Loopback and any port (STR-URL-03, STR-URL-11); four hours (STR-IDLE-01).
+    fn default() -> Self {
+        Self { address: (Ipv4Addr::LOCALHOST, 0).into(), idle_timeout: 4 * 3600 }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub(crate) struct Cdi {
+    /// Directories of device files; of the same device the later one's counts.
+    pub(crate) spec_dirs: Vec<PathBuf>,
+}
+
+impl Default for Cdi {
+    fn default() -> Self {
+        Self { spec_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()] }
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub(crate) struct Metrics {
+    /// Where Prometheus finds /metrics, such as "127.0.0.1:9479". Without it: nowhere. There is no authentication: a loopback
+    /// address, or one that only the scraper reaches.
+    pub(crate) address: Option<SocketAddr>,
+}
+
+impl File {
+    /// What the file leaves to the host, decided. Keys stay unset that have no value at all then.
+    pub(crate) fn settle(&mut self, cgroups: &Cgroups, keeper: Option<&Path>, state: &Path) {
+        let (driver, root) = cgroups.describe();
+        self.cgroup_driver = Some(driver);
+        self.cgroup_root = Some(root);
+        if self.keeper.path.is_none() {
+            self.keeper.path = keeper.map(Path::to_owned);
+        }
+        self.nri.settle(state);
+    }
+}
+
+impl Images {
+    /// For the image store.
+    pub(crate) fn registries(&self) -> slipway_images::Registries {
+        slipway_images::Registries {
+            hosts_dirs: self.hosts_dirs.clone(),
+            auth_file: self.auth_file.clone(),
+            parallel_layers: self.parallel_layers.get(),
+        }
+    }
+}
+
+impl Streaming {
+    pub(crate) fn idle(&self) -> std::time::Duration {
+        std::time::Duration::from_secs(self.idle_timeout)
+    }
+}
+
+/// For keys whose default is a time.
+pub(crate) fn seconds(seconds: u64) -> Time {
+    Time::of_milliseconds(seconds * 1000)
+}

@@ -1,0 +1,489 @@
+//! CRI-O's crio.conf with its drop-ins, and containers-registries.conf.
+
+use super::containerd::address_part;
+use super::leaves::{self, Leaf};
+use super::registries::Server;
+use super::rules::{Fate, Rules, apply, set_time};
+use super::{Import, text_of};
+use crate::config::sources::Origin;
+use anyhow::{Context as _, Result};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Reads `file`, `file`.d/*.conf, and `registries`.
+pub(super) fn read(file: &Path, registries: Option<&Path>) -> Result<Import> {
+    let mut leaves = leaves::of(file, &text_of(file)?)?;
+    let mut drop_ins = file.as_os_str().to_owned();
+    drop_ins.push(".d/*.conf");
+    for found in leaves::glob(Path::new(&drop_ins))? {
+        leaves.extend(leaves::of(&found, &text_of(&found)?)?);
+    }
+    let mut import = translate(&leaves);
+    if let Some(path) = registries {
+        mirrors(&mut import, path, &text_of(path)?)?;
+    }
+    Ok(import)
+}
+
+fn translate(leaves: &[Leaf]) -> Import {
+    let mut import = Import::default();
+    let mut last = BTreeMap::new();
+    for (place, leaf) in leaves.iter().enumerate() {
+        last.insert(&leaf.path, place);
+    }
+    for (_, leaf) in leaves.iter().enumerate().filter(|(place, leaf)| last.get(&leaf.path) == Some(place)) {
+        let path: Vec<&str> = leaf.path.iter().map(String::as_str).collect();
+        apply(&mut import, RULES, leaf, path.strip_prefix(&["crio"]).unwrap_or(&path));
+    }
+    ports(&mut import, leaves);
+    import
+}
+
+const RULES: &Rules = &[
+    ("root", Fate::Cannot("images are not taken over; give --root to slipway serve for another disk")),
+    ("runroot", Fate::Needless),
+    ("imagestore", Fate::Cannot("images are not taken over")),
+    ("storage_driver", Fate::With(storage)),
+    ("storage_option", Fate::Cannot("layers are always overlayfs here")),
+    ("log_dir", Fate::Needless),
+    ("version_file", Fate::Needless),
+    ("version_file_persist", Fate::Needless),
+    ("clean_shutdown_file", Fate::Needless),
+    ("internal_wipe", Fate::Needless),
+    ("internal_repair", Fate::Needless),
+    ("api/listen", Fate::With(listen)),
+    ("api/stream_address", Fate::With(stream_address)),
+    ("api/stream_port", Fate::With(stream_port)),
+    ("api/stream_idle_timeout", Fate::With(stream_idle)),
+    ("api/stream_enable_tls", Fate::Cannot("the streaming server has no TLS yet: keep it on loopback")),
+    ("api/stream_tls_cert", Fate::Needless),
+    ("api/stream_tls_key", Fate::Needless),
+    ("api/stream_tls_ca", Fate::Needless),
+    ("api/grpc_max_send_msg_size", Fate::Needless),
+    ("api/grpc_max_recv_msg_size", Fate::Needless),
+    // There is no conmon, no infra container and no helper for namespaces.
+    ("runtime/conmon", Fate::Needless),
+    ("runtime/conmon_cgroup", Fate::Needless),
+    ("runtime/conmon_env", Fate::Needless),
+    ("runtime/pinns_path", Fate::Needless),
+    ("runtime/namespaces_dir", Fate::Needless),
+    ("runtime/drop_infra_ctr", Fate::Needless),
+    ("runtime/infra_ctr_cpuset", Fate::Needless),
+    ("runtime/container_exits_dir", Fate::Needless),
+    ("runtime/container_attach_socket_dir", Fate::Needless),
+    ("runtime/ctr_stop_timeout", Fate::Needless),
+    ("runtime/irqbalance_config_file", Fate::Needless),
+    ("runtime/irqbalance_config_restore_file", Fate::Needless),
+    ("runtime/rdt_config_file", Fate::Cannot("there is no Intel RDT here")),
+    ("runtime/blockio_config_file", Fate::Cannot("there are no block I/O classes here")),
+    ("runtime/cgroup_manager", Fate::Key("cgroup_driver")),
+    ("runtime/separate_pull_cgroup", Fate::Cannot("pulls run in the daemon's own group")),
+    ("runtime/default_ulimits", Fate::Key("containers.default_ulimits")),
+    ("runtime/default_sysctls", Fate::Key("pods.default_sysctls")),
+    ("runtime/cdi_spec_dirs", Fate::Key("cdi.spec_dirs")),
+    ("runtime/selinux", Fate::Needless),
+    ("runtime/log_level", Fate::With(level)),
+    ("runtime/log_size_max", Fate::With(log_size)),
+    ("runtime/pids_limit", Fate::With(pids)),
+    ("runtime/default_runtime", Fate::With(handler)),
+    ("runtime/runtimes/*/runtime_type", Fate::With(runtime_type)),
+    ("runtime/runtimes/*/runtime_path", Fate::With(runtime_path)),
+    ("runtime/runtimes/*/runtime_root", Fate::Needless),
+    ("runtime/runtimes/*/monitor_path", Fate::Needless),
+    ("runtime/runtimes/*/monitor_cgroup", Fate::Needless),
+    ("runtime/runtimes/*/monitor_env", Fate::Needless),
+    ("runtime/runtimes/*/monitor_exec_cgroup", Fate::Needless),
+    ("runtime/runtimes/*/allowed_annotations", Fate::Cannot("CRI-O's annotations have no effect here")),
+    (
+        "runtime/seccomp_profile",
+        Fate::Cannot("the default profile is built in; pods name others (Localhost)"),
+    ),
+    (
+        "runtime/apparmor_profile",
+        Fate::Cannot("there is no default AppArmor profile; pods name theirs (Localhost)"),
+    ),
+    ("runtime/default_capabilities", Fate::With(capabilities)),
+    ("runtime/hooks_dir", Fate::Cannot("write an NRI plugin instead of OCI hooks")),
+    ("runtime/default_env", Fate::Cannot("set env in the pods, or by an NRI plugin")),
+    ("runtime/default_mounts_file", Fate::Cannot("mount it in the pods, or by an NRI plugin")),
+    ("runtime/read_only", Fate::Cannot("set readOnlyRootFilesystem in the pods")),
+    ("runtime/timezone", Fate::Cannot("set TZ in the pods")),
+    ("runtime/log_to_journald", Fate::Cannot("logs are files, as the kubelet reads them")),
+    ("runtime/uid_mappings", Fate::Cannot("use hostUsers: false in the pods")),
+    ("runtime/gid_mappings", Fate::Cannot("use hostUsers: false in the pods")),
+    ("runtime/enable_criu_support", Fate::Cannot("there are no checkpoints yet")),
+    ("image/global_auth_file", Fate::Key("images.auth_file")),
+    ("image/default_transport", Fate::Needless),
+    ("image/pause_image", Fate::Needless),
+    ("image/pause_image_auth_file", Fate::Needless),
+    ("image/pause_command", Fate::Needless),
+    ("image/pull_progress_timeout", Fate::Needless),
+    ("image/big_files_temporary_dir", Fate::Needless),
+    ("image/auto_reload_registries", Fate::Needless),
+    ("image/oci_artifact_mount_support", Fate::Needless),
+    ("image/signature_policy", Fate::Cannot("there is no image policy yet")),
+    ("image/signature_policy_dir", Fate::Cannot("there is no image policy yet")),
+    (
+        "image/short_name_mode",
+        Fate::Cannot("images are named in full; names without a registry are docker.io's"),
+    ),
+    ("image/insecure_registries", Fate::With(insecure)),
+    ("network/network_dir", Fate::Key("cni.conf_dir")),
+    ("network/plugin_dirs", Fate::Key("cni.bin_dirs")),
+    ("network/plugin_dir", Fate::With(plugin_dir)),
+    (
+        "network/cni_default_network",
+        Fate::Cannot("the first configuration by name is in force: rename it to come first"),
+    ),
+    // Put together by `ports`.
+    ("metrics/enable_metrics", Fate::Needless),
+    ("metrics/metrics_host", Fate::Needless),
+    ("metrics/metrics_port", Fate::Needless),
+    ("metrics/metrics_collectors", Fate::Needless),
+    ("metrics/metrics_socket", Fate::Cannot("metrics are served on an address, not on a socket")),
+    ("metrics/metrics_cert", Fate::Cannot("metrics are served without TLS: keep them on loopback")),
+    ("metrics/metrics_key", Fate::Needless),
+    ("tracing/enable_tracing", Fate::Cannot("there are no traces yet")),
+    ("tracing/**", Fate::Needless),
+    ("stats/**", Fate::Needless),
+    // Turned round by `ports`.
+    ("nri/enable_nri", Fate::Needless),
+    ("nri/nri_listen", Fate::With(nri_listen)),
+    ("nri/nri_plugin_dir", Fate::Key("nri.plugin_path")),
+    ("nri/nri_plugin_config_dir", Fate::Key("nri.plugin_config_path")),
+    ("nri/nri_plugin_registration_timeout", Fate::With(nri_registration)),
+    ("nri/nri_plugin_request_timeout", Fate::With(nri_request)),
+    ("nri/nri_disable_connections", Fate::Key("nri.disable_connections")),
+];
+
+type Outcome = Result<(), String>;
+
+/// Pairs of keys that mean one of ours together.
+fn ports(import: &mut Import, leaves: &[Leaf]) {
+    let find = |table: &str, key: &str| {
+        let hit = |leaf: &&Leaf| leaf.path.iter().map(String::as_str).eq(["crio", table, key]);
+        leaves.iter().rev().find(hit)
+    };
+    if find("metrics", "enable_metrics").is_some_and(|leaf| leaf.value.as_bool() == Some(true)) {
+        let host = find("metrics", "metrics_host").map_or("127.0.0.1", Leaf::text).to_owned();
+        let port = find("metrics", "metrics_port").and_then(|leaf| leaf.value.as_integer()).unwrap_or(9090);
+        import.set("metrics.address", format!("{host}:{port}").into());
+    }
+    if find("nri", "enable_nri").is_some_and(|leaf| leaf.value.as_bool() == Some(false)) {
+        import.set("nri.disable", true.into());
+    }
+}
+
+fn storage(_: &mut Import, leaf: &Leaf, _: &[&str]) -> Outcome {
+    if leaf.text().starts_with("overlay") { Ok(()) } else { Err("layers are always overlayfs here".into()) }
+}
+
+fn listen(_: &mut Import, leaf: &Leaf, _: &[&str]) -> Outcome {
+    match leaf.text() {
+        "/var/run/crio/crio.sock" | "/run/crio/crio.sock" => Ok(()),
+        _ => Err("give --address to slipway serve, and the kubelet the same socket".into()),
+    }
+}
+
+fn stream_address(import: &mut Import, leaf: &Leaf, _: &[&str]) -> Outcome {
+    address_part(import, Some(leaf.text()), None)
+}
+
+fn stream_port(import: &mut Import, leaf: &Leaf, _: &[&str]) -> Outcome {
+    address_part(import, None, Some(leaf.text()))
+}
+
+fn stream_idle(import: &mut Import, leaf: &Leaf, _: &[&str]) -> Outcome {
+    let seconds = super::rules::go_seconds(leaf.text()).ok_or("it is no time")?;
+    import.set("streaming.idle_timeout", (seconds.clamp(0.0, 1e9) as i64).into());
+    Ok(())
+}
+
+fn level(import: &mut Import, leaf: &Leaf, _: &[&str]) -> Outcome {
+    let level = match leaf.text() {
+        "warning" => "warn",
+        "fatal" | "panic" => "error",
+        other => other,
+    };
+    level.parse::<super::super::Level>()?;
+    import.set("log_level", level.into());
+    Ok(())
+}
+
+fn log_size(_: &mut Import, leaf: &Leaf, _: &[&str]) -> Outcome {
+    match leaf.value.as_integer() {
+        Some(..=0) => Ok(()),
+        _ => Err("the kubelet rotates logs: set its containerLogMaxSize".into()),
+    }
+}
+
+fn pids(_: &mut Import, leaf: &Leaf, _: &[&str]) -> Outcome {
+    match leaf.value.as_integer() {
+        Some(..=0) => Ok(()),
+        _ => Err("set the kubelet's podPidsLimit".into()),
+    }
+}
+
+/// The ones that containers have without asking, as CRI-O has had them since 1.18.
+fn capabilities(_: &mut Import, leaf: &Leaf, _: &[&str]) -> Outcome {
+    const OURS: [&str; 9] = [
+        "CHOWN",
+        "DAC_OVERRIDE",
+        "FSETID",
+        "FOWNER",
+        "SETGID",
+        "SETUID",
+        "SETPCAP",
+        "NET_BIND_SERVICE",
+        "KILL",
+    ];
+    let list = leaf.value.as_array().cloned().unwrap_or_default();
+    let more: Vec<_> = list.iter().filter_map(toml::Value::as_str).filter(|c| !OURS.contains(c)).collect();
+    if more.is_empty() && list.len() == OURS.len() {
+        return Err(
+            "containers have containerd's list here, which is longer: drop in the pods what they do not need"
+                .into(),
+        );
+    }
+    Err("containers have containerd's list here: add and drop capabilities in the pods".into())
+}
+
+fn handler(import: &mut Import, leaf: &Leaf, _: &[&str]) -> Outcome {
+    import.add("runtime_handlers", leaf.text());
+    Ok(())
+}
+
+fn runtime_type(import: &mut Import, leaf: &Leaf, stars: &[&str]) -> Outcome {
+    match leaf.text() {
+        "oci" => {
+            import.add("runtime_handlers", stars.first().copied().unwrap_or_default());
+            Ok(())
+        }
+        other => Err(format!(
+            "{other} is another kind of sandbox: pods of this runtime class need a node that has it"
+        )),
+    }
+}
+
+fn runtime_path(import: &mut Import, leaf: &Leaf, stars: &[&str]) -> Outcome {
+    let program = leaf.text().rsplit('/').next().unwrap_or_default();
+    if ["runc", "crun", "youki"].contains(&program) {
+        import.add("runtime_handlers", stars.first().copied().unwrap_or_default());
+        return Ok(());
+    }
+    Err("Slipway runs containers itself".into())
+}
+
+fn insecure(import: &mut Import, leaf: &Leaf, _: &[&str]) -> Outcome {
+    for registry in leaf.value.as_array().cloned().unwrap_or_default().iter().filter_map(toml::Value::as_str)
+    {
+        let server = import.hosts.entry(registry.to_owned()).or_default();
+        server.server.get_or_insert_with(|| Server::new(registry)).tls.skip_verify = true;
+    }
+    Ok(())
+}
+
+fn plugin_dir(import: &mut Import, leaf: &Leaf, _: &[&str]) -> Outcome {
+    import.add("cni.bin_dirs", leaf.text());
+    Ok(())
+}
+
+fn nri_listen(import: &mut Import, leaf: &Leaf, _: &[&str]) -> Outcome {
+    import.set("nri.socket_path", leaf.value.clone());
+    Ok(())
+}
+
+fn nri_registration(import: &mut Import, leaf: &Leaf, _: &[&str]) -> Outcome {
+    set_time(import, "nri.plugin_registration_timeout", leaf.text())
+}
+
+fn nri_request(import: &mut Import, leaf: &Leaf, _: &[&str]) -> Outcome {
+    set_time(import, "nri.plugin_request_timeout", leaf.text())
+}
+
+/// containers-registries.conf(5), version 2.
+#[derive(Deserialize, Default)]
+#[serde(default, rename_all = "kebab-case")]
+struct Registries {
+    unqualified_search_registries: Vec<String>,
+    registry: Vec<Registry>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Registry {
+    prefix: String,
+    location: String,
+    insecure: bool,
+    blocked: bool,
+    #[serde(rename = "mirror-by-digest-only")]
+    by_digest_only: bool,
+    mirror: Vec<Mirror>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Mirror {
+    location: String,
+    insecure: bool,
+    #[serde(rename = "pull-from-mirror")]
+    from_mirror: String,
+}
+
+fn mirrors(import: &mut Import, path: &Path, text: &str) -> Result<()> {
+    let file: Registries = toml::from_str(text).with_context(|| format!("{}", path.display()))?;
+    let mut leave = |key: String, why: &str| {
+        let line = text.lines().position(|line| line.contains(key.rsplit(' ').next().unwrap_or_default()));
+        let at = Origin { file: path.to_owned(), line: line.map_or(1, |line| line + 1) };
+        import.left.push(super::Left { at, key, why: why.to_owned() });
+    };
+    if file.unqualified_search_registries.iter().any(|registry| registry != "docker.io") {
+        let why = "images are named in full; names without a registry are docker.io's";
+        leave("unqualified-search-registries".to_owned(), why);
+    }
+    let mut hosts = Vec::new();
+    for registry in file.registry {
+        let prefix =
+            if registry.prefix.is_empty() { registry.location.clone() } else { registry.prefix.clone() };
+        let key = format!("registry {prefix}");
+        if registry.blocked {
+            leave(key, "registries cannot be forbidden here: use an admission policy of the cluster");
+            continue;
+        }
+        if prefix.contains('/') || prefix.starts_with('*') {
+            leave(key, "mirrors are per registry here, not per path or domain");
+            continue;
+        }
+        hosts.push((prefix, registry));
+    }
+    for (prefix, registry) in hosts {
+        let entry = import.hosts.entry(prefix.clone()).or_default();
+        if registry.insecure || (!registry.location.is_empty() && registry.location != prefix) {
+            let location = if registry.location.is_empty() { &prefix } else { &registry.location };
+            let mut server = Server::below(location);
+            server.tls.skip_verify = registry.insecure;
+            entry.server = Some(server);
+        }
+        for mirror in registry.mirror {
+            let mut server = Server::below(&mirror.location);
+            server.tls.skip_verify = mirror.insecure;
+            server.digests_only = registry.by_digest_only || mirror.from_mirror == "digest-only";
+            entry.mirrors.push(server);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONFIG: &str = r#"[crio]
+storage_driver = "overlay"
+[crio.api]
+listen = "/var/run/crio/crio.sock"
+stream_port = "10010"
+[crio.runtime]
+default_ulimits = ["nofile=1024:2048"]
+default_sysctls = ["net.ipv4.ping_group_range=0 2147483647"]
+conmon = "/usr/libexec/crio/conmon"
+cgroup_manager = "systemd"
+log_level = "warning"
+pids_limit = 1024
+log_size_max = -1
+hooks_dir = ["/usr/share/containers/oci/hooks.d"]
+default_runtime = "crun"
+[crio.runtime.runtimes.crun]
+runtime_path = "/usr/libexec/crio/crun"
+allowed_annotations = ["io.kubernetes.cri-o.Devices"]
+[crio.runtime.runtimes.kata]
+runtime_type = "vm"
+[crio.image]
+global_auth_file = "/etc/crio/auth.json"
+pause_image = "registry.k8s.io/pause:3.10"
+insecure_registries = ["old.example:5000"]
+[crio.network]
+network_dir = "/etc/cni/net.d/"
+plugin_dirs = ["/opt/cni/bin", "/usr/libexec/cni"]
+[crio.metrics]
+enable_metrics = true
+metrics_port = 9537
+[crio.nri]
+enable_nri = false
+"#;
+
+    #[test]
+    fn a_real_configuration() {
+        let import = translate(&leaves::of(Path::new("/crio.conf"), CONFIG).expect("TOML"));
+        let file: crate::config::File = import.config.clone().try_into().expect("ours");
+        let wanted: crate::config::File = toml::from_str(
+            r#"cgroup_driver = "systemd"
+log_level = "warn"
+runtime_handlers = ["crun"]
+[images]
+auth_file = "/etc/crio/auth.json"
+[containers]
+default_ulimits = ["nofile=1024:2048"]
+[pods]
+default_sysctls = ["net.ipv4.ping_group_range=0 2147483647"]
+[cni]
+conf_dir = "/etc/cni/net.d/"
+bin_dirs = ["/opt/cni/bin", "/usr/libexec/cni"]
+[streaming]
+address = "127.0.0.1:10010"
+[metrics]
+address = "127.0.0.1:9537"
+[nri]
+disable = true
+"#,
+        )
+        .expect("ours");
+        assert_eq!(file, wanted);
+        assert!(import.hosts["old.example:5000"].text().contains("skip_verify = true"));
+        let left: Vec<_> = import.left.iter().map(|left| left.key.as_str()).collect();
+        assert_eq!(
+            left,
+            [
+                "crio.runtime.pids_limit",
+                "crio.runtime.hooks_dir",
+                "crio.runtime.runtimes.crun.allowed_annotations",
+                "crio.runtime.runtimes.kata.runtime_type"
+            ]
+        );
+    }
+
+    #[test]
+    fn mirrors_of_registries_conf() {
+        let text = r#"unqualified-search-registries = ["registry.fedoraproject.org", "docker.io"]
+[[registry]]
+prefix = "docker.io"
+location = "docker.io"
+[[registry.mirror]]
+location = "mirror.example:5000/hub"
+pull-from-mirror = "digest-only"
+[[registry]]
+location = "bad.example"
+blocked = true
+[[registry]]
+prefix = "quay.example/team"
+location = "internal.example/team"
+"#;
+        let mut import = Import::default();
+        mirrors(&mut import, Path::new("/registries.conf"), text).expect("TOML");
+        let hosts = import.hosts["docker.io"].text();
+        assert_eq!(
+            hosts,
+            "\n[host.\"https://mirror.example:5000/v2/hub\"]\noverride_path = true\ncapabilities = [\"pull\"]\n"
+        );
+        let left: Vec<_> = import.left.iter().map(|left| (left.at.line, left.key.as_str())).collect();
+        assert_eq!(
+            left,
+            [
+                (1, "unqualified-search-registries"),
+                (9, "registry bad.example"),
+                (12, "registry quay.example/team")
+            ]
+        );
+    }
+}

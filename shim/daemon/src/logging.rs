@@ -1,0 +1,37 @@
+//! The daemon's own log: to standard error, for people or as JSON, its filter changeable while it runs.
+
+mod json;
+
+use crate::config::{File, Level, LogFormat};
+use anyhow::{Context, Result};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
+
+/// A handle on the running log.
+#[derive(Debug, Clone)]
+pub(crate) struct Logging(reload::Handle<EnvFilter, Registry>);
+
+impl Logging {
+    /// Begins to log as the configuration says.
+    pub(crate) fn start(file: &File) -> Result<Self> {
+        let (filter, handle) = reload::Layer::new(file.log_level.filter());
+        let lines = match file.log_format {
+            LogFormat::Text => fmt::layer().with_writer(std::io::stderr).with_ansi(false).boxed(),
+            LogFormat::Json => fmt::layer()
+                .with_writer(std::io::stderr)
+                .with_ansi(false)
+                .fmt_fields(fmt::format::JsonFields::new())
+                .event_format(json::Lines)
+                .boxed(),
+        };
+        tracing_subscriber::registry().with(filter).with(lines).try_init().context("begin to log")?;
+        Ok(Self(handle))
+    }
+
+    /// Logs by another filter from now on.
+    pub(crate) fn set_level(&self, level: &Level) {
+        // It fails only when the subscriber is gone, which lives as long as the process.
+        let _ = self.0.reload(level.filter());
+    }
+}
