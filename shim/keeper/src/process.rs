@@ -19,6 +19,8 @@ const GUARDIAN_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a dead process may be held by who traces it, and how often that is looked at.
 const TRACER_PATIENCE: Duration = Duration::from_secs(10);
 const TRACER_PAUSE: Duration = Duration::from_millis(10);
+/// How long init's reaping of a dead process is waited for.
+const REAPER_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Between two questions to the kernel, and before the first one.
 const KERNEL_PAUSE: Duration = Duration::from_millis(100);
@@ -137,7 +139,7 @@ pub(crate) async fn wait_end(process: &Process, adopted: Option<Awaited>) -> End
             biased;
             Ok(exit) = receiver => end(exit.status, exit.time, true, Some(exit)),
             status = status_by_kernel(process) => end(status, now(), true, None),
-            () = tokio::time::sleep(GUARDIAN_PATIENCE) => lost,
+            () = tokio::time::sleep(patience(process)) => lost,
         },
     }
 }
@@ -150,6 +152,14 @@ async fn peek_once_let_go(process: &Process) -> io::Result<Option<u32>> {
             Ok(None) if tokio::time::Instant::now() < end => tokio::time::sleep(TRACER_PAUSE).await,
             result => return result,
         }
+    }
+}
+
+/// A kernel that tells does so once somebody has reaped the process, and a busy host's init takes its time.
+fn patience(process: &Process) -> Duration {
+    match slipway_runtime::sys::process::exit_status(&*process.pidfd) {
+        Ok(_) => REAPER_PATIENCE,
+        Err(_) => GUARDIAN_PATIENCE,
     }
 }
 
