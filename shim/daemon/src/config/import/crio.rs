@@ -112,7 +112,7 @@ const RULES: &Rules = &[
     ("runtime/log_to_journald", Fate::Cannot("logs are files, as the kubelet reads them")),
     ("runtime/uid_mappings", Fate::Cannot("use hostUsers: false in the pods")),
     ("runtime/gid_mappings", Fate::Cannot("use hostUsers: false in the pods")),
-    ("runtime/enable_criu_support", Fate::Cannot("there are no checkpoints yet")),
+    ("runtime/enable_criu_support", Fate::Cannot("there are no checkpoints through CRI yet")),
     ("image/global_auth_file", Fate::Key("images.auth_file")),
     ("image/default_transport", Fate::Needless),
     ("image/pause_image", Fate::Needless),
