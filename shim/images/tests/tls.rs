@@ -2,66 +2,18 @@
 
 #![allow(clippy::unwrap_used, reason = "tests and their helpers")]
 
+#[allow(dead_code, unreachable_pub, reason = "each room's tests use a part of it")]
+#[path = "../../../tests/e2e/src/certificates.rs"]
+mod certificates;
 mod support;
 
+use certificates::{Authority, MONTH, NONE};
 use slipway_images::{Error, Image, Kind, Store};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 use support::tar::Tar;
 use support::{Packing, Registry, assert_layers, build, store_at};
 use tempfile::TempDir;
-
-const KEY: [&str; 5] = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
-
-/// Days that a certificate is good for.
-const MONTH: &str = "30";
-/// It ends with the second it was made in.
-const NONE: &str = "0";
-
-/// A certificate authority whose files lie in a directory.
-struct Authority {
-    dir: TempDir,
-}
-
-impl Authority {
-    fn new() -> Self {
-        let this = Self { dir: tempfile::tempdir().unwrap() };
-        let out = ["-subj", "/CN=authority", "-days", MONTH, "-keyout", "ca.key", "-out", "ca.crt"];
-        this.openssl(&[&["req", "-x509"][..], &KEY, &out].concat());
-        this
-    }
-
-    fn openssl(&self, args: &[&str]) {
-        let output = Command::new("openssl").args(args).current_dir(self.dir.path()).output().unwrap();
-        assert!(output.status.success(), "openssl {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    }
-
-    fn ca(&self) -> PathBuf {
-        self.dir.path().join("ca.crt")
-    }
-
-    /// Writes NAME.crt and NAME.key and returns their paths without ending.
-    fn issue(&self, name: &str, host: &str, days: &str) -> PathBuf {
-        let stem = self.dir.path().join(name);
-        let file = |ending: &str| format!("{name}.{ending}");
-        let (key, request, certificate, extensions) = (file("key"), file("csr"), file("crt"), file("ext"));
-        let text = format!(
-            "subjectAltName={host}\nextendedKeyUsage=serverAuth,clientAuth\nbasicConstraints=CA:FALSE\n"
-        );
-        std::fs::write(self.dir.path().join(&extensions), text).unwrap();
-        let out = ["-subj", "/CN=leaf", "-keyout", &key, "-out", &request];
-        self.openssl(&[&["req", "-new"][..], &KEY, &out].concat());
-        let authority = ["-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial"];
-        let sign = ["-in", &request, "-days", days, "-extfile", &extensions, "-out", &certificate];
-        self.openssl(&[&["x509", "-req"][..], &authority, &sign].concat());
-        if days == NONE {
-            std::thread::sleep(Duration::from_millis(1100));
-        }
-        stem
-    }
-}
 
 /// The `tls` part of docker-registry's configuration.
 fn tls(server: &Path, clients: Option<&Authority>) -> String {

@@ -18,7 +18,7 @@ use slipway_runtime::container::Stdio;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 /// Names of the descriptors kept with the guardian, below the process's own prefix.
@@ -352,20 +352,19 @@ fn input_fifo(path: &Path, owner: (u32, u32)) -> Result<(OwnedFd, OwnedFd)> {
     Ok((read, open_fifo(path, OFlags::WRONLY)?))
 }
 
+/// By whatever name the client has for it: links are followed, as by any shim. What is no fifo is not opened at all.
 fn open_fifo(path: &Path, mode: OFlags) -> Result<OwnedFd> {
-    // A descriptor's own name in /proc is a link by nature.
-    let follow = if path.starts_with("/proc") { OFlags::empty() } else { OFlags::NOFOLLOW };
-    let flags = mode | OFlags::NONBLOCK | OFlags::CLOEXEC | follow;
-    let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| {
+    let fail = |error: Errno| {
         let text = format!("open fifo {}: {error}", path.display());
-        if error == rustix::io::Errno::NOENT { Error::not_found(text) } else { Error::invalid(text) }
-    })?;
-    let kind = rustix::fs::fstat(&fd).map(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode));
-    if kind == Ok(rustix::fs::FileType::Fifo) {
-        Ok(fd)
-    } else {
-        Err(Error::invalid(format!("standard stream {} is not a fifo", path.display())))
+        if error == Errno::NOENT { Error::not_found(text) } else { Error::invalid(text) }
+    };
+    let found = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(fail)?;
+    let kind = rustix::fs::fstat(&found).map(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode));
+    if kind != Ok(rustix::fs::FileType::Fifo) {
+        return Err(Error::invalid(format!("standard stream {} is not a fifo", path.display())));
     }
+    let again = format!("/proc/self/fd/{}", found.as_raw_fd());
+    rustix::fs::open(again, mode | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()).map_err(fail)
 }
 
 /// The process may open /dev/stdout again, which asks for the owner of pipe or fifo.
@@ -405,7 +404,10 @@ mod tests {
             0,
         )
         .unwrap();
-        let streams = Streams { stdout: path.to_str().unwrap().into(), ..Streams::default() };
+        // A client may know it by another name, such as one below /var/run.
+        let name = dir.path().join("link");
+        std::os::unix::fs::symlink(&path, &name).unwrap();
+        let streams = Streams { stdout: name.to_str().unwrap().into(), ..Streams::default() };
         let mut opened = open(&streams, (0, 0), NOBODY).unwrap();
         let mut writer = File::from(opened.child.stdout.take().unwrap());
         writer.write_all(b"early").unwrap();
@@ -422,7 +424,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         std::fs::write(&path, "").unwrap();
-        for name in [path.to_str().unwrap(), "/nonexistent/fifo"] {
+        for name in [path.to_str().unwrap(), "/nonexistent/fifo", "/dev/null"] {
             assert!(open(&Streams { stdout: name.into(), ..Streams::default() }, (0, 0), NOBODY).is_err());
         }
     }

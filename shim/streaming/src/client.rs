@@ -6,6 +6,7 @@ use crate::protocol;
 use crate::session::{STREAM_TYPE, channel};
 use crate::spdy::headers::Headers;
 use crate::spdy::{Connection, Role};
+use crate::tls::{self, Identity, Wire};
 use crate::websocket::{self, Channels, Codec, Running};
 use crate::{Size, mux};
 use bytes::Bytes;
@@ -22,7 +23,7 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 /// A failure in words.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("streaming URL {0:?}: not http://HOST:PORT/…")]
+    #[error("streaming URL {0:?}: not http(s)://HOST:PORT/…")]
     Url(String),
     #[error("connect to the streaming server: {0}")]
     Connect(#[from] io::Error),
@@ -32,12 +33,26 @@ pub enum Error {
     Broken,
 }
 
-async fn connect(url: &str) -> Result<TcpStream, Error> {
-    let authority = url.strip_prefix("http://").and_then(|rest| rest.split('/').next());
-    let authority = authority.ok_or_else(|| Error::Url(url.to_owned()))?;
-    let tcp = TcpStream::connect(authority).await?;
+/// A connection to the server of a URL.
+enum Connected {
+    Plain(TcpStream),
+    Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+}
+
+async fn connect(url: &str, identity: Option<&Identity>) -> Result<Connected, Error> {
+    let (tls, rest) = match (url.strip_prefix("http://"), url.strip_prefix("https://")) {
+        (Some(rest), _) => (false, rest),
+        (_, Some(rest)) => (true, rest),
+        _ => return Err(Error::Url(url.to_owned())),
+    };
+    let tcp = TcpStream::connect(rest.split('/').next().unwrap_or_default()).await?;
     let _ = tcp.set_nodelay(true);
-    Ok(tcp)
+    if !tls {
+        return Ok(Connected::Plain(tcp));
+    }
+    // With TLS 1.3 a server that wants a certificate of ours says so only later.
+    let connected = tls::connect(tcp, identity).await.map_err(|error| Error::Refused(said(&error)))?;
+    Ok(Connected::Tls(Box::new(connected)))
 }
 
 /// An exec or attach session; its streams can be taken out.
@@ -53,14 +68,20 @@ pub struct Command {
 
 impl Command {
     /// Opens the session that an Exec or Attach call answered with.
-    pub async fn open(url: &str) -> Result<Self, Error> {
-        let tcp = connect(url).await?;
+    pub async fn open(url: &str, identity: Option<&Identity>) -> Result<Self, Error> {
+        match connect(url, identity).await? {
+            Connected::Plain(wire) => Self::open_over(wire, url).await,
+            Connected::Tls(wire) => Self::open_over(*wire, url).await,
+        }
+    }
+
+    async fn open_over(wire: impl Wire, url: &str) -> Result<Self, Error> {
         let mut request =
             url.replacen("http", "ws", 1).into_client_request().map_err(|_| Error::Url(url.to_owned()))?;
         let protocol = HeaderValue::from_static(protocol::SOCKET_COMMAND[0]);
         request.headers_mut().insert("sec-websocket-protocol", protocol);
         let opened =
-            tokio_tungstenite::client_async_with_config(request, tcp, Some(websocket::config())).await;
+            tokio_tungstenite::client_async_with_config(request, wire, Some(websocket::config())).await;
         let (socket, _) = opened.map_err(|error| Error::Refused(refused(error)))?;
         let mut channels = Channels::of_client(Codec::Binary);
         Ok(Self {
@@ -111,8 +132,19 @@ fn refused(error: tokio_tungstenite::tungstenite::Error) -> String {
             let body = answer.body().as_deref().map(String::from_utf8_lossy).unwrap_or_default();
             format!("{}: {}", answer.status(), body.trim_end())
         }
-        other => other.to_string(),
+        other => said(&other),
     }
+}
+
+/// An error, and what to do where it is about certificates.
+fn said(error: &(dyn std::error::Error + 'static)) -> String {
+    if !tls::wants_identity(error) {
+        return error.to_string();
+    }
+    let file = "streaming.tls_client_ca";
+    format!(
+        "{error}: it wants a client certificate (its {file}); name a good one by --tls-cert and --tls-key"
+    )
 }
 
 /// A port-forward session.
@@ -124,8 +156,14 @@ pub struct Forwarder {
 
 impl Forwarder {
     /// Opens the session that a PortForward call answered with.
-    pub async fn open(url: &str) -> Result<Self, Error> {
-        let tcp = connect(url).await?;
+    pub async fn open(url: &str, identity: Option<&Identity>) -> Result<Self, Error> {
+        match connect(url, identity).await? {
+            Connected::Plain(wire) => Self::open_over(wire, url).await,
+            Connected::Tls(wire) => Self::open_over(*wire, url).await,
+        }
+    }
+
+    async fn open_over<S: Wire>(wire: S, url: &str) -> Result<Self, Error> {
         let path = url.splitn(4, '/').nth(3).unwrap_or_default();
         let request = hyper::Request::post(format!("/{path}"))
             .header(HOST, "localhost")
@@ -134,17 +172,17 @@ impl Forwarder {
             .header(protocol::VERSIONS, protocol::FORWARD)
             .body(Empty::<Bytes>::new())
             .map_err(|_| Error::Url(url.to_owned()))?;
-        let said = |error: hyper::Error| Error::Refused(error.to_string());
+        let said = |error: hyper::Error| Error::Refused(said(&error));
         let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(tcp)).await.map_err(said)?;
+            hyper::client::conn::http1::handshake(TokioIo::new(wire)).await.map_err(said)?;
         tokio::spawn(connection.with_upgrades());
         let answer = sender.send_request(request).await.map_err(said)?;
         if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
             return Err(Error::Refused(answer.status().to_string()));
         }
         let upgraded = hyper::upgrade::on(answer).await.map_err(said)?;
-        let parts = upgraded.downcast::<TokioIo<TcpStream>>().map_err(|_| Error::Broken)?;
-        let (from, to) = parts.io.into_inner().into_split();
+        let parts = upgraded.downcast::<TokioIo<S>>().map_err(|_| Error::Broken)?;
+        let (from, to) = parts.io.into_inner().halves();
         let from = Cursor::new(parts.read_buf).chain(from);
         let connection = Connection::start(from, to, Role::Client, Duration::ZERO, |_| false);
         Ok(Self { connection, next: std::sync::atomic::AtomicU64::new(0) })

@@ -20,6 +20,7 @@ mod server;
 mod session;
 mod spdy;
 mod status;
+mod tls;
 mod tokens;
 mod upgrade;
 mod websocket;
@@ -28,6 +29,7 @@ pub use forward::Duplex;
 pub use mux::{Gone, Input, Output};
 pub use server::{Options, Server};
 pub use session::{Client, Session};
+pub use tls::{Identity, Tls};
 pub use tokens::Refused;
 
 use async_trait::async_trait;

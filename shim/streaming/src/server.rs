@@ -1,5 +1,6 @@
 //! The HTTP server: one listener on loopback, a request per URL, and everything cut at the end.
 
+use crate::tls::{Acceptor, Tls, Wire};
 use crate::tokens::{Refused, Tokens};
 use crate::upgrade::{self, Shared};
 use crate::{Backend, Request};
@@ -21,12 +22,14 @@ const STRANGERS: usize = 256;
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// What a server is told.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Options {
     /// Port 0: any free one.
     pub listen: SocketAddr,
     /// A session in which nothing moves for so long is cut (STR-IDLE-01); zero: never.
     pub idle: Duration,
+    /// None: plain HTTP.
+    pub tls: Option<Tls>,
 }
 
 /// A server; dropping it ends it and all its sessions.
@@ -41,10 +44,12 @@ impl Server {
     /// Binds and serves.
     ///
     /// # Errors
-    /// The address cannot be bound.
+    /// The address cannot be bound, or the files of TLS cannot be used.
     pub async fn start(options: Options, backend: Arc<dyn Backend>) -> io::Result<Self> {
+        let tls = options.tls.map(Acceptor::open).transpose()?.map(Arc::new);
         let listener = TcpListener::bind(options.listen).await?;
-        let base = format!("http://{}", reachable(listener.local_addr()?));
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let base = format!("{scheme}://{}", reachable(listener.local_addr()?));
         let tokens = Arc::new(Tokens::default());
         let (stop, stopped) = watch::channel(false);
         let shared = Arc::new(Shared {
@@ -53,7 +58,7 @@ impl Server {
             idle: options.idle,
             stopped: Stopped(stopped.clone()),
         });
-        tokio::spawn(Stopped(stopped).or(accept(listener, shared)));
+        tokio::spawn(Stopped(stopped).or(accept(listener, tls, shared)));
         Ok(Self { base, tokens, stop })
     }
 
@@ -102,16 +107,16 @@ impl Stopped {
     }
 }
 
-async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+async fn accept(listener: TcpListener, tls: Option<Arc<Acceptor>>, shared: Arc<Shared>) {
     let strangers = Arc::new(Semaphore::new(STRANGERS));
     loop {
         // Never closed.
         let Ok(permit) = Arc::clone(&strangers).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((socket, _)) => {
-                let shared = Arc::clone(&shared);
+                let (shared, tls) = (Arc::clone(&shared), tls.clone());
                 tokio::spawn(shared.stopped.clone().or(async move {
-                    connection(socket, shared).await;
+                    connection(socket, tls, shared).await;
                     drop(permit);
                 }));
             }
@@ -123,12 +128,21 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-/// One connection up to its upgrade, or to the answer that says why there is none. HTTP/1.1 only (STR-HTTP-01).
-async fn connection(socket: TcpStream, shared: Arc<Shared>) {
+async fn connection(socket: TcpStream, tls: Option<Arc<Acceptor>>, shared: Arc<Shared>) {
     let _ = socket.set_nodelay(true);
+    let Some(tls) = tls else { return speak(socket, shared).await };
+    match tokio::time::timeout(REQUEST, tls.accept(socket)).await {
+        Ok(Ok(socket)) => speak(socket, shared).await,
+        Ok(Err(error)) => tracing::debug!("streaming: TLS handshake: {error}"),
+        Err(_) => tracing::debug!("streaming: TLS handshake: too slow"),
+    }
+}
+
+/// One connection up to its upgrade, or to the answer that says why there is none. HTTP/1.1 only (STR-HTTP-01).
+async fn speak<S: Wire>(socket: S, shared: Arc<Shared>) {
     let service = service_fn(move |request| {
         let shared = Arc::clone(&shared);
-        async move { Ok::<_, std::convert::Infallible>(upgrade::answer(request, &shared).await) }
+        async move { Ok::<_, std::convert::Infallible>(upgrade::answer::<S>(request, &shared).await) }
     });
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())

@@ -3,6 +3,7 @@
 use crate::protocol::{self, Version, choose, listed};
 use crate::server::Stopped;
 use crate::spdy::{Connection, Role};
+use crate::tls::Wire;
 use crate::tokens::Tokens;
 use crate::websocket::{self, Codec, Socket, Tunnel};
 use crate::{Backend, Request, forward, session};
@@ -16,7 +17,6 @@ use std::io::Cursor;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, BufWriter};
-use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role as SocketRole;
 
@@ -36,15 +36,18 @@ pub(crate) struct Shared {
 type Answer = hyper::Response<Full<Bytes>>;
 
 /// Answers one request; a session goes on after its answer.
-pub(crate) async fn answer(mut request: hyper::Request<Incoming>, shared: &Arc<Shared>) -> Answer {
-    match accept(&mut request, shared).await {
+pub(crate) async fn answer<S: Wire>(mut request: hyper::Request<Incoming>, shared: &Arc<Shared>) -> Answer {
+    match accept::<S>(&mut request, shared).await {
         Ok(answer) => answer,
         Err(answer) => *answer,
     }
 }
 
 /// The error is an answer too (STR-HTTP-03).
-async fn accept(request: &mut hyper::Request<Incoming>, shared: &Arc<Shared>) -> Result<Answer, Box<Answer>> {
+async fn accept<S: Wire>(
+    request: &mut hyper::Request<Incoming>,
+    shared: &Arc<Shared>,
+) -> Result<Answer, Box<Answer>> {
     // STR-URL-10.
     if !matches!(*request.method(), Method::GET | Method::POST) {
         return Err(text(StatusCode::METHOD_NOT_ALLOWED, "streaming URLs are for GET and POST"));
@@ -71,7 +74,7 @@ async fn accept(request: &mut hyper::Request<Incoming>, shared: &Arc<Shared>) ->
             Err(error) => return tracing::debug!("streaming: upgrade: {error}"),
         };
         // It is what the server was given.
-        if let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() {
+        if let Ok(parts) = upgraded.downcast::<TokioIo<S>>() {
             plan.run(parts.io.into_inner(), parts.read_buf, session, &shared).await;
         }
     }));
@@ -190,11 +193,11 @@ impl Plan {
     }
 
     /// The whole session. `early`: what the client sent before it had our answer (STR-UPG-07).
-    async fn run(self, tcp: TcpStream, early: Bytes, session: Request, shared: &Shared) {
+    async fn run<S: Wire>(self, wire: S, early: Bytes, session: Request, shared: &Shared) {
         let (backend, idle) = (&shared.backend, shared.idle);
         match self {
             Self::Spdy { protocol } => {
-                let (from, to) = tcp.into_split();
+                let (from, to) = wire.halves();
                 let from = Cursor::new(early).chain(from);
                 if let Request::Forward { target, .. } = session {
                     let connection = Connection::start(from, to, Role::Server, idle, forward::admits);
@@ -206,7 +209,7 @@ impl Plan {
             Self::WebSocket { protocol, .. } => {
                 let config = Some(websocket::config());
                 let socket =
-                    Socket::from_partially_read(tcp, early.to_vec(), SocketRole::Server, config).await;
+                    Socket::from_partially_read(wire, early.to_vec(), SocketRole::Server, config).await;
                 match session {
                     Request::Forward { target, .. } if protocol == protocol::TUNNEL => {
                         let (from, to) = tokio::io::split(Tunnel::new(socket));

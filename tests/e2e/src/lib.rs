@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod certificates;
 pub mod containerd;
 pub mod kernel;
 pub mod leaks;

@@ -31,7 +31,8 @@ pub(crate) async fn run(client: &mut Client, args: &Args) -> Result<ExitCode> {
         stderr: !terminal,
     };
     let url = client.runtime.attach(request).await.map_err(said("attach"))?.into_inner().url;
-    console::run(&url, Console { stdin: args.of.stdin, terminal, detaches: true }).await
+    let console = Console { stdin: args.of.stdin, terminal, detaches: true };
+    console::run(&url, args.of.tls.identity().as_ref(), console).await
 }
 
 /// Only the verbose status says it.

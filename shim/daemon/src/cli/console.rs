@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, anyhow};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use slipway_streaming::client::Command;
-use slipway_streaming::{Gone, Input, Output, Size};
+use slipway_streaming::{Gone, Identity, Input, Output, Size};
 use tokio::io::AsyncWriteExt as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -59,8 +59,8 @@ enum Key {
 }
 
 /// Runs the session behind `url` to its end; the exit code is the command's own.
-pub(crate) async fn run(url: &str, console: Console) -> Result<ExitCode> {
-    let mut session = Command::open(url).await?;
+pub(crate) async fn run(url: &str, identity: Option<&Identity>, console: Console) -> Result<ExitCode> {
+    let mut session = Command::open(url, identity).await?;
     let raw = if console.terminal { Raw::enter()? } else { None };
     let (stdin, stdout, stderr) = (session.stdin.take(), session.stdout.take(), session.stderr.take());
     let (left, mut leave) = mpsc::channel(1);

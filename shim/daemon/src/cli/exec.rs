@@ -8,6 +8,7 @@ use cri_proto::v1 as cri;
 
 use super::client::{Client, container_name, said};
 use super::console::{self, Console};
+use super::identity;
 use super::output::eprintln_quietly;
 
 /// Whose streams, and whether ours go in: what exec and attach ask alike.
@@ -22,6 +23,8 @@ pub(crate) struct Target {
     /// Pass our standard input on
     #[arg(short = 'i', long)]
     pub(super) stdin: bool,
+    #[command(flatten)]
+    pub(super) tls: identity::Args,
 }
 
 #[derive(Debug, clap::Args)]
@@ -57,7 +60,8 @@ pub(crate) async fn run(client: &mut Client, args: &Args) -> Result<ExitCode> {
         stderr: !args.tty,
     };
     let url = client.runtime.exec(request).await.map_err(said("run the command"))?.into_inner().url;
-    console::run(&url, Console { stdin: args.of.stdin, terminal: args.tty, detaches: false }).await
+    let console = Console { stdin: args.of.stdin, terminal: args.tty, detaches: false };
+    console::run(&url, args.of.tls.identity().as_ref(), console).await
 }
 
 async fn run_to_the_end(client: &mut Client, container: &str, args: &Args) -> Result<ExitCode> {

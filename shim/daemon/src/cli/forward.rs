@@ -10,6 +10,7 @@ use slipway_streaming::client::Forwarder;
 use tokio::net::TcpListener;
 
 use super::client::{Client, pick_pod, said};
+use super::identity;
 use super::interrupt::Interrupt;
 use super::output::{eprintln_quietly, print};
 
@@ -23,6 +24,8 @@ pub(crate) struct Args {
     /// Where to listen
     #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     bind: IpAddr,
+    #[command(flatten)]
+    tls: identity::Args,
 }
 
 /// One forwarded port.
@@ -59,7 +62,7 @@ pub(crate) async fn run(client: &mut Client, args: &Args) -> Result<()> {
         port: args.ports.iter().map(|ports| ports.remote.into()).collect(),
     };
     let url = client.runtime.port_forward(request).await.map_err(said("forward ports"))?.into_inner().url;
-    let forwarder = Arc::new(Forwarder::open(&url).await?);
+    let forwarder = Arc::new(Forwarder::open(&url, args.tls.identity().as_ref()).await?);
     for ports in &args.ports {
         let at = (args.bind, ports.local);
         let listener = TcpListener::bind(at).await.with_context(|| format!("listen on {}:{}", at.0, at.1))?;

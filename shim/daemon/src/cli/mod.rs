@@ -18,6 +18,7 @@ mod expand;
 pub(crate) mod explain;
 mod facts;
 mod forward;
+mod identity;
 mod interrupt;
 mod logfile;
 mod logs;

@@ -163,6 +163,11 @@ mod tests {
                 "[socket]\ngroup = \"no-such-group\"",
                 "config.toml:2: socket.group = \"no-such-group\": no such group",
             ),
+            (
+                "[streaming]\n\ntls_key = \"/k\"",
+                "config.toml:3: streaming.tls_certificate and streaming.tls_key",
+            ),
+            ("[streaming]\ntls_client_ca = \"/c\"", "config.toml:2: streaming.tls_client_ca needs"),
         ] {
             let (_dir, args) = loaded(text, None);
             let error = format!("{:#}", Config::load(&args, Path::new("/run/x.sock")).expect_err(text));

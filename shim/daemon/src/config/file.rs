@@ -171,12 +171,26 @@ pub(crate) struct Streaming {
     pub(crate) address: SocketAddr,
     /// Seconds after which a session in which nothing moves is cut; 0: never.
     pub(crate) idle_timeout: u64,
+    /// PEM file of the server's certificate, and of what is between it and its authority: the URLs are https then. Read for
+    /// each connection, so a renewed one counts at once. Without it: plain HTTP.
+    pub(crate) tls_certificate: Option<PathBuf>,
+    /// PEM file of that certificate's key.
+    pub(crate) tls_key: Option<PathBuf>,
+    /// PEM file of authorities: clients must show a certificate of one of them. crictl and slipway can (--tls-cert,
+    /// --tls-key), the kubelet cannot: no kubectl exec, attach and port-forward then. Without it: the token is enough.
+    pub(crate) tls_client_ca: Option<PathBuf>,
 }
 
 impl Default for Streaming {
     /// Loopback and any port (STR-URL-03, STR-URL-11); four hours (STR-IDLE-01).
     fn default() -> Self {
-        Self { address: (Ipv4Addr::LOCALHOST, 0).into(), idle_timeout: 4 * 3600 }
+        Self {
+            address: (Ipv4Addr::LOCALHOST, 0).into(),
+            idle_timeout: 4 * 3600,
+            tls_certificate: None,
+            tls_key: None,
+            tls_client_ca: None,
+        }
     }
 }
 
@@ -228,6 +242,23 @@ impl Images {
 impl Streaming {
     pub(crate) fn idle(&self) -> std::time::Duration {
         std::time::Duration::from_secs(self.idle_timeout)
+    }
+
+    /// The files of TLS; none: plain HTTP.
+    pub(crate) fn tls(&self) -> anyhow::Result<Option<slipway_streaming::Tls>> {
+        match (&self.tls_certificate, &self.tls_key) {
+            (Some(certificate), Some(key)) => {
+                let (certificate, key) = (certificate.clone(), key.clone());
+                Ok(Some(slipway_streaming::Tls { certificate, key, client_ca: self.tls_client_ca.clone() }))
+            }
+            (None, None) if self.tls_client_ca.is_none() => Ok(None),
+            (None, None) => {
+                anyhow::bail!("streaming.tls_client_ca needs streaming.tls_certificate and streaming.tls_key")
+            }
+            _ => anyhow::bail!(
+                "streaming.tls_certificate and streaming.tls_key go together: one of them is missing"
+            ),
+        }
     }
 }
 

@@ -91,6 +91,9 @@ impl Config {
                 if sources.origins.contains_key("network.pool") { "network.pool" } else { "network.bridge" };
             sources.blame(key, builtin.check().map_err(Into::into))?;
         }
+        let written = |key: &&str| sources.origins.contains_key(*key);
+        let tls = ["streaming.tls_certificate", "streaming.tls_key", "streaming.tls_client_ca"];
+        sources.blame(tls.iter().find(|key| written(key)).unwrap_or(&tls[0]), file.streaming.tls())?;
         file.settle(&cgroups, Some(&keeper), &state);
         Ok(Self {
             address: absolute(address)?,

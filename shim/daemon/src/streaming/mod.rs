@@ -24,10 +24,11 @@ const INTERACTIVE: &str = "i-";
 /// Binds the server; it serves until it is dropped.
 pub(crate) async fn start(daemon: &Arc<Daemon>) -> anyhow::Result<Server> {
     let streaming = &daemon.config.file.streaming;
-    let options = Options { listen: streaming.address, idle: streaming.idle() };
+    let options = Options { listen: streaming.address, idle: streaming.idle(), tls: streaming.tls()? };
     let server = Server::start(options, Arc::new(Door(Arc::clone(daemon)))).await;
     let server = server.with_context(|| {
-        format!("bind the streaming server to {}: is the port taken? (streaming.address)", streaming.address)
+        let address = streaming.address;
+        format!("start the streaming server on {address}: is the port taken? (streaming.address, .tls_*)")
     })?;
     Ok(server)
 }

@@ -204,7 +204,8 @@ fn the_command_line_is_containerds() {
             .unwrap()
     };
     let version = run(&["-v"]);
-    assert!(version.status.success() && !version.stdout.is_empty());
+    let said = format!("containerd-shim-slipway-v1 {}\n", env!("CARGO_PKG_VERSION"));
+    assert_eq!((version.status.code(), version.stdout), (Some(0), said.into_bytes()));
     let info = run(&["-info"]);
     let info: containerd_shim_protos::types::introspection::RuntimeInfo =
         protobuf::Message::parse_from_bytes(&info.stdout).unwrap();

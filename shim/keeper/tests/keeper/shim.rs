@@ -229,7 +229,7 @@ fn pids_are_there_before_the_start_and_after_the_end() {
 
 #[test]
 fn a_bundle_may_vanish_and_execs_may_run_at_the_end() {
-    let rig = Rig::new();
+    let mut rig = Rig::new();
     let bundle = rig.bundle("c", &["sleep", "1000"]);
     rig.create(&bundle).unwrap();
     rig.start("c", "").unwrap();
@@ -251,6 +251,20 @@ fn a_bundle_may_vanish_and_execs_may_run_at_the_end() {
         ..Default::default()
     };
     assert_eq!(code(rig.run(rig.tasks().create(soon(), &request))), Code::INVALID_ARGUMENT);
+    // All of it, root filesystem and all, and the keeper too.
+    let gone = rig.bundle("gone", &["sleep", "1000"]);
+    rig.create(&gone).unwrap();
+    rig.start("gone", "").unwrap();
+    fs::remove_dir_all(&gone.path).unwrap();
+    rig.kill_keeper();
+    assert_eq!(rig.state("gone", "").unwrap(), "RUNNING");
+    rig.exec("gone", "e", &["true"], "").unwrap();
+    assert_eq!(code(rig.start("gone", "e")), Code::NOT_FOUND);
+    assert_eq!(code(rig.create(&rig.bundle("gone", &["true"]))), Code::ALREADY_EXISTS);
+    rig.kill("gone", "", 9, true).unwrap();
+    assert_eq!(rig.wait("gone", "").unwrap(), 137);
+    fs::remove_dir_all(&gone.path).unwrap();
+    assert_eq!(rig.delete("gone", "").unwrap(), 137);
 }
 
 #[test]

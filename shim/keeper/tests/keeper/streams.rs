@@ -249,3 +249,68 @@ fn standard_input_of_a_logged_container_stays_open() {
     assert_eq!(log_lines(&path, "stdout"), ["end of input"]);
     rig.delete("c", "").unwrap();
 }
+
+/// Nobody can write without waiting.
+fn is_full(fifo: &str) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::NONBLOCK;
+    let fifo = rustix::fs::open(fifo, flags, rustix::fs::Mode::empty()).unwrap();
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut [PollFd::new(&fifo, PollFlags::OUT)], Some(&at_once)).unwrap() == 0
+}
+
+/// Clients that make fifos and never read them, or have left: their containers wait, and nobody else; all that can be done to
+/// a container can be done to these, also under the next keeper, and nothing of them stays.
+#[test]
+fn fifos_that_nobody_reads_hold_up_their_own_container_only() {
+    // SHIM-IO-03, SHIM-IO-04, SHIM-IO-04b, SHIM-TST-05
+    let mut rig = Rig::new();
+    rig.create(&rig.bundle("beside", &["sleep", "1000"])).unwrap();
+    rig.start("beside", "").unwrap();
+    let held = |pid: i32| fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+    let keeper = rig.info().keeper_pid;
+    let before = (held(rig.guardian), held(keeper));
+    for (id, terminal, kill_keeper) in [
+        ("plain", false, false),
+        ("tty", true, false),
+        ("plain-after", false, true),
+        ("tty-after", true, true),
+    ] {
+        let script = "while :; do head -c 100000 /dev/zero; head -c 100000 /dev/zero >&2; done";
+        let mut bundle = rig.bundle(id, &["sh", "-c", script]);
+        bundle.spec["process"]["terminal"] = terminal.into();
+        fs::write(bundle.path.join("config.json"), bundle.spec.to_string()).unwrap();
+        let names = ["in", "out", "err"].map(|name| rig.fifo(&format!("{id}-{name}")));
+        let request = CreateTaskRequest {
+            id: id.into(),
+            bundle: bundle.path.to_str().unwrap().into(),
+            terminal,
+            stdin: names[0].clone(),
+            stdout: names[1].clone(),
+            stderr: if terminal { String::new() } else { names[2].clone() },
+            ..Default::default()
+        };
+        rig.run(rig.tasks().create(soon(), &request)).unwrap();
+        rig.start(id, "").unwrap();
+        wait_until("a full fifo", || is_full(&names[1]));
+        if kill_keeper {
+            rig.kill_keeper();
+        }
+        for (task, exec) in [("beside", format!("{id}-1")), (id, format!("{id}-2"))] {
+            rig.exec(task, &exec, &["true"], "").unwrap();
+            rig.start(task, &exec).unwrap();
+            assert_eq!(rig.wait(task, &exec).unwrap(), 0, "{task}");
+            rig.delete(task, &exec).unwrap();
+        }
+        assert_eq!(code(rig.delete(id, "")), Code::FAILED_PRECONDITION, "it runs");
+        rig.kill(id, "", 9, true).unwrap();
+        assert_eq!(rig.wait(id, "").unwrap(), 137);
+        assert_eq!(rig.delete(id, "").unwrap(), 137);
+        assert!(names.iter().all(|name| fs::exists(name).unwrap()), "the fifos are the client's");
+        wait_until("the guardian to close its descriptors", || held(rig.guardian) <= before.0);
+        wait_until("the keeper to close its own", || kill_keeper || held(keeper) <= before.1);
+    }
+    rig.kill("beside", "", 9, true).unwrap();
+    rig.wait("beside", "").unwrap();
+    rig.delete("beside", "").unwrap();
+}

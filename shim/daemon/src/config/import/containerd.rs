@@ -57,6 +57,7 @@ fn translate(leaves: &[Leaf]) -> Import {
         apply(&mut import, RULES, leaf, &path);
     }
     tls(&mut import, leaves);
+    streaming_tls(&mut import, leaves);
     import
 }
 
@@ -162,11 +163,10 @@ const RULES: &Rules = &[
     ("cri/stream_server_address", Fate::With(stream_address)),
     ("cri/stream_server_port", Fate::With(stream_port)),
     ("cri/stream_idle_timeout", Fate::With(stream_idle)),
-    ("cri/enable_tls_streaming", Fate::Cannot("the streaming server has no TLS yet: keep it on loopback")),
-    (
-        "cri/x509_key_pair_streaming/**",
-        Fate::Cannot("the streaming server has no TLS yet: keep it on loopback"),
-    ),
+    // Put together by `streaming_tls`.
+    ("cri/enable_tls_streaming", Fate::Needless),
+    ("cri/x509_key_pair_streaming/tls_cert_file", Fate::Needless),
+    ("cri/x509_key_pair_streaming/tls_key_file", Fate::Needless),
     // NRI.
     ("io.containerd.nri.v1.nri/disable", Fate::Key("nri.disable")),
     ("io.containerd.nri.v1.nri/disable_connections", Fate::Key("nri.disable_connections")),
@@ -318,6 +318,31 @@ fn tls(import: &mut Import, leaves: &[Leaf]) {
     place_tls(import, &by_host);
 }
 
+/// TLS of the streaming server, where it is on. Without files containerd makes a certificate at each start.
+fn streaming_tls(import: &mut Import, leaves: &[Leaf]) {
+    let find = |wanted: &[&str]| {
+        let of_cri = |leaf: &&Leaf| match leaf.path.as_slice() {
+            [plugins, plugin, rest @ ..] => {
+                plugins == "plugins" && CRI.contains(&plugin.as_str()) && rest == wanted
+            }
+            _ => false,
+        };
+        leaves.iter().rev().find(of_cri).filter(|leaf| !leaf.is_nothing())
+    };
+    let Some(enabled) = find(&["enable_tls_streaming"]) else { return };
+    let file = |key| find(&["x509_key_pair_streaming", key]);
+    match (file("tls_cert_file"), file("tls_key_file")) {
+        (Some(certificate), Some(key)) => {
+            import.set("streaming.tls_certificate", certificate.value.clone());
+            import.set("streaming.tls_key", key.value.clone());
+        }
+        _ => import.leave(
+            enabled,
+            "make a certificate, and name it and its key by streaming.tls_certificate and streaming.tls_key",
+        ),
+    }
+}
+
 fn snapshotter(_: &mut Import, leaf: &Leaf, _: &[&str]) -> Outcome {
     usual(leaf, "overlayfs", "layers are always overlayfs here")
 }
@@ -400,7 +425,9 @@ pub(super) fn address_part(import: &mut Import, host: Option<&str>, port: Option
     let parsed: std::net::SocketAddr =
         address.parse().map_err(|_| format!("{address} is no address and port"))?;
     if !parsed.ip().is_loopback() {
-        return Err(format!("{address}: the streaming server has no TLS yet: it stays on loopback"));
+        return Err(format!(
+            "{address} is not on loopback: set streaming.address where that is meant, best with streaming.tls_client_ca"
+        ));
     }
     import.set("streaming.address", address.into());
     Ok(())
@@ -446,9 +473,13 @@ max_concurrent_downloads = 5
 max_container_log_line_size = -1
 enable_unprivileged_ports = true
 stream_server_port = "10010"
+enable_tls_streaming = true
 stream_idle_timeout = "1h30m0s"
 unset_seccomp_profile = ""
 device_ownership_from_security_context = true
+[plugins."io.containerd.grpc.v1.cri".x509_key_pair_streaming]
+tls_cert_file = "/tls/crt"
+tls_key_file = "/tls/key"
 [plugins."io.containerd.grpc.v1.cri".cni]
 bin_dir = "/usr/libexec/cni"
 conf_dir = "/etc/cni/net.d"
@@ -500,6 +531,8 @@ bin_dirs = ["/usr/libexec/cni"]
 [streaming]
 address = "127.0.0.1:10010"
 idle_timeout = 5400
+tls_certificate = "/tls/crt"
+tls_key = "/tls/key"
 [nri]
 disable = true
 plugin_request_timeout = "1500ms"
@@ -522,10 +555,10 @@ plugin_request_timeout = "1500ms"
         assert_eq!(
             left,
             [
-                (15, "device_ownership_from_security_context"),
-                (19, "max_conf_num"),
-                (22, "snapshotter"),
-                (28, "runtime_type")
+                (16, "device_ownership_from_security_context"),
+                (23, "max_conf_num"),
+                (26, "snapshotter"),
+                (32, "runtime_type")
             ],
             "{:?}",
             import.left

@@ -36,7 +36,7 @@ fn translate(leaves: &[Leaf]) -> Import {
         let path: Vec<&str> = leaf.path.iter().map(String::as_str).collect();
         apply(&mut import, RULES, leaf, path.strip_prefix(&["crio"]).unwrap_or(&path));
     }
-    ports(&mut import, leaves);
+    pairs(&mut import, leaves);
     import
 }
 
@@ -56,7 +56,8 @@ const RULES: &Rules = &[
     ("api/stream_address", Fate::With(stream_address)),
     ("api/stream_port", Fate::With(stream_port)),
     ("api/stream_idle_timeout", Fate::With(stream_idle)),
-    ("api/stream_enable_tls", Fate::Cannot("the streaming server has no TLS yet: keep it on loopback")),
+    // Put together by `pairs`.
+    ("api/stream_enable_tls", Fate::Needless),
     ("api/stream_tls_cert", Fate::Needless),
     ("api/stream_tls_key", Fate::Needless),
     ("api/stream_tls_ca", Fate::Needless),
@@ -136,7 +137,7 @@ const RULES: &Rules = &[
         "network/cni_default_network",
         Fate::Cannot("the first configuration by name is in force: rename it to come first"),
     ),
-    // Put together by `ports`.
+    // Put together by `pairs`.
     ("metrics/enable_metrics", Fate::Needless),
     ("metrics/metrics_host", Fate::Needless),
     ("metrics/metrics_port", Fate::Needless),
@@ -147,7 +148,7 @@ const RULES: &Rules = &[
     ("tracing/enable_tracing", Fate::Cannot("there are no traces yet")),
     ("tracing/**", Fate::Needless),
     ("stats/**", Fate::Needless),
-    // Turned round by `ports`.
+    // Turned round by `pairs`.
     ("nri/enable_nri", Fate::Needless),
     ("nri/nri_listen", Fate::With(nri_listen)),
     ("nri/nri_plugin_dir", Fate::Key("nri.plugin_path")),
@@ -160,7 +161,7 @@ const RULES: &Rules = &[
 type Outcome = Result<(), String>;
 
 /// Pairs of keys that mean one of ours together.
-fn ports(import: &mut Import, leaves: &[Leaf]) {
+fn pairs(import: &mut Import, leaves: &[Leaf]) {
     let find = |table: &str, key: &str| {
         let hit = |leaf: &&Leaf| leaf.path.iter().map(String::as_str).eq(["crio", table, key]);
         leaves.iter().rev().find(hit)
@@ -172,6 +173,17 @@ fn ports(import: &mut Import, leaves: &[Leaf]) {
     }
     if find("nri", "enable_nri").is_some_and(|leaf| leaf.value.as_bool() == Some(false)) {
         import.set("nri.disable", true.into());
+    }
+    if find("api", "stream_enable_tls").is_some_and(|leaf| leaf.value.as_bool() == Some(true)) {
+        for (theirs, ours) in [
+            ("stream_tls_cert", "streaming.tls_certificate"),
+            ("stream_tls_key", "streaming.tls_key"),
+            ("stream_tls_ca", "streaming.tls_client_ca"),
+        ] {
+            if let Some(leaf) = find("api", theirs).filter(|leaf| !leaf.is_nothing()) {
+                import.set(ours, leaf.value.clone());
+            }
+        }
     }
 }
 
@@ -384,6 +396,10 @@ storage_driver = "overlay"
 [crio.api]
 listen = "/var/run/crio/crio.sock"
 stream_port = "10010"
+stream_enable_tls = true
+stream_tls_cert = "/tls/crt"
+stream_tls_key = "/tls/key"
+stream_tls_ca = ""
 [crio.runtime]
 default_ulimits = ["nofile=1024:2048"]
 default_sysctls = ["net.ipv4.ping_group_range=0 2147483647"]
@@ -432,6 +448,8 @@ conf_dir = "/etc/cni/net.d/"
 bin_dirs = ["/opt/cni/bin", "/usr/libexec/cni"]
 [streaming]
 address = "127.0.0.1:10010"
+tls_certificate = "/tls/crt"
+tls_key = "/tls/key"
 [metrics]
 address = "127.0.0.1:9537"
 [nri]
