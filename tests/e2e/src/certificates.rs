@@ -20,7 +20,7 @@ pub struct Authority {
 impl Authority {
     /// # Panics
     /// Without openssl.
-    #[expect(clippy::new_without_default, reason = "a default runs no programs")]
+    #[allow(clippy::new_without_default, reason = "a default runs no programs")]
     pub fn new() -> Self {
         let this = Self { dir: tempfile::tempdir().expect("a temporary directory") };
         let out = ["-subj", "/CN=authority", "-days", MONTH, "-keyout", "ca.key", "-out", "ca.crt"];
