@@ -3,12 +3,11 @@
 //! The server's files are read for each connection, so that a renewed certificate counts at once; while they cannot be
 //! read, or do not fit each other, the last ones that did go on being used.
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::crypto::ring;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use slipway_tls::AnyCertificate;
 use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -65,13 +64,11 @@ fn fail(what: &str, path: &Path, error: &dyn std::fmt::Display) -> io::Error {
 }
 
 fn certificates(what: &str, path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
-    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
-    let read: Vec<_> = read.map_err(|e| fail(what, path, &e))?;
-    if read.is_empty() { Err(fail(what, path, &"no certificate in it")) } else { Ok(read) }
+    slipway_tls::certificates(path).map_err(|e| fail(what, path, &e))
 }
 
 fn key(path: &Path) -> io::Result<PrivateKeyDer<'static>> {
-    PrivateKeyDer::from_pem_file(path).map_err(|e| fail("TLS key", path, &e))
+    slipway_tls::private_key(path).map_err(|e| fail("TLS key", path, &e))
 }
 
 fn config(files: &Tls) -> io::Result<Arc<ServerConfig>> {
@@ -137,7 +134,7 @@ pub(crate) async fn connect(
     identity: Option<&Identity>,
 ) -> io::Result<client::TlsStream<TcpStream>> {
     let provider = Arc::new(ring::default_provider());
-    let verifier = Arc::new(Anyone(Arc::clone(&provider)));
+    let verifier = Arc::new(AnyCertificate(Arc::clone(&provider)));
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(io::Error::other)?
@@ -179,45 +176,4 @@ pub(crate) fn wants_identity(error: &(dyn Error + 'static)) -> bool {
         };
     }
     false
-}
-
-/// Any certificate whose key the server has.
-#[derive(Debug)]
-struct Anyone(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Anyone {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        verify_tls12_signature(message, certificate, signature, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signature, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }

@@ -3,11 +3,9 @@
 use crate::hosts::{Host, Tls, is_loopback};
 use crate::{Error, Result};
 use reqwest::redirect::Policy;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::CryptoProvider;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::pki_types::CertificateDer;
+use rustls::{ClientConfig, RootCertStore};
+use slipway_tls::AnyCertificate;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -64,7 +62,7 @@ fn configure(tls: &Tls, with_roots: bool) -> Result<ClientConfig> {
         .with_safe_default_protocol_versions()
         .map_err(|e| failed("provider", &e))?;
     let builder = if tls.skip_verify {
-        builder.dangerous().with_custom_certificate_verifier(Arc::new(AcceptAny(provider)))
+        builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
     } else {
         builder.with_root_certificates(roots(tls, with_roots)?)
     };
@@ -73,7 +71,7 @@ fn configure(tls: &Tls, with_roots: bool) -> Result<ClientConfig> {
     };
     let chain = certificates(certificate)?;
     let key = key.as_ref().unwrap_or(certificate);
-    let key = PrivateKeyDer::from_pem_file(key).map_err(|e| failed(&key.display().to_string(), &e))?;
+    let key = slipway_tls::private_key(key).map_err(|e| failed(&key.display().to_string(), &e))?;
     builder.with_client_auth_cert(chain, key).map_err(|e| failed(&certificate.display().to_string(), &e))
 }
 
@@ -93,62 +91,5 @@ fn roots(tls: &Tls, with_system: bool) -> Result<RootCertStore> {
 }
 
 fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>> {
-    let failed = |e: rustls::pki_types::pem::Error| Error::invalid("read certificate", file.display(), e);
-    let chain = CertificateDer::pem_file_iter(file)
-        .map_err(failed)?
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(failed)?;
-    if chain.is_empty() {
-        return Err(Error::invalid("read certificate", file.display(), "holds no certificate"));
-    }
-    Ok(chain)
-}
-
-/// `skip_verify = true`: any certificate will do, but signatures are still checked.
-#[derive(Debug)]
-struct AcceptAny(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for AcceptAny {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(
-            message,
-            certificate,
-            signature,
-            &self.0.signature_verification_algorithms,
-        )
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(
-            message,
-            certificate,
-            signature,
-            &self.0.signature_verification_algorithms,
-        )
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
+    slipway_tls::certificates(file).map_err(|e| Error::invalid("read certificate", file.display(), e))
 }

@@ -331,16 +331,26 @@ fn streaming_tls(import: &mut Import, leaves: &[Leaf]) {
     };
     let Some(enabled) = find(&["enable_tls_streaming"]) else { return };
     let file = |key| find(&["x509_key_pair_streaming", key]);
-    match (file("tls_cert_file"), file("tls_key_file")) {
-        (Some(certificate), Some(key)) => {
-            import.set("streaming.tls_certificate", certificate.value.clone());
-            import.set("streaming.tls_key", key.value.clone());
-        }
-        _ => import.leave(
+    streaming_files(import, enabled, file("tls_cert_file"), file("tls_key_file"));
+}
+
+/// The server's certificate and key, of either runtime; `enabled` is what turned TLS on.
+pub(super) fn streaming_files(
+    import: &mut Import,
+    enabled: &Leaf,
+    certificate: Option<&Leaf>,
+    key: Option<&Leaf>,
+) -> bool {
+    let (Some(certificate), Some(key)) = (certificate, key) else {
+        import.leave(
             enabled,
             "make a certificate, and name it and its key by streaming.tls_certificate and streaming.tls_key",
-        ),
-    }
+        );
+        return false;
+    };
+    import.set("streaming.tls_certificate", certificate.value.clone());
+    import.set("streaming.tls_key", key.value.clone());
+    true
 }
 
 fn snapshotter(_: &mut Import, leaf: &Leaf, _: &[&str]) -> Outcome {

@@ -1,6 +1,6 @@
 //! CRI-O's crio.conf with its drop-ins, and containers-registries.conf.
 
-use super::containerd::address_part;
+use super::containerd::{address_part, streaming_files};
 use super::leaves::{self, Leaf};
 use super::registries::Server;
 use super::rules::{Fate, Rules, apply, set_time};
@@ -174,15 +174,12 @@ fn pairs(import: &mut Import, leaves: &[Leaf]) {
     if find("nri", "enable_nri").is_some_and(|leaf| leaf.value.as_bool() == Some(false)) {
         import.set("nri.disable", true.into());
     }
-    if find("api", "stream_enable_tls").is_some_and(|leaf| leaf.value.as_bool() == Some(true)) {
-        for (theirs, ours) in [
-            ("stream_tls_cert", "streaming.tls_certificate"),
-            ("stream_tls_key", "streaming.tls_key"),
-            ("stream_tls_ca", "streaming.tls_client_ca"),
-        ] {
-            if let Some(leaf) = find("api", theirs).filter(|leaf| !leaf.is_nothing()) {
-                import.set(ours, leaf.value.clone());
-            }
+    let file = |key| find("api", key).filter(|leaf| !leaf.is_nothing());
+    let enabled = find("api", "stream_enable_tls").filter(|leaf| leaf.value.as_bool() == Some(true));
+    if let Some(enabled) = enabled {
+        let served = streaming_files(import, enabled, file("stream_tls_cert"), file("stream_tls_key"));
+        if let Some(authority) = file("stream_tls_ca").filter(|_| served) {
+            import.set("streaming.tls_client_ca", authority.value.clone());
         }
     }
 }
@@ -468,6 +465,23 @@ disable = true
                 "crio.runtime.runtimes.crun.allowed_annotations",
                 "crio.runtime.runtimes.kata.runtime_type"
             ]
+        );
+    }
+
+    #[test]
+    fn streaming_over_tls_is_translated_whole_or_named() {
+        let read = |keys: &str| {
+            let text = format!("[crio.api]\nstream_enable_tls = true\nstream_tls_ca = \"/ca\"\n{keys}");
+            translate(&leaves::of(Path::new("/crio.conf"), &text).expect("TOML"))
+        };
+        let whole = read("stream_tls_cert = \"/crt\"\nstream_tls_key = \"/key\"\n");
+        assert_eq!(whole.config["streaming"]["tls_client_ca"].as_str(), Some("/ca"));
+        assert!(whole.left.is_empty(), "{:?}", whole.left);
+        let half = read("stream_tls_cert = \"/crt\"\n");
+        assert!(half.config.get("streaming").is_none(), "{:?}", half.config);
+        assert_eq!(
+            half.left.iter().map(|left| left.key.as_str()).collect::<Vec<_>>(),
+            ["crio.api.stream_enable_tls"]
         );
     }
 
