@@ -265,13 +265,20 @@ func run() error {
 			return err
 		}
 	}
-	opts = append(opts, stub.WithOnClose(func() { p.write(line{Event: "Closed"}) }))
+	closed := sync.OnceFunc(func() { p.write(line{Event: "Closed"}) })
+	opts = append(opts, stub.WithOnClose(closed))
 	s, err := stub.New(p, opts...)
 	if err != nil {
 		return err
 	}
 	p.stub = s
-	return s.Run(context.Background())
+	if err := s.Start(context.Background()); err != nil {
+		return err
+	}
+	// The stub may end before it has called back: that the connection ended still belongs in the log.
+	s.Wait()
+	closed()
+	return nil
 }
 
 func main() {

@@ -3,6 +3,7 @@
 mod json;
 
 use crate::config::{File, Level, LogFormat};
+use crate::telemetry::Traces;
 use anyhow::{Context, Result};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -14,7 +15,7 @@ pub(crate) struct Logging(reload::Handle<EnvFilter, Registry>);
 
 impl Logging {
     /// Begins to log as the configuration says.
-    pub(crate) fn start(file: &File) -> Result<Self> {
+    pub(crate) fn start(file: &File, traces: Option<&Traces>) -> Result<Self> {
         let (filter, handle) = reload::Layer::new(file.log_level.filter());
         let lines = match file.log_format {
             LogFormat::Text => fmt::layer().with_writer(std::io::stderr).with_ansi(false).boxed(),
@@ -25,7 +26,13 @@ impl Logging {
                 .event_format(json::Lines)
                 .boxed(),
         };
-        tracing_subscriber::registry().with(filter).with(lines).try_init().context("begin to log")?;
+        let traces = traces.map(Traces::layer);
+        tracing_subscriber::registry()
+            .with(filter)
+            .with(lines)
+            .with(traces)
+            .try_init()
+            .context("begin to log")?;
         Ok(Self(handle))
     }
 

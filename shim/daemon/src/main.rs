@@ -92,9 +92,17 @@ fn main() -> ExitCode {
 
 fn run_daemon(args: config::ServeArgs, address: &Path) -> anyhow::Result<ExitCode> {
     let config = config::Config::load(&args, address)?;
-    let logging = logging::Logging::start(&config.file)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(serve::serve(config, args, logging))?;
+    let traces = {
+        let _entered = runtime.enter();
+        telemetry::Traces::open(&config.file.tracing)?
+    };
+    let logging = logging::Logging::start(&config.file, traces.as_ref())?;
+    let served = runtime.block_on(serve::serve(config, args, logging));
+    if let Some(traces) = traces {
+        traces.close();
+    }
+    served?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -3,7 +3,7 @@
 //! The doc comments here are the reference (see [`super::keys`]): `slipway config reference` and `slipway config default`
 //! print them. A key without a fixed default is an `Option`; its comment says what happens then.
 
-use super::values::{Level, Mode, Sysctl, Time, Ulimit};
+use super::values::{Collector, Level, Mode, Sysctl, Time, Ulimit};
 use crate::cgroups::{Cgroups, Driver};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -52,6 +52,8 @@ pub(crate) struct File {
     pub(crate) nri: crate::nri::Keys,
     /// Metrics for Prometheus.
     pub(crate) metrics: Metrics,
+    /// Traces by OpenTelemetry: a span for each request, below the kubelet's own where it has one, and for each of its steps.
+    pub(crate) tracing: Tracing,
 }
 
 /// How the daemon logs.
@@ -213,6 +215,16 @@ pub(crate) struct Metrics {
     /// Where Prometheus finds /metrics, such as "127.0.0.1:9479". Without it: nowhere. There is no authentication: a loopback
     /// address, or one that only the scraper reaches.
     pub(crate) address: Option<SocketAddr>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Tracing {
+    /// Collector that takes OTLP over gRPC, such as "127.0.0.1:4317"; without TLS: one on this node. Without it: no traces.
+    pub(crate) endpoint: Option<Collector>,
+    /// Of requests that come without a trace of the client's, how many in a million are traced; those with one follow it.
+    #[schemars(range(max = 1_000_000))]
+    pub(crate) sampling_rate_per_million: u32,
 }
 
 impl File {

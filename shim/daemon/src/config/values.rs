@@ -146,6 +146,40 @@ impl From<Mode> for String {
     }
 }
 
+/// Where traces go: "HOST:PORT", or with "http://" before it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "String", into = "String")]
+#[schemars(with = "String")]
+pub(crate) struct Collector(String);
+
+impl Collector {
+    pub(crate) fn url(&self) -> String {
+        if self.0.starts_with("http://") { self.0.clone() } else { format!("http://{}", self.0) }
+    }
+}
+
+impl TryFrom<String> for Collector {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        if text.starts_with("https://") {
+            return Err(format!("{text:?}: there is no TLS to collectors: name one on this node, by http"));
+        }
+        let rest = text.strip_prefix("http://").unwrap_or(&text);
+        let (host, port) = rest.trim_end_matches('/').rsplit_once(':').unwrap_or((rest, ""));
+        if host.is_empty() || host.contains('/') || port.parse::<u16>().is_err() {
+            return Err(format!("{text:?}: write HOST:PORT, such as \"127.0.0.1:4317\""));
+        }
+        Ok(Self(text))
+    }
+}
+
+impl From<Collector> for String {
+    fn from(collector: Collector) -> Self {
+        collector.0
+    }
+}
+
 /// A kernel setting of a pod: "net.ipv4.ping_group_range=0 2147483647".
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
@@ -283,6 +317,16 @@ mod tests {
         assert_eq!((range.name.as_str(), range.value.as_str()), ("net.ipv4.ping_group_range", "0 1"));
         for bad in ["kernel.core_pattern=|x", "net.ipv4", "net..x=1", "vm.swappiness=1"] {
             assert!(sysctl(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn collectors() {
+        let url = |text: &str| Collector::try_from(text.to_owned()).map(|c| c.url());
+        assert_eq!(url("127.0.0.1:4317").as_deref(), Ok("http://127.0.0.1:4317"));
+        assert_eq!(url("http://[::1]:4317/").as_deref(), Ok("http://[::1]:4317/"));
+        for bad in ["https://x:1", "localhost", "grpc://x:1", "x:99999", ":1"] {
+            assert!(url(bad).is_err(), "{bad}");
         }
     }
 

@@ -27,7 +27,9 @@ where
             let extensions = span.extensions();
             let fields = extensions.get::<FormattedFields<JsonFields>>();
             let fields = fields.and_then(|fields| serde_json::from_str::<Map<_, _>>(&fields.fields).ok());
-            line.extend(fields.unwrap_or_default());
+            // What only traces need has no place in a log.
+            let fields = fields.unwrap_or_default().into_iter();
+            line.extend(fields.filter(|(name, _)| !name.starts_with("otel.")));
         }
         event.record(&mut Fields(&mut line));
         let mut time = String::new();

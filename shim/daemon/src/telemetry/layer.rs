@@ -1,6 +1,6 @@
 //! The clock around every RPC, as a layer of the gRPC server: handlers know nothing of it.
 
-use super::{Answer, Method, Telemetry, seconds, spans};
+use super::{Answer, Method, Telemetry, seconds, spans, traces};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -48,11 +48,16 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let method = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
         let span = spans::of_request(&method);
+        traces::below_the_clients(&span, request.headers());
         let mut underway = Underway::begin(&self.telemetry, method);
         let answer = span.in_scope(|| self.inner.call(request));
         let answered = async move {
             let answer = answer.await;
-            underway.answered(answer.as_ref().map_or(Code::Unknown, |answer| code(answer.headers())));
+            let code = answer.as_ref().map_or(Code::Unknown, |answer| code(answer.headers()));
+            if code != Code::Ok {
+                spans::failed(&tracing::Span::current());
+            }
+            underway.answered(code);
             answer
         };
         Box::pin(answered.instrument(span))

@@ -14,9 +14,11 @@ mod endpoint;
 mod layer;
 pub(crate) mod spans;
 mod state;
+mod traces;
 
 pub(crate) use endpoint::Endpoint;
 pub(crate) use layer::Measure;
+pub(crate) use traces::Traces;
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -26,6 +28,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 use std::future::Future;
 use std::time::{Duration, Instant};
+use tracing::Instrument as _;
 
 #[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Method {
@@ -138,7 +141,7 @@ impl Telemetry {
         step: impl Future<Output = T>,
     ) -> T {
         let start = Instant::now();
-        let result = step.await;
+        let result = step.instrument(spans::of_step(phase)).await;
         self.phases.get_or_create(&Phase { method, phase }).observe(seconds(start.elapsed()));
         result
     }

@@ -145,8 +145,10 @@ const RULES: &Rules = &[
     ("metrics/metrics_socket", Fate::Cannot("metrics are served on an address, not on a socket")),
     ("metrics/metrics_cert", Fate::Cannot("metrics are served without TLS: keep them on loopback")),
     ("metrics/metrics_key", Fate::Needless),
-    ("tracing/enable_tracing", Fate::Cannot("there are no traces yet")),
-    ("tracing/**", Fate::Needless),
+    // Put together by `pairs`.
+    ("tracing/enable_tracing", Fate::Needless),
+    ("tracing/tracing_endpoint", Fate::Needless),
+    ("tracing/tracing_sampling_rate_per_million", Fate::Key("tracing.sampling_rate_per_million")),
     ("stats/**", Fate::Needless),
     // Turned round by `pairs`.
     ("nri/enable_nri", Fate::Needless),
@@ -170,6 +172,10 @@ fn pairs(import: &mut Import, leaves: &[Leaf]) {
         let host = find("metrics", "metrics_host").map_or("127.0.0.1", Leaf::text).to_owned();
         let port = find("metrics", "metrics_port").and_then(|leaf| leaf.value.as_integer()).unwrap_or(9090);
         import.set("metrics.address", format!("{host}:{port}").into());
+    }
+    if find("tracing", "enable_tracing").is_some_and(|leaf| leaf.value.as_bool() == Some(true)) {
+        let endpoint = find("tracing", "tracing_endpoint").map_or("127.0.0.1:4317", Leaf::text).to_owned();
+        import.set("tracing.endpoint", endpoint.into());
     }
     if find("nri", "enable_nri").is_some_and(|leaf| leaf.value.as_bool() == Some(false)) {
         import.set("nri.disable", true.into());
@@ -422,6 +428,9 @@ plugin_dirs = ["/opt/cni/bin", "/usr/libexec/cni"]
 [crio.metrics]
 enable_metrics = true
 metrics_port = 9537
+[crio.tracing]
+enable_tracing = true
+tracing_endpoint = "127.0.0.1:4317"
 [crio.nri]
 enable_nri = false
 "#;
@@ -449,6 +458,8 @@ tls_certificate = "/tls/crt"
 tls_key = "/tls/key"
 [metrics]
 address = "127.0.0.1:9537"
+[tracing]
+endpoint = "127.0.0.1:4317"
 [nri]
 disable = true
 "#,
