@@ -34,7 +34,7 @@ struct Cost {
 
 pub(crate) async fn run(rounds: usize) -> Result<()> {
     let ours = Node::start(Setup::default()).await?;
-    let registry = Registry::start(&ours).await?;
+    let registry = Registry::start_big(&ours).await?;
     let lines =
         [Line::open(registry.host.clone(), None).await?, Line::open(registry.host.clone(), Some(SLOW)).await?];
     let mut pullers = vec![Puller { name: "slipway", node: ours }];
