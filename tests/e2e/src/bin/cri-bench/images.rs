@@ -35,8 +35,10 @@ struct Cost {
 pub(crate) async fn run(rounds: usize) -> Result<()> {
     let ours = Node::start(Setup::default()).await?;
     let registry = Registry::start_big(&ours).await?;
-    let lines =
-        [Line::open(registry.host.clone(), None).await?, Line::open(registry.host.clone(), Some(SLOW)).await?];
+    let lines = [
+        Line::open(registry.host.clone(), None).await?,
+        Line::open(registry.host.clone(), Some(SLOW)).await?,
+    ];
     let mut pullers = vec![Puller { name: "slipway", node: ours }];
     for (name, release) in [("containerd 1.6", Release::Debian), ("containerd 2", Release::Two)] {
         pullers.push(Puller { name, node: Node::containerd(release, Handler::Runc, None).await? });
