@@ -49,6 +49,8 @@ impl Dump<'_> {
             options.ext_mnt = Externals::new(self.plan).at_dump(&root);
             streams::note(self.pid, self.images, options)?;
         }
+        // On a hybrid host criu would take all groups of version 2 for the container's.
+        let _apart = self.cgroup.set_apart()?;
         let kind = if self.pre_dump { Kind::PreDump } else { Kind::Dump };
         let mut talk = Talk::start(self.program, &[], Streams::None)?;
         let mut listen = |notification: &Notification, _: Option<OwnedFd>| {

@@ -14,6 +14,7 @@
 //! removes what was made when a step fails; version 2 has no device rules and drops `unified`; a read that fails counts
 //! as 0 (see `stats`). What its code does right is not written again.
 
+mod apart;
 mod apply;
 mod check;
 mod delegate;
@@ -31,6 +32,7 @@ mod tree;
 mod v1;
 mod v2;
 
+pub use apart::Apart;
 pub use oom::{Oom, OomBefore, OomLevel};
 pub use stats::{HugetlbStats, IoStats, MemoryEvents, Pressure, Stalled, Stats};
 
@@ -416,6 +418,11 @@ impl Cgroup {
             // One hierarchy that is in use keeps none of the others from being removed.
             let removed = tree::remove(&hierarchy.dir(&self.name.dir), deadline);
             first = first.and(removed);
+        }
+        if let Layout::V1 { unified: Some(beside), .. } = layout
+            && self.base.is_none()
+        {
+            first = first.and(apart::sweep(beside, &self.name, deadline));
         }
         first
     }

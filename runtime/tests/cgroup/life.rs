@@ -191,3 +191,40 @@ fn what_somebody_else_left_of_a_group_is_removed() {
     Cgroup::remove_at(&scope.path(), PATIENCE).expect("missing is success");
     scope.end();
 }
+
+/// On a hybrid host a container gets a place of its own in version 2 and goes back; what a dead caller left goes with the group.
+#[test]
+fn processes_are_set_apart_and_come_back() {
+    let scope = Scope::new();
+    let group = Cgroup::create(&scope.path(), None).expect("create");
+    let mut child = spawn_in(&group, "sleep 1000 & while :; do sleep 0.01; done");
+    let start = Instant::now();
+    while group.pids().expect("pids").len() < 2 {
+        assert!(start.elapsed() < PATIENCE, "no second process");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let version_2 = |pid: u32| {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("cgroup");
+        text.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)
+    };
+    let home = version_2(child.id());
+    let apart = group.set_apart().expect("set apart");
+    // On version 2 it has a group of its own, and without a version 2 mount it needs none.
+    assert_eq!(apart.is_some(), !v2() && home.is_some());
+    let place = apart.as_ref().and_then(|_| version_2(child.id()));
+    if let Some(place) = &place {
+        assert!(place.contains("slipway-apart-") && directories(place).len() == 1, "{place}");
+        drop(apart);
+        assert_eq!(version_2(child.id()), home, "it goes back");
+        assert!(directories(place).is_empty(), "{place}");
+        for _ in 0..2 {
+            std::mem::forget(group.set_apart().expect("also after a caller that died"));
+            assert_eq!(version_2(child.id()).as_ref(), Some(place));
+        }
+    }
+    group.kill_all().expect("kill");
+    child.wait().expect("wait");
+    group.remove(PATIENCE).expect("remove");
+    assert!(place.is_none_or(|place| directories(&place).is_empty()), "the place goes with the group");
+    scope.end();
+}

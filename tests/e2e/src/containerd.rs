@@ -79,6 +79,12 @@ impl Node {
         Ok(node)
     }
 
+    /// Another release, on the same directories; the next start of the daemon is of that one.
+    pub fn become_containerd(&mut self, release: Release, handler: Handler) -> Result<()> {
+        self.set_program(Program::Containerd(release));
+        Ok(std::fs::write(self.path("config.toml"), self.containerd_config(release, handler)?)?)
+    }
+
     fn containerd_config(&self, release: Release, handler: Handler) -> Result<String> {
         let cri = release.cri_plugin();
         let (root, state, socket, cni) =
@@ -105,8 +111,32 @@ impl Node {
              [plugins.\"{cri}\".cni]\n{bin}\nconf_dir = {cni:?}\n\
              [plugins.\"{cri}\".containerd]\ndefault_runtime_name = {default:?}\n\
              [plugins.\"{cri}\".containerd.runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\"\n{}",
-            handler_config(release, handler)?
+            self.handler_config(release, handler)?
         ))
+    }
+
+    /// What `slipway config snippet` prints; for the classic sandbox without its two lines, for a keeper per pod with the
+    /// options that it shows.
+    fn handler_config(&self, release: Release, handler: Handler) -> Result<String> {
+        let args = ["config", "snippet", "containerd", "--version", release.major()];
+        let output =
+            std::process::Command::new(binary("slipway")).args(args).output().context("run slipway")?;
+        ensure!(output.status.success(), "slipway {args:?}: {output:?}");
+        let text = String::from_utf8(output.stdout)?;
+        let pause = |line: &&str| line.contains("sandboxer") || line.contains("disable_pause_image_pull");
+        Ok(match handler {
+            Handler::Runc | Handler::Slipway => text,
+            Handler::SlipwayClassic => {
+                text.lines().filter(|line| !pause(line)).fold(String::new(), |text, line| text + line + "\n")
+            }
+            Handler::SlipwayPerPod => {
+                let options = self.path("options.toml");
+                std::fs::write(&options, "Grouping = \"pod\"\n")?;
+                let text = text.replace("# [plugins", "[plugins").replace("#   ", "");
+                let text = text.replace("/etc/containerd/slipway.toml", &options.display().to_string());
+                text.replace("Grouping = \"node\"", "Grouping = \"pod\"")
+            }
+        })
     }
 
     /// The daemon's command, with our shim and its own first in PATH.
@@ -218,26 +248,6 @@ impl Node {
         }
         let _ = std::fs::remove_dir(format!("/sys/fs/cgroup{}", self.cgroup_root()));
     }
-}
-
-/// What `slipway config snippet` prints; for the classic sandbox without its two lines, for a keeper per pod with the
-/// options that it shows.
-fn handler_config(release: Release, handler: Handler) -> Result<String> {
-    let args = ["config", "snippet", "containerd", "--version", release.major()];
-    let output = std::process::Command::new(binary("slipway")).args(args).output().context("run slipway")?;
-    ensure!(output.status.success(), "slipway {args:?}: {output:?}");
-    let text = String::from_utf8(output.stdout)?;
-    match handler {
-        Handler::SlipwayClassic => {}
-        Handler::SlipwayPerPod => {
-            return Ok(text
-                .replace("# [plugins", "[plugins")
-                .replace("#   Grouping = \"node\"", "Grouping = \"pod\""));
-        }
-        Handler::Runc | Handler::Slipway => return Ok(text),
-    }
-    let pause = |line: &&str| line.contains("sandboxer") || line.contains("disable_pause_image_pull");
-    Ok(text.lines().filter(|line| !pause(line)).fold(String::new(), |text, line| text + line + "\n"))
 }
 
 /// The same for [`crate::on_a_node`].

@@ -136,6 +136,11 @@ impl Node {
         self.program
     }
 
+    /// Which daemon the next start is of.
+    pub(crate) fn set_program(&mut self, program: Program) {
+        self.program = program;
+    }
+
     /// Everything of this node that makes control groups makes them below it.
     pub fn cgroup_root(&self) -> &str {
         &self.cgroup_root

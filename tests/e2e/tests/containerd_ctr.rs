@@ -5,6 +5,7 @@ use anyhow::{Context, Result, ensure};
 use e2e::containerd::{Handler, Release, setup, until};
 use e2e::streams::{texts, type_into};
 use e2e::{Node, on_a_node};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -115,6 +116,139 @@ async fn events(node: &mut Node) -> Result<()> {
     watcher.kill().await?;
     node.ctr(&["containers", "rm", "watched"]).await?;
     Ok(())
+}
+
+/// SHIM-EVT-04, SHIM-EVT-05, SHIM-EVT-06: exits while containerd is away come once, in order, and with their codes.
+#[test]
+fn exits_while_debians_containerd_is_away_come_once_and_in_order() {
+    on_a_node(setup(Release::Debian, Handler::Runc), |node| Box::pin(exits_while_away(node)));
+}
+
+#[test]
+fn exits_while_containerd_2_is_away_come_once_and_in_order() {
+    on_a_node(setup(Release::Two, Handler::Runc), |node| Box::pin(exits_while_away(node)));
+}
+
+async fn exits_while_away(node: &mut Node) -> Result<()> {
+    node.ctr_import("busybox").await?;
+    let logs = node.path("logs");
+    let mount = format!("type=bind,src={},dst=/v,options=rbind:rw", logs.display());
+    let ids = ["one", "two", "three"];
+    for (id, code) in ids.iter().zip(21..) {
+        let script = format!("until [ -e /v/{id} ]; do sleep 0.02; done; exit {code}");
+        node.ctr_run(id, &["-d", "--mount", &mount], &["sh", "-c", &script]).await?;
+    }
+    let keeper = Waiting::of(node)?;
+    until("containerd has all events", async || Ok(keeper.count()? == 0)).await?;
+    node.kill_daemon().await?;
+    // None is told before somebody listens: a watcher can begin only once containerd serves.
+    let address = keeper.send_events_to("/nowhere")?;
+    let order = ["two", "three", "one"];
+    for (id, waiting) in order.iter().zip(1..) {
+        std::fs::write(logs.join(id), "")?;
+        until("the exit is on record", async || Ok(keeper.count()? == waiting)).await?;
+    }
+    node.start_daemon().await?;
+    let file = logs.join("events");
+    let mut watcher =
+        node.ctr_command(&["events"])?.stdout(std::fs::File::create(&file)?).spawn().context("ctr events")?;
+    let seen = |words: &str| Ok(std::fs::read_to_string(&file)?.contains(words));
+    let mut marks = 0;
+    until("the watcher sees events", async || {
+        marks += 1;
+        node.ctr(&["namespaces", "create", &format!("mark-{marks}")]).await?;
+        seen("/namespaces/create")
+    })
+    .await?;
+    keeper.send_events_to(&address)?;
+    until("containerd has all events", async || Ok(keeper.count()? == 0)).await?;
+    node.ctr(&["namespaces", "create", "last"]).await?;
+    until("the last mark", async || seen("\"last\"")).await?;
+    let text = std::fs::read_to_string(&file)?;
+    let exits: Vec<_> = text.lines().filter(|line| line.contains("/tasks/exit")).collect();
+    let expected = [("two", 22), ("three", 23), ("one", 21)];
+    let told = |line: &str, (id, code): (&str, i32)| {
+        line.contains(&format!("\"container_id\":\"{id}\""))
+            && line.contains(&format!("\"exit_status\":{code}"))
+    };
+    let right = exits.len() == 3 && exits.iter().zip(expected).all(|(line, exit)| told(line, exit));
+    ensure!(right, "exits of {order:?}, in this order, once: {text}");
+    watcher.kill().await?;
+    for (id, code) in ids.iter().zip(21..) {
+        // ctr warns of an exit code other than 0, and ends with 0 itself.
+        let removed = node.ctr_command(&["task", "rm", id])?.output().await?;
+        let told = String::from_utf8_lossy(&removed.stderr).contains(&format!("exit code {code}"));
+        ensure!(removed.status.success() && told, "{id}: {removed:?}");
+        node.ctr(&["containers", "rm", id]).await?;
+    }
+    Ok(())
+}
+
+/// Events that the keeper holds until containerd has them.
+struct Waiting(PathBuf);
+
+impl Waiting {
+    fn of(node: &Node) -> Result<Self> {
+        let groups = std::fs::read_dir(node.path("state/keeper"))?.flatten().map(|entry| entry.path());
+        let all: Vec<_> = groups.filter(|path| path.join("events-address").exists()).collect();
+        let [root] = &all[..] else { anyhow::bail!("one keeper: {all:?}") };
+        Ok(Self(root.clone()))
+    }
+
+    fn count(&self) -> Result<usize> {
+        Ok(std::fs::read_dir(self.0.join("events"))?.count())
+    }
+
+    /// As a client does that comes back with another address; answers the one before.
+    fn send_events_to(&self, address: &str) -> Result<String> {
+        let (file, new) = (self.0.join("events-address"), self.0.join("events-address.new"));
+        let before = std::fs::read_to_string(&file)?;
+        std::fs::write(&new, address)?;
+        std::fs::rename(new, file)?;
+        Ok(before)
+    }
+}
+
+/// SHIM-IO-03, SHIM-IO-04, SHIM-TST-05: a client that is killed leaves fifos that nobody reads: its container waits, can be
+/// asked, entered and ended, and others do not notice.
+#[test]
+fn a_client_that_is_gone_leaves_its_fifos_unread_on_debians_containerd() {
+    on_a_node(setup(Release::Debian, Handler::Runc), |node| Box::pin(client_is_gone(node)));
+}
+
+#[test]
+fn a_client_that_is_gone_leaves_its_fifos_unread_on_containerd_2() {
+    on_a_node(setup(Release::Two, Handler::Runc), |node| Box::pin(client_is_gone(node)));
+}
+
+async fn client_is_gone(node: &mut Node) -> Result<()> {
+    node.ctr_import("busybox").await?;
+    let fifos = node.path("fifos").display().to_string();
+    let script = "while :; do head -c 100000 /dev/zero; echo x >> /tmp/rounds; done";
+    let words = node.ctr_run_words("left", &["--fifo-dir", &fifos], &["sh", "-c", script]);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let mut client = node.ctr_command(&words)?.stdout(Stdio::null()).spawn()?;
+    until("it runs", async || {
+        let listed = node.ctr(&["task", "ls"]).await?;
+        Ok(listed.lines().any(|line| line.starts_with("left") && line.contains("RUNNING")))
+    })
+    .await?;
+    client.kill().await?;
+    let mut execs = 0;
+    let mut rounds = async || {
+        execs += 1;
+        let name = format!("e{execs}");
+        node.ctr(&["task", "exec", "--exec-id", &name, "left", "sh", "-c", "wc -l < /tmp/rounds || :"]).await
+    };
+    let mut last = String::new();
+    until("it stands still", async || {
+        let now = rounds().await?;
+        Ok(std::mem::replace(&mut last, now.clone()) == now)
+    })
+    .await?;
+    let beside = node.ctr_run("beside", &["--rm"], &["echo", "not affected"]).await?;
+    ensure!(beside == (0, "not affected\n".into(), String::new()), "{beside:?}");
+    removed(node, "left").await
 }
 
 // ---------------------------------------------------------------- terminals
