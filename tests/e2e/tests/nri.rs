@@ -229,6 +229,39 @@ async fn refusals(node: &mut Node) -> Result<()> {
     one.end().await
 }
 
+/// CRI-RUN-15.
+#[test]
+fn a_pod_is_not_ready_before_plugins_agree() {
+    let nri = "plugin_request_timeout = \"4m\"\n";
+    on_a_node(Setup { nri, ..Default::default() }, |node| Box::pin(asked_first(node)));
+}
+
+async fn asked_first(node: &mut Node) -> Result<()> {
+    let image = node.import("busybox").await?;
+    let plugin = Plugin::connect(node, "10-thinks", json!({"stall": ["RunPodSandbox"]})).await?;
+    let config = pod(node, "asked");
+    let is_asked = |c: &Value| c["event"] == "RunPodSandbox";
+    let own: &Node = node;
+    let meanwhile = async {
+        let calls = plugin.until(|calls| calls.iter().any(is_asked)).await?;
+        let id = calls.iter().find(|c| is_asked(c)).and_then(|c| c["id"].as_str()).context("its id")?;
+        let listed = own.runtime().await?.list_pod_sandbox(v1::ListPodSandboxRequest::default()).await?;
+        let ready = v1::PodSandboxState::SandboxReady;
+        let listed = listed.into_inner().items;
+        ensure!(listed.iter().all(|p| p.id != id || p.state() != ready), "{listed:?}");
+        let made = own.create(id, &config, shell("early", &image, SLEEP)).await;
+        ensure!(made.is_err(), "a container in a pod that is not there yet: {made:?}");
+        gone(own, plugin).await
+    };
+    let (sandbox, looked) = tokio::join!(own.run_pod(&config), meanwhile);
+    looked?;
+    // Without the plugin there is nobody left to agree.
+    let sandbox = sandbox?;
+    ensure!(own.pod_status(&sandbox).await?.state() == v1::PodSandboxState::SandboxReady);
+    own.run(&sandbox, &config, shell("late", &image, SLEEP)).await?;
+    Ok(())
+}
+
 /// Ends a plugin and waits until the daemon has noticed.
 async fn gone(node: &Node, plugin: Plugin) -> Result<()> {
     let dropped = || {

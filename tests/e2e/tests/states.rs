@@ -207,3 +207,67 @@ async fn removal(node: &mut Node) -> Result<()> {
     ensure!(log.ends_with(" up\n"), "the log is the kubelet's: {log}");
     Ok(())
 }
+
+/// CRI-PREM-03: a network namespace that cannot be given back keeps the pod, and its removal can be tried again.
+#[test]
+fn a_pod_whose_namespace_cannot_go_stays_and_is_removed_later() {
+    on_a_node(Setup::default(), |node| Box::pin(namespace_stays(node)));
+}
+
+async fn namespace_stays(node: &mut Node) -> Result<()> {
+    let config = pod(node, "kept");
+    let sandbox = node.run_pod(&config).await?;
+    let dir = node.path("state/netns");
+    ensure!(dir.join(&sandbox).exists(), "where its namespace is pinned");
+    let run = |program: &str, args: &[&str]| -> Result<()> {
+        let done = std::process::Command::new(program).args(args).arg(&dir).status()?;
+        ensure!(done.success(), "{program} {args:?}");
+        Ok(())
+    };
+    let source = dir.display().to_string();
+    run("mount", &["--bind", &source])?;
+    run("mount", &["-o", "remount,bind,ro"])?;
+    let refused = node.remove_pod(&sandbox).await;
+    run("umount", &[])?;
+    ensure!(refused.is_err(), "its namespace is still there");
+    let kept = node.pod_status(&sandbox).await?;
+    ensure!(kept.state() == v1::PodSandboxState::SandboxNotready, "{kept:?}");
+    ensure!(dir.join(&sandbox).exists(), "it is not leaked: the pod that has it is listed");
+    node.remove_pod(&sandbox).await?;
+    ensure!(!dir.join(&sandbox).exists() && node.pod_status(&sandbox).await.is_err(), "gone with the pod");
+    Ok(())
+}
+
+/// CRI-FSM-03: of a start and a removal at once one comes first, and the other finds what it left.
+#[test]
+fn a_start_and_a_removal_exclude_each_other() {
+    on_a_node(Setup::default(), |node| Box::pin(start_or_removal(node)));
+}
+
+async fn start_or_removal(node: &mut Node) -> Result<()> {
+    let image = node.import("busybox").await?;
+    let config = pod(node, "race");
+    let sandbox = node.run_pod(&config).await?;
+    for round in 0..10u64 {
+        let name = format!("c{round}");
+        let id = node.create(&sandbox, &config, shell(&name, &image, "exec sleep 1000")).await?;
+        let start = async {
+            tokio::time::sleep(Duration::from_millis(round % 5)).await;
+            node.start_container(&id).await
+        };
+        let (started, removed) = tokio::join!(start, node.remove_container(&id));
+        removed.with_context(|| format!("round {round}"))?;
+        if let Err(error) = started {
+            let code = error.downcast_ref::<tonic::Status>().map(tonic::Status::code);
+            ensure!(
+                matches!(code, Some(Code::NotFound | Code::FailedPrecondition)),
+                "round {round}: {error:#}"
+            );
+        }
+        ensure!(node.container_status(&id).await.is_err(), "round {round}: removed is removed");
+        // Its name is free, and nothing of it runs.
+        let again = node.create(&sandbox, &config, shell(&name, &image, "exit 0")).await?;
+        node.remove_container(&again).await?;
+    }
+    Ok(())
+}

@@ -144,7 +144,7 @@ impl Node<'_> {
             sources: &sources,
             volumes: &[],
             cdi: &[],
-            ulimits: &self.file.containers.default_ulimits,
+            defaults: &self.file.containers,
             target_pid: None,
         })?;
         let layer = |name: &str| PathBuf::from("/LAYERS").join(name);

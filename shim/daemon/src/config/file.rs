@@ -151,6 +151,9 @@ pub(crate) struct Pods {
 pub(crate) struct Containers {
     /// Limits of getrlimit(2), "NAME=SOFT:HARD" each, such as "nofile=1024:524288". Others are those of the keeper.
     pub(crate) default_ulimits: Vec<Ulimit>,
+    /// Devices that a container asks for belong to the user and group of its security context (run_as_user, run_as_group)
+    /// inside, where those are set; false: to whom they belong on the host.
+    pub(crate) device_ownership_from_security_context: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -6,9 +6,10 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// Keys that a running daemon takes over at SIGHUP (see [`super::reload`]); all others need a restart.
-pub(crate) const LIVE: [&str; 9] = [
+pub(crate) const LIVE: [&str; 10] = [
     "cdi.spec_dirs",
     "containers.default_ulimits",
+    "containers.device_ownership_from_security_context",
     "images.auth_file",
     "images.hosts_dirs",
     "images.parallel_layers",

@@ -116,7 +116,7 @@ impl Daemon {
             sources: &sources,
             volumes: &volumes,
             cdi: &cdi,
-            ulimits: &self.live().containers.default_ulimits,
+            defaults: &self.live().containers,
             target_pid: target,
         })?;
         let profile = built.process().as_ref().and_then(|process| process.apparmor_profile().as_deref());

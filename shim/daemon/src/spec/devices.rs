@@ -20,12 +20,27 @@ pub(super) fn apply(linux: &mut Value, inputs: &Inputs<'_>) -> Result<()> {
     } else {
         rules = default_rules();
     }
+    let first = nodes.len();
     for device in &inputs.container.config.devices {
         requested(device, &mut nodes, &mut rules)?;
+    }
+    if inputs.defaults.device_ownership_from_security_context {
+        own(&mut nodes[first..], &inputs.security());
     }
     linux["devices"] = nodes.into();
     linux["resources"]["devices"] = rules.into();
     Ok(())
+}
+
+/// Nodes for the user that the request names, and the group (CRI-DEV-03); an image's user changes nothing.
+fn own(nodes: &mut [Value], security: &v1::LinuxContainerSecurityContext) {
+    for node in nodes {
+        for (key, id) in [("uid", &security.run_as_user), ("gid", &security.run_as_group)] {
+            if let Some(id) = id {
+                node[key] = id.value.into();
+            }
+        }
+    }
 }
 
 /// Deny all. The runtime allows the standard nodes and mknod of any after whatever rules there are (CRI-DEV-02;
@@ -98,4 +113,33 @@ fn below(dir: &Path) -> Vec<PathBuf> {
     }
     found.sort();
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::spec::tests::spec_of;
+    use cri_proto::v1;
+
+    /// CRI-DEV-03: as the tests' configuration has it.
+    #[test]
+    fn devices_belong_to_the_user_of_the_request() {
+        let owner = |user: Option<i64>, group: Option<i64>| {
+            let spec = spec_of(|config, security| {
+                let device = v1::Device {
+                    host_path: "/dev/null".into(),
+                    container_path: "/dev/mine".into(),
+                    ..Default::default()
+                };
+                config.devices = vec![device];
+                security.run_as_user = user.map(|value| v1::Int64Value { value });
+                security.run_as_group = group.map(|value| v1::Int64Value { value });
+            });
+            let node = spec.expect("spec")["linux"]["devices"][0].clone();
+            assert_eq!(node["path"], "/dev/mine");
+            (node["uid"].as_i64(), node["gid"].as_i64())
+        };
+        assert_eq!(owner(Some(1000), Some(2000)), (Some(1000), Some(2000)));
+        assert_eq!(owner(Some(1000), None), (Some(1000), Some(0)));
+        assert_eq!(owner(None, None), (Some(0), Some(0)), "as on the host");
+    }
 }

@@ -40,7 +40,7 @@ pub(crate) struct Inputs<'a> {
     /// What the container's CDI devices change.
     pub(crate) cdi: &'a [Edits],
     /// What the configuration gives every container.
-    pub(crate) ulimits: &'a [crate::config::Ulimit],
+    pub(crate) defaults: &'a crate::config::Containers,
     /// Init of the container whose PID namespace is joined (pid=TARGET).
     pub(crate) target_pid: Option<u32>,
 }
@@ -243,7 +243,10 @@ pub(crate) mod tests {
             sources: &container.config.mounts.iter().map(|m| m.host_path.clone().into()).collect::<Vec<_>>(),
             volumes: &[("/vol/0".into(), "/data".into()), ("/vol/1".into(), "/dev/shm".into())],
             cdi: &[],
-            ulimits: &["nofile=5:6".to_owned().try_into().map_err(Error::invalid)?],
+            defaults: &crate::config::Containers {
+                default_ulimits: vec!["nofile=5:6".to_owned().try_into().map_err(Error::invalid)?],
+                device_ownership_from_security_context: true,
+            },
             target_pid: Some(77),
         })?;
         serde_json::to_value(built).map_err(|e| Error::internal(e.to_string()))

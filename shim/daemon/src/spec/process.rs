@@ -36,8 +36,9 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<Value> {
         return Err(Error::invalid(format!("oom_score_adj {adjust} is not between -1000 and 1000")));
     }
     process["oomScoreAdj"] = adjust.into();
-    if !inputs.ulimits.is_empty() {
-        process["rlimits"] = inputs.ulimits.iter().map(crate::config::Ulimit::to_oci).collect();
+    if !inputs.defaults.default_ulimits.is_empty() {
+        process["rlimits"] =
+            inputs.defaults.default_ulimits.iter().map(crate::config::Ulimit::to_oci).collect();
     }
     Ok(process)
 }

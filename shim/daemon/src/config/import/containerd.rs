@@ -120,6 +120,10 @@ const RULES: &Rules = &[
     // Runtime.
     ("cri/systemd_cgroup", Fate::With(systemd)),
     ("cri/max_container_log_line_size", Fate::With(log_line)),
+    (
+        "cri/device_ownership_from_security_context",
+        Fate::Key("containers.device_ownership_from_security_context"),
+    ),
     ("cri/cdi_spec_dirs", Fate::Key("cdi.spec_dirs")),
     ("cri/enable_cdi", Fate::Needless),
     // SELinux is used where the host has it on.
@@ -534,6 +538,8 @@ mode = "0660"
 parallel_layers = 5
 [pods]
 default_sysctls = ["net.ipv4.ip_unprivileged_port_start=0"]
+[containers]
+device_ownership_from_security_context = true
 [logs]
 max_line = 0
 [cni]
@@ -564,12 +570,7 @@ plugin_request_timeout = "1500ms"
             .collect();
         assert_eq!(
             left,
-            [
-                (16, "device_ownership_from_security_context"),
-                (23, "max_conf_num"),
-                (26, "snapshotter"),
-                (32, "runtime_type")
-            ],
+            [(23, "max_conf_num"), (26, "snapshotter"), (32, "runtime_type")],
             "{:?}",
             import.left
         );

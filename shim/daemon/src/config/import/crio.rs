@@ -80,6 +80,10 @@ const RULES: &Rules = &[
     ("runtime/blockio_config_file", Fate::Cannot("there are no block I/O classes here")),
     ("runtime/cgroup_manager", Fate::Key("cgroup_driver")),
     ("runtime/separate_pull_cgroup", Fate::Cannot("pulls run in the daemon's own group")),
+    (
+        "runtime/device_ownership_from_security_context",
+        Fate::Key("containers.device_ownership_from_security_context"),
+    ),
     ("runtime/default_ulimits", Fate::Key("containers.default_ulimits")),
     ("runtime/default_sysctls", Fate::Key("pods.default_sysctls")),
     ("runtime/cdi_spec_dirs", Fate::Key("cdi.spec_dirs")),
