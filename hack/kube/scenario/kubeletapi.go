@@ -104,7 +104,7 @@ func measured(p stats.PodStats) bool {
 	cores := deref(c.CPU.UsageNanoCores)
 	return cores > 100e6 && cores < 300e6 && deref(c.CPU.UsageCoreNanoSeconds) > 0 &&
 		deref(c.Memory.WorkingSetBytes) > 100<<10 && deref(c.Memory.WorkingSetBytes) <= 64<<20 &&
-		deref(c.Rootfs.UsedBytes) >= 5<<20 && deref(p.CPU.UsageNanoCores) > 100e6 && deref(p.Memory.WorkingSetBytes) > 0 &&
+		deref(c.Rootfs.UsedBytes) >= 5<<20 && deref(p.CPU.UsageNanoCores) > 10e6 && deref(p.Memory.WorkingSetBytes) > 0 &&
 		deref(p.EphemeralStorage.UsedBytes) >= 10<<20
 }
 

@@ -85,7 +85,10 @@ func attach(t *T) {
 }
 
 func portForward(t *T) {
-	t.run(pod("forward", witness("main", "serve")))
+	server := witness("main", "serve")
+	// kubectl's client gives up for good when a connection is refused: the server must listen.
+	server.ReadinessProbe = every(1, httpGet("/healthz", 8080))
+	t.run(pod("forward", server))
 	t.ready("forward")
 	ctx, stop := context.WithCancel(t.Ctx)
 	defer stop()

@@ -9,7 +9,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use support::tar::Tar;
 use support::{
     Built, DOCKER, INDEX, OCI, Packing, Proxy, Registry, assert_layers, build, build_as, sha256, store,
@@ -408,6 +408,28 @@ async fn cut_connections_are_resumed() {
     let error = store.pull(&format!("{}/a:1", hopeless.address), None, None).await.unwrap_err();
     assert_eq!(error.kind, Kind::Unavailable, "{error}");
     assert_layers(&dir, 0);
+}
+
+/// What is removed leaves the disk, and a store is closed, while a layer that takes minutes to read is being sealed.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_waits_for_a_seal() {
+    let registry = Registry::start();
+    let hole = Tar::new()
+        .pax("GNU.sparse.map", "0,4,400000000000,0")
+        .pax("GNU.sparse.size", "400000000000")
+        .pax("GNU.sparse.name", "hole")
+        .file("GNUSparseFile.0/hole", "head")
+        .end();
+    registry.push("sparse", &build(&[(hole, Packing::Gzip)], "{}"), "1").await;
+    registry.push("small", &build(&[(Tar::new().file("f", "x").end(), Packing::Gzip)], "{}"), "1").await;
+    let (dir, store) = store();
+    store.pull(&registry.name("sparse:1"), None, None).await.unwrap();
+    let small = store.pull(&registry.name("small:1"), None, None).await.unwrap();
+    store.remove(&small.id).await.unwrap();
+    assert_layers(&dir, 1);
+    let start = Instant::now();
+    drop(store);
+    assert!(start.elapsed() < Duration::from_secs(20), "closing took {:?}", start.elapsed());
 }
 
 // IMG-BLOB-09, IMG-CHAIN-04: images that share layers, at once: each blob over the wire once.

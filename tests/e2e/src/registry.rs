@@ -36,6 +36,17 @@ impl Registry {
     pub async fn start(node: &Node) -> Result<Self> {
         let storage = node.path("registry");
         copy_tree(&repository().join(".cache/registry"), &storage)?;
+        Self::serve(node, storage).await
+    }
+
+    /// The one with the large image (`hack/images big`), itself: not to be spoiled.
+    pub async fn start_big(node: &Node) -> Result<Self> {
+        let storage = repository().join(".cache/registry-big");
+        ensure!(storage.is_dir(), "{} is missing: hack/images big builds it", storage.display());
+        Self::serve(node, storage).await
+    }
+
+    async fn serve(node: &Node, storage: PathBuf) -> Result<Self> {
         // The namespace is ours alone: any port is free.
         let host = "127.0.0.1:5000".to_owned();
         let config = node.path("registry.yml");

@@ -1,4 +1,5 @@
-//! One thread that does what nobody should wait for: deleting what is in trash/, and bringing new layers to the disk.
+//! Two threads that do what nobody should wait for. One deletes what is in trash/ and brings new layers to the disk; the
+//! other one takes the seals of new layers, at the lowest priority: a node that runs out of space does not wait for it.
 //!
 //! A layer is visible as soon as it is renamed into place, but its record says in which boot, and after another boot
 //! it does not count. The janitor calls syncfs(2) once for all new layers and then rewrites their records without that
@@ -44,18 +45,24 @@ enum Job {
 pub(crate) struct Janitor {
     jobs: Option<Sender<Job>>,
     stopping: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Janitor {
     pub(crate) fn start(shared: Arc<Shared>) -> std::io::Result<Self> {
         let (jobs, queue) = channel();
+        let (seals, to_seal) = channel();
         let stopping = Arc::new(AtomicBool::new(false));
-        let stop = stopping.clone();
-        let thread = std::thread::Builder::new()
-            .name("images-janitor".to_owned())
-            .spawn(move || work(&shared, &queue, &stop))?;
-        Ok(Self { jobs: Some(jobs), stopping, thread: Some(thread) })
+        let mut janitor = Self { jobs: Some(jobs), stopping: stopping.clone(), threads: Vec::new() };
+        let (store, stop) = (shared.clone(), stopping.clone());
+        janitor.spawn("images-janitor", move || work(&store, &queue, &seals, &stop))?;
+        janitor.spawn("images-sealer", move || take_seals(&shared, &to_seal, &stopping))?;
+        Ok(janitor)
+    }
+
+    fn spawn(&mut self, name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+        self.threads.push(std::thread::Builder::new().name(name.to_owned()).spawn(work)?);
+        Ok(())
     }
 
     pub(crate) fn empty_trash(&self) {
@@ -78,24 +85,32 @@ impl Drop for Janitor {
     /// Finishes syncs (or the layers would not count after a reboot); deleting goes on at the next open.
     fn drop(&mut self) {
         self.stopping.store(true, Ordering::Relaxed);
+        // Ends the one thread, and that the other one.
         self.jobs = None;
-        if let Some(thread) = self.thread.take() {
+        for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
     }
 }
 
-fn work(shared: &Shared, queue: &Receiver<Job>, stopping: &AtomicBool) {
-    super::verify::lower_priority();
+fn work(shared: &Shared, queue: &Receiver<Job>, seals: &Sender<()>, stopping: &AtomicBool) {
     while let Ok(job) = queue.recv() {
         match job {
             Job::EmptyTrash if stopping.load(Ordering::Relaxed) => {}
             Job::EmptyTrash => empty_trash(&shared.layout, stopping),
             Job::Sync => {
                 sync_layers(shared);
-                seal_layers(shared, stopping);
+                // Gone only if it has died: then later verifications find no seals, and say so.
+                let _ = seals.send(());
             }
         }
+    }
+}
+
+fn take_seals(shared: &Shared, queue: &Receiver<()>, stopping: &AtomicBool) {
+    super::verify::lower_priority();
+    while queue.recv().is_ok() {
+        seal_layers(shared, stopping);
     }
 }
 
@@ -125,9 +140,12 @@ fn sync_layers(shared: &Shared) {
 /// Takes the digests that a later verification compares with. Ends early when the store is closed: what is missing is taken
 /// after the next open.
 fn seal_layers(shared: &Shared, stopping: &AtomicBool) {
-    let open = shared.ledger().unsealed();
-    for key in open {
-        let sealed = match seal(&shared.layout.layer(&key), stopping) {
+    let unsealed = shared.ledger().unsealed();
+    for key in unsealed {
+        let path = shared.layout.layer(&key);
+        // Removed meanwhile.
+        let Ok(tree) = open(&path) else { continue };
+        let sealed = match seal(&path, stopping) {
             Ok(Some(sealed)) => sealed,
             Ok(None) => return,
             // Removed meanwhile, or a bad disk: then nobody can say what it should be.
@@ -136,7 +154,11 @@ fn seal_layers(shared: &Shared, stopping: &AtomicBool) {
                 continue;
             }
         };
+        // Held from here on: nobody moves a layer without it.
         let mut ledger = shared.ledger();
+        if !lies_at(&tree, &path) {
+            continue;
+        }
         let Some(record) = ledger.layer_mut(&key) else { continue };
         record.seal = Some(sealed);
         let written = to_json(record, &key)
@@ -145,6 +167,13 @@ fn seal_layers(shared: &Shared, stopping: &AtomicBool) {
             tracing::warn!(error = %e, "cannot write a layer's seal");
         }
     }
+}
+
+/// Whether it is still this directory that lies there: a layer may be removed and pulled again under the same name, and
+/// what was read of it on its way out is no measure for the new one. An inode that is held open is nobody else's.
+fn lies_at(tree: &OwnedFd, path: &std::path::Path) -> bool {
+    let (Ok(held), Ok(there)) = (rustix::fs::fstat(tree), rustix::fs::lstat(path)) else { return false };
+    (held.st_dev, held.st_ino) == (there.st_dev, there.st_ino)
 }
 
 fn open(path: &std::path::Path) -> rustix::io::Result<OwnedFd> {

@@ -67,7 +67,9 @@ impl Walk<'_> {
             FileType::Directory => {
                 return self.directory(&openat(directory, os(name), DIRECTORY, Mode::empty())?);
             }
-            FileType::RegularFile => self.file(&openat(directory, os(name), FILE, Mode::empty())?)?,
+            FileType::RegularFile => {
+                return self.file(&openat(directory, os(name), FILE, Mode::empty())?);
+            }
             FileType::Symlink => {
                 let target = readlinkat(directory, os(name), Vec::new())?;
                 self.text(CStr::to_bytes(&target));
@@ -95,15 +97,16 @@ impl Walk<'_> {
         numbers.iter().for_each(|number| self.hasher.update(&number.to_le_bytes()));
     }
 
-    fn file(&mut self, file: &OwnedFd) -> Result<(), Errno> {
+    fn file(&mut self, file: &OwnedFd) -> Result<bool, Errno> {
         self.attributes(file)?;
-        loop {
+        while !self.stop.load(Ordering::Relaxed) {
             let count = rustix::io::read(file, &mut self.buffer)?;
             if count == 0 {
-                return Ok(());
+                return Ok(true);
             }
             self.hasher.update(self.buffer.get(..count).unwrap_or_default());
         }
+        Ok(false)
     }
 
     fn attributes(&mut self, of: impl AsFd) -> Result<(), Errno> {

@@ -5,6 +5,8 @@
 
 #![forbid(unsafe_code)]
 
+mod images;
+mod line;
 mod phases;
 mod stuck;
 
@@ -31,12 +33,16 @@ struct Peer {
 
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1).peekable();
-    let what = args.next_if(|word| ["containerd", "phases", "stuck"].contains(&word.as_str()));
-    let usual = if what.as_deref() == Some("stuck") { 1000 } else { 30 };
+    let what = args.next_if(|word| ["containerd", "phases", "stuck", "images"].contains(&word.as_str()));
+    let usual = match what.as_deref() {
+        Some("stuck") => 1000,
+        Some("images") => 3,
+        _ => 30,
+    };
     let rounds: usize = args
         .next()
         .map_or(Ok(usual), |n| n.parse())
-        .context("usage: cri-bench [containerd | phases] [ROUNDS] | stuck [CONTAINERS]")?;
+        .context("usage: cri-bench [containerd | phases | images] [ROUNDS] | stuck [CONTAINERS]")?;
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).context("run as root")?;
     let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status()?;
     ensure!(up.success(), "ip link set lo up");
@@ -45,6 +51,7 @@ fn main() -> Result<()> {
         match what.as_deref() {
             Some("phases") => phases::run(rounds).await,
             Some("stuck") => stuck::run(rounds).await,
+            Some("images") => images::run(rounds).await,
             Some(_) => bench(behind_containerd().await?, rounds).await,
             None => bench(daemons().await?, rounds).await,
         }
