@@ -87,7 +87,12 @@ fn bad_bundles_and_streams_are_refused_and_leave_nothing() {
     }
     assert_eq!(code(create(&|request| request.bundle = "/nonexistent".into())), Code::NOT_FOUND);
     assert_eq!(code(create(&|request| request.checkpoint = "/no/such".into())), Code::NOT_FOUND);
-    assert_eq!(code(create(&|request| request.stdout = "fd:///3".into())), Code::UNIMPLEMENTED);
+    // The second is what containerd 2 sends by io_type = "streaming".
+    for (unknown, scheme) in [("fd:///3", "fd:"), ("ttrpc+unix:///s.ttrpc?streaming_id=1", "ttrpc+unix:")] {
+        let refused = create(&|request| request.stdout = unknown.into());
+        assert!(format!("{refused:?}").contains(scheme), "{refused:?}");
+        assert_eq!(code(refused), Code::UNIMPLEMENTED, "{unknown}");
+    }
     let no_program = create(&|request| request.stdout = "binary:///no/such/program".into());
     assert!(format!("{no_program:?}").contains("does not run"), "{no_program:?}");
     assert_eq!(code(no_program), Code::FAILED_PRECONDITION);
