@@ -32,9 +32,10 @@ pub(crate) struct Options {
     pub(crate) criu_work_path: String,
     /// Ours: a keeper for each pod.
     pub(crate) grouping: Grouping,
-    /// The rest is runc's alone. Whether systemd makes the groups is said by each cgroupsPath's form.
-    #[allow(dead_code, reason = "accepted and checked for its type")]
-    systemd_cgroup: bool,
+    /// A cgroupsPath in the form of a scope is one, or an error. Where it is not said, that is seen by the path on hosts whose
+    /// systemd makes scopes.
+    pub(crate) systemd_cgroup: bool,
+    /// The rest is runc's alone.
     binary_name: String,
     root: String,
     #[allow(dead_code, reason = "accepted and checked for its type; the client names it in each request")]

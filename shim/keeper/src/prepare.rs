@@ -2,12 +2,14 @@
 
 use crate::error::{Error, Result};
 use crate::keeper::Keeper;
+use crate::options::Options;
 use crate::sandbox::Sandbox;
 use containerd_shim_protos::api::Mount;
 use oci_spec::runtime::{
     LinuxNamespaceType, Mount as SpecMount, PosixRlimitBuilder, PosixRlimitType, Process, Spec,
 };
 use rustix::fd::OwnedFd;
+use slipway_runtime::cgroup::prefers_systemd;
 use slipway_runtime::error::Kind;
 use slipway_runtime::idmap::IdMappings;
 use slipway_runtime::rootfs::{Overlay, Rootfs};
@@ -30,8 +32,8 @@ pub(crate) fn load_spec(bundle: &Path) -> Result<Spec> {
         .map_err(|error| Error::invalid(error.to_string()))
 }
 
-/// The spec of a bundle as the runtime gets it: with its pod's files and namespaces, and a control group.
-pub(crate) fn spec(keeper: &Keeper, id: &str, bundle: &Path) -> Result<(Spec, Namespaces)> {
+/// The spec of a bundle as the runtime gets it but for its control group: with its pod's files and namespaces.
+pub(crate) fn spec(keeper: &Keeper, bundle: &Path) -> Result<(Spec, Namespaces)> {
     let mut spec = load_spec(bundle)?;
     let sandbox_id = sandbox_of(&spec);
     let sandbox = keeper.sandboxes.find(&sandbox_id);
@@ -39,7 +41,6 @@ pub(crate) fn spec(keeper: &Keeper, id: &str, bundle: &Path) -> Result<(Spec, Na
         pod_files(&mut spec, &keeper.layout.sandbox_files(&sandbox_id));
     }
     let namespaces = namespaces(&mut spec, sandbox.as_deref())?;
-    cgroup_path(&mut spec, &keeper.namespace, id);
     Ok((spec, namespaces))
 }
 
@@ -186,11 +187,26 @@ pub(crate) fn kind(kind: LinuxNamespaceType) -> Option<NamespaceKind> {
     })
 }
 
-/// The container's control group: the spec's, or one of its own.
-fn cgroup_path(spec: &mut Spec, namespace: &str, id: &str) {
-    let Some(linux) = spec.linux_mut() else { return };
-    if linux.cgroups_path().as_ref().is_none_or(|path| path.as_os_str().is_empty()) {
-        linux.set_cgroups_path(Some(format!("/slipway/{namespace}/{id}").into()));
+/// The container's control group: the spec's, or one of its own; "" without a Linux section. containerd names a scope
+/// (`parent.slice:prefix:id`) wherever the pod's parent ends in `.slice`, whatever the options say; where no systemd makes
+/// scopes and none is asked for, that is a directory of this name, as it is to runc.
+pub(crate) fn cgroup(spec: &Spec, namespace: &str, id: &str, options: &Options) -> String {
+    let Some(linux) = spec.linux() else { return String::new() };
+    let asked = linux.cgroups_path().as_ref().map(|path| path.to_string_lossy()).unwrap_or_default();
+    let is_scope = !asked.contains('/') && asked.matches(':').count() == 2;
+    if asked.is_empty() {
+        format!("/slipway/{namespace}/{id}")
+    } else if is_scope && !options.systemd_cgroup && !prefers_systemd() {
+        format!("/{asked}")
+    } else {
+        asked.into_owned()
+    }
+}
+
+/// Puts into the spec what [`cgroup`] decided.
+pub(crate) fn set_cgroup(spec: &mut Spec, path: &str) {
+    if let Some(linux) = spec.linux_mut() {
+        linux.set_cgroups_path(Some(path.into()));
     }
 }
 

@@ -178,7 +178,8 @@ impl Task {
 
     /// What the container is, as it was decided when it was made.
     fn known(&self, keeper: &Keeper) -> Result<Known> {
-        let (mut spec, namespaces) = prepare::spec(keeper, &self.facts.id, &self.facts.bundle)?;
+        let (mut spec, namespaces) = prepare::spec(keeper, &self.facts.bundle)?;
+        prepare::set_cgroup(&mut spec, &self.facts.cgroup);
         by_descriptor(&mut spec, &namespaces);
         let plan = container::decide(&self.facts.id, &self.facts.bundle, &self.facts.rootfs, &spec)?;
         Ok(Known { spec, plan, _namespaces: namespaces })

@@ -153,13 +153,14 @@ impl Facts {
     pub(super) fn of(keeper: &Keeper, new: NewTask) -> Result<(Self, Spec, Namespaces, Options)> {
         let options = Options::parse(new.options.as_ref())?;
         options.note_ignored();
-        let (mut spec, namespaces) = prepare::spec(keeper, &new.id, &new.bundle)?;
+        let (mut spec, namespaces) = prepare::spec(keeper, &new.bundle)?;
         prepare::protect_root(&new.mounts, &mut spec);
-        let cgroup = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref());
+        let cgroup = prepare::cgroup(&spec, &keeper.namespace, &new.id, &options);
+        prepare::set_cgroup(&mut spec, &cgroup);
         let facts = Self {
             rootfs: prepare::rootfs(&new.mounts, &new.bundle, &spec)?,
             sandbox: prepare::sandbox_of(&spec),
-            cgroup: cgroup.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
+            cgroup,
             id: new.id,
             bundle: new.bundle,
             oom_before: None,

@@ -64,6 +64,29 @@ fn streams_belong_to_whom_the_options_name() {
     }
 }
 
+/// containerd names a scope for each pod whose parent ends in `.slice`; with SystemdCgroup it is meant.
+#[test]
+fn a_scope_where_no_systemd_makes_one_is_a_directory() {
+    if slipway_runtime::cgroup::prefers_systemd() {
+        return;
+    }
+    let rig = Rig::new();
+    let mut bundle = rig.bundle("c", &["sleep", "1000"]);
+    let scope = format!("keeper.slice:{}:c", rig.dir().file_name().unwrap().to_str().unwrap());
+    bundle.spec["linux"]["cgroupsPath"] = scope.clone().into();
+    let asked = create_with(&rig, &bundle, |options| options.systemd_cgroup = true);
+    assert_eq!(code(asked), Code::UNIMPLEMENTED);
+    create_with(&rig, &bundle, |_| ()).unwrap();
+    let there = || {
+        let hierarchies = fs::read_dir("/sys/fs/cgroup").unwrap().map(|entry| entry.unwrap().path());
+        let mut roots = hierarchies.chain(["/sys/fs/cgroup".into()]);
+        roots.any(|root| root.join(&scope).exists())
+    };
+    assert!(there(), "{scope}");
+    rig.delete("c", "").unwrap();
+    assert!(!there(), "{scope}");
+}
+
 #[test]
 fn what_has_no_effect_is_said_and_what_is_not_known_is_refused() {
     let rig = Rig::new();
