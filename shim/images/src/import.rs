@@ -221,6 +221,9 @@ impl Bundle {
     fn select(&self, entry: &Descriptor, depth: usize) -> Result<Option<Chosen>> {
         let bytes = self.verified(entry, MAX_MANIFEST)?;
         match parse(&bytes, &entry.media_type, &entry.digest)? {
+            Document::Manifest(manifest) if manifest.is_artifact() => {
+                Err(self.wrong("is an artifact, no image: artifacts are pulled from a registry"))
+            }
             Document::Manifest(manifest) => {
                 let config =
                     parse_config(self.verified(&manifest.config, MAX_CONFIG)?, &manifest.config.digest)?;

@@ -16,6 +16,7 @@
 //! later when removing.
 #![forbid(unsafe_code)]
 
+mod artifact;
 mod credentials;
 mod digest;
 mod error;

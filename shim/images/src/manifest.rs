@@ -20,6 +20,14 @@ pub(crate) const ACCEPT: &str = "application/vnd.docker.distribution.manifest.v2
      application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.oci.image.manifest.v1+json, \
      application/vnd.oci.image.index.v1+json, */*";
 
+/// What configs of images are called; old builders were careless.
+const IMAGE_CONFIGS: [&str; 5] = [
+    "application/vnd.oci.image.config.v1+json",
+    "application/vnd.docker.container.image.v1+json",
+    "application/json",
+    "application/octet-stream",
+    "",
+];
 const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 
 /// OCI image-spec descriptor.md.
@@ -74,6 +82,11 @@ pub(crate) struct Manifest {
 }
 
 impl Manifest {
+    /// Files without a root file system (see [`crate::artifact`]): what says so is that the config is none of an image.
+    pub(crate) fn is_artifact(&self) -> bool {
+        !IMAGE_CONFIGS.contains(&self.config.media_type.as_str())
+    }
+
     /// Bytes on the wire (CRI-IMG-30).
     pub(crate) fn total_size(&self) -> Result<u64> {
         let mut total = self.config.size()?;
@@ -112,13 +125,6 @@ pub(crate) fn parse(bytes: &[u8], content_type: &str, object: &str) -> Result<Do
 }
 
 fn manifest(config: Descriptor, layers: Vec<Descriptor>, object: &str) -> Result<Manifest> {
-    if config.media_type == EMPTY {
-        return Err(Error::invalid(
-            "read manifest",
-            object,
-            "is an artifact, not a container image (its config is empty)",
-        ));
-    }
     let layers: Vec<_> = layers.into_iter().filter(|layer| layer.media_type != EMPTY).collect();
     if layers.len() > MAX_LAYERS {
         let why = format!("{} layers; overlayfs takes at most {MAX_LAYERS}", layers.len());
@@ -174,6 +180,8 @@ pub(crate) struct Config {
     pub(crate) raw: String,
     pub(crate) platform: Platform,
     pub(crate) config: ImageConfig,
+    /// Made by [`crate::artifact::config`].
+    pub(crate) is_artifact: bool,
     pub(crate) diff_ids: Vec<Digest>,
 }
 
@@ -189,6 +197,8 @@ struct WireConfig {
     config: Option<WireRun>,
     #[serde(default)]
     rootfs: Option<WireRootfs>,
+    #[serde(default, rename = "io.slipway.artifact")]
+    is_artifact: bool,
 }
 
 #[derive(Deserialize)]
@@ -224,6 +234,7 @@ pub(crate) fn parse_config(bytes: Vec<u8>, object: &str) -> Result<Config> {
             "is not a container image config: it has no rootfs.diff_ids",
         ));
     };
+    let is_artifact = wire.is_artifact;
     let diff_ids = diff_ids.iter().map(|text| Digest::parse(text)).collect::<Result<_>>()?;
     let run = wire.config.unwrap_or_default();
     let config = ImageConfig {
@@ -239,7 +250,7 @@ pub(crate) fn parse_config(bytes: Vec<u8>, object: &str) -> Result<Config> {
     };
     let platform =
         Platform { os: wire.os, architecture: wire.architecture, variant: wire.variant.unwrap_or_default() };
-    Ok(Config { raw, platform, config, diff_ids })
+    Ok(Config { raw, platform, config, is_artifact, diff_ids })
 }
 
 #[cfg(test)]
@@ -270,7 +281,13 @@ mod tests {
         assert!(parse(r#"{"schemaVersion":1,"fsLayers":[]}"#).is_err());
         assert!(parse("{}").is_err());
         assert!(parse("[").is_err());
-        assert!(parse(&format!(r#"{{"config":{},"layers":[]}}"#, descriptor(EMPTY))).is_err());
+        let artifact = |config: &str| {
+            let document = parse(&format!(r#"{{"config":{},"layers":[{d}]}}"#, descriptor(config)));
+            let Ok(Document::Manifest(manifest)) = document else { panic!("{document:?}") };
+            manifest.is_artifact()
+        };
+        assert!(artifact(EMPTY) && artifact("application/vnd.cncf.helm.config.v1+json"));
+        assert!(!artifact("") && !artifact("application/vnd.docker.container.image.v1+json"));
         let negative = d.replace(":3}", ":-3}");
         assert!(parse(&format!(r#"{{"config":{d},"layers":[{negative}]}}"#)).is_err());
     }

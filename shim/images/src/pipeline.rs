@@ -4,6 +4,7 @@
 //! Bounded channels between them; each stage ends the others by dropping its end. A stream that merely stops is an
 //! error everywhere: only an explicit end is an end.
 
+use crate::artifact::Blob;
 use crate::digest::Digest;
 use crate::manifest::Descriptor;
 use crate::registry::Registry;
@@ -26,7 +27,8 @@ use tokio::sync::mpsc;
 /// Where a layer's bytes come from.
 #[derive(Clone)]
 pub(crate) enum Source {
-    Registry(Arc<Registry>, Descriptor),
+    /// A layer; or a blob of an artifact, as the file that it becomes.
+    Registry(Arc<Registry>, Descriptor, Option<Blob>),
     /// Part of a file; its digest and size are checked if they are known.
     File(Section, Option<Digest>),
 }
@@ -71,7 +73,8 @@ const PIECES: usize = 4;
 /// Pieces from the network on their way to the decompressor, some 64 KiB each.
 const CHUNKS: usize = 16;
 
-/// Fetches, verifies and unpacks the layer `diff_id`. Nothing is left in tmp/ after an error or when dropped.
+/// Fetches, verifies and unpacks the layer `diff_id`; for an artifact's blob, which the registry's client has verified, that
+/// is the name it is kept by. Nothing is left in tmp/ after an error or when dropped.
 pub(crate) async fn run(
     inner: &Arc<Inner>,
     source: Source,
@@ -86,11 +89,19 @@ pub(crate) async fn run(
         let (inner, diff_id) = (inner.clone(), diff_id.clone());
         tokio::task::spawn_blocking(move || unpacked(&inner, Pieces::new(pieces, used), diff_id))
     };
+    let is_blob = matches!(source, Source::Registry(_, _, Some(_)));
     let decoded = match source {
-        Source::Registry(registry, descriptor) => {
+        Source::Registry(registry, descriptor, blob) => {
             let (chunks, queue) = mpsc::channel(CHUNKS);
             let decoder = tokio::task::spawn_blocking(move || {
-                output.pump(decode(Chunks { queue, current: Bytes::new(), ended: false }))
+                let chunks = Chunks { queue, current: Bytes::new(), ended: false };
+                match blob {
+                    None => output.pump(decode(chunks)),
+                    Some(blob) => {
+                        let archive = blob.archive(chunks).map_err(Stop::Failed)?;
+                        output.pump(Ok(Box::new(archive)))
+                    }
+                }
             });
             let inner = inner.clone();
             let on_bytes = Arc::new(move |count| {
@@ -121,7 +132,7 @@ pub(crate) async fn run(
         Err(Stop::NobodyListens) => return unpacked.and(Err(Error::cancelled("unpack", diff_id))),
     };
     let unpacked = unpacked?;
-    if found == *diff_id {
+    if is_blob || found == *diff_id {
         Ok(unpacked)
     } else {
         let why = format!("the unpacked layer is {found}, its image config promises something else");

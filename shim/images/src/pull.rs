@@ -1,5 +1,6 @@
 //! From a reference to a stored image.
 
+use crate::artifact::{self, Blob};
 use crate::digest::Digest;
 use crate::manifest::{self, Config, Document, MAX_CONFIG, Manifest, choose, no_match, parse, parse_config};
 use crate::pipeline::Source;
@@ -70,7 +71,7 @@ async fn run(
     let plan = Arc::new(Plan::new(inner, layers, progress));
     let pinned = plan.ready().await?;
     let new = NewImage {
-        id: chosen.manifest.config.digest()?,
+        id: chosen.id()?,
         size: chosen.manifest.total_size()?.saturating_add(chosen.size),
         config: chosen.config.raw,
         chain_ids: plan.chain_ids().to_vec(),
@@ -124,6 +125,16 @@ pub(crate) struct Chosen {
     pub(crate) size: u64,
 }
 
+impl Chosen {
+    /// An artifact has no config of its own, or an empty one that all of them share: that which we made names it.
+    fn id(&self) -> Result<Digest> {
+        if self.config.is_artifact {
+            return Ok(Digest::sha256(self.config.raw.as_bytes()));
+        }
+        self.manifest.config.digest()
+    }
+}
+
 type Selecting<'a> = Pin<Box<dyn Future<Output = Result<Option<Chosen>>> + Send + 'a>>;
 
 /// Follows indexes down to the manifest for this platform; None if there is none.
@@ -131,6 +142,10 @@ fn select(registry: &Registry, digest: Digest, document: Fetched, depth: usize) 
     Box::pin(async move {
         let object = digest.to_string();
         match parse(&document.bytes, &document.content_type, &object)? {
+            Document::Manifest(manifest) if manifest.is_artifact() => {
+                let config = artifact::config(&manifest, &object)?;
+                Ok(Some(Chosen { manifest, config, size: document.bytes.len() as u64 }))
+            }
             Document::Manifest(manifest) => {
                 let size = manifest.config.size()?;
                 if size > MAX_CONFIG {
@@ -184,7 +199,11 @@ fn wanted(registry: &Arc<Registry>, chosen: &Chosen, reference: &Reference) -> R
             diff_id: diff_id.clone(),
             name: descriptor.digest.clone(),
             size: descriptor.size()?,
-            source: Source::Registry(registry.clone(), descriptor.clone()),
+            source: Source::Registry(
+                registry.clone(),
+                descriptor.clone(),
+                chosen.config.is_artifact.then(|| Blob::of(descriptor)).transpose()?,
+            ),
         })
     };
     layers.map(layer).collect()

@@ -57,7 +57,7 @@ pub struct ImageConfig {
 /// An image in the store.
 #[derive(Debug, Clone)]
 pub struct Image {
-    /// `sha256:<hex>` of the config JSON (CRI-IMG-04).
+    /// `sha256:<hex>` of the config JSON (CRI-IMG-04); of an artifact, of the one that it is stored with.
     pub id: String,
     pub repo_tags: Vec<String>,
     pub repo_digests: Vec<String>,
@@ -69,6 +69,8 @@ pub struct Image {
     /// Chain ids, bottom first.
     pub layers: Vec<String>,
     pub pinned: bool,
+    /// Files to be mounted, and no root file system to run in.
+    pub is_artifact: bool,
 }
 
 /// One step of a pull, for progress bars and logs.

@@ -410,6 +410,61 @@ async fn cut_connections_are_resumed() {
     assert_layers(&dir, 0);
 }
 
+/// An artifact's blobs are files, by their titles or digests; two are not one for sharing the empty config.
+#[tokio::test(flavor = "multi_thread")]
+async fn artifacts_are_files() {
+    let registry = Registry::start();
+    let (weights, card) = (noise(3 << 20, 7), b"a model".to_vec());
+    let empty = b"{}".to_vec();
+    let descriptor = |kind: &str, bytes: &[u8], title: &str| {
+        let mut descriptor =
+            serde_json::json!({"mediaType": kind, "digest": sha256(bytes), "size": bytes.len()});
+        if !title.is_empty() {
+            descriptor["annotations"] = serde_json::json!({"org.opencontainers.image.title": title});
+        }
+        descriptor
+    };
+    let artifact = |kind: &str, title: &str| {
+        let manifest = serde_json::json!({
+            "schemaVersion": 2, "mediaType": OCI, "artifactType": "application/vnd.test.model",
+            "config": descriptor(kind, &empty, ""),
+            "layers": [descriptor("application/octet-stream", &weights, title), descriptor("text/plain", &card, "")],
+        });
+        serde_json::to_vec(&manifest).unwrap()
+    };
+    for blob in [&weights, &card, &empty] {
+        registry.push_blob("model", blob).await;
+    }
+    let nested = artifact("application/vnd.oci.empty.v1+json", "models/weights.bin");
+    registry.push_manifest("model", &nested, OCI, "1").await;
+    registry.push_manifest("model", &artifact("application/x-helm", "flat"), OCI, "2").await;
+    registry.push_manifest("model", &artifact("application/x-helm", "../out"), OCI, "bad").await;
+    let (dir, store) = store();
+    let image = store.pull(&registry.name("model:1"), None, None).await.unwrap();
+    assert!(image.is_artifact);
+    assert!(image.repo_digests[0].ends_with(&sha256(&nested)), "{image:?}");
+    let mount = dir.path().join("mount");
+    std::fs::create_dir(&mount).unwrap();
+    let seen = support::mounted_listing(&store.view(&image).unwrap(), &mount, ":");
+    for (path, content) in [("models/weights.bin", &weights), (&sha256(&card)[7..], &card)] {
+        assert!(seen.contains(&format!("f ./{path} 644 0 0 {} 1 ", content.len())), "{seen}");
+        assert!(seen.contains(&format!("{}  ./{path}", &sha256(content)[7..])), "{seen}");
+    }
+    assert_layers(&dir, 2);
+    // The same blob by another name is another file; the other one is shared.
+    let other = store.pull(&registry.name("model:2"), None, None).await.unwrap();
+    assert_layers(&dir, 3);
+    assert_ne!(other.id, image.id);
+    let error = store.pull(&registry.name("model:bad"), None, None).await.unwrap_err().to_string();
+    assert!(error.contains("../out") && error.contains("relative path"), "{error}");
+    drop(store);
+    let store = store_at(dir.path(), Vec::new());
+    assert!(store.find(&image.id).is_some_and(|found| found.is_artifact), "after a restart, too");
+    store.remove(&image.id).await.unwrap();
+    store.remove(&other.id).await.unwrap();
+    assert_layers(&dir, 0);
+}
+
 /// What is removed leaves the disk, and a store is closed, while a layer that takes minutes to read is being sealed.
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_waits_for_a_seal() {

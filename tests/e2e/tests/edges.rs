@@ -3,6 +3,7 @@
 
 use anyhow::{Context, Result, ensure};
 use cri_proto::v1;
+use e2e::registry::Registry;
 use e2e::requests::{bind, in_pod, pod, pod_modes, shell};
 use e2e::{Node, Setup, on_a_node};
 use nix::sys::signal::{Signal, kill};
@@ -297,6 +298,40 @@ async fn crowded(node: &mut Node) -> Result<()> {
             std::fs::create_dir_all(hierarchy.join(below))?;
         }
     }
+    node.stop_pod(&sandbox).await?;
+    node.remove_pod(&sandbox).await
+}
+
+/// An OCI artifact from a registry: a volume, as an image is; nothing that could be run.
+#[test]
+fn artifacts_are_mounted_and_not_run() {
+    on_a_node(Setup::default(), |node| Box::pin(artifacts(node)));
+}
+
+async fn artifacts(node: &mut Node) -> Result<()> {
+    let registry = Registry::start(node).await?;
+    let artifact = registry.image("model:1");
+    node.pull(&artifact).await?;
+    registry.stop().await?;
+    let image = node.import("busybox").await?;
+    let config = pod(node, "artifacts");
+    let sandbox = node.run_pod(&config).await?;
+    let mut main = shell("main", &image, "exec sleep 1000");
+    main.mounts = vec![v1::Mount {
+        container_path: "/model".into(),
+        readonly: true,
+        image: Some(v1::ImageSpec { image: artifact.clone(), ..Default::default() }),
+        ..Default::default()
+    }];
+    let id = node.run(&sandbox, &config, main).await?;
+    let (code, out, err) = node.exec(&id, &["cat", "/model/card.md", "/model/weights/part-1"]).await?;
+    ensure!(code == 0 && out == "# A model\n1 2 3\n", "{code} {out:?} {err}");
+    let error = node.create(&sandbox, &config, shell("runs", &artifact, "true")).await.err();
+    let error = error.context("an artifact runs")?.downcast::<tonic::Status>()?;
+    ensure!(
+        error.code() == tonic::Code::InvalidArgument && error.message().contains("artifact"),
+        "{error:?}"
+    );
     node.stop_pod(&sandbox).await?;
     node.remove_pod(&sandbox).await
 }

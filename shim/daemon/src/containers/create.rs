@@ -84,6 +84,10 @@ impl Daemon {
         let image = image.ok_or_else(|| {
             Error::not_found(format!("image {wanted:?} is not in the store: pull it first"))
         })?;
+        if image.is_artifact {
+            let why = "is an artifact: files to be mounted as an image volume, with nothing to run";
+            return Err(Error::invalid(format!("image {wanted:?} {why}")));
+        }
         let id = crate::ids::new()?;
         let mut record = self.intent(&id, &sandbox, config, &image)?;
 

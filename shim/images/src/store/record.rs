@@ -73,6 +73,7 @@ impl Stored {
             raw_config: config.raw.into(),
             layers: record.layers.iter().map(|layer| layer.chain_id.clone()).collect(),
             pinned: false,
+            is_artifact: config.is_artifact,
         };
         Ok(Self { record, image: Arc::new(image) })
     }
