@@ -1,181 +1,160 @@
 //! Pulls, side by side with containerd's: `big` of hack/images (real files of Debian packages, gzip and zstd) from a registry
 //! on loopback, as fast as it goes and over a line of 20 MB/s; and ten requests for it at once.
+//!
+//! Each pull is made by a process of its own (`cri-bench pull PULLER IMAGE REQUESTS`) with a new daemon on a new ext4: where
+//! thousands of files were deleted a minute ago, ext4 looks for inodes that were not, and that would be measured instead.
 
 use crate::line::Line;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use cri_proto::v1;
 use e2e::containerd::{Handler, Release};
 use e2e::registry::Registry;
 use e2e::{Node, Setup};
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 const SLOW: u64 = 20_000_000;
-/// What is below this is no image: databases and directories.
-const EMPTY: u64 = 20 << 20;
 /// How long after the answer a daemon may still be at work on what it pulled.
 const AFTERWARDS: Duration = Duration::from_secs(5);
+const PULLERS: [&str; 3] = ["slipway", "containerd 1.6", "containerd 2"];
 
-struct Puller {
-    name: &'static str,
-    node: Node,
-}
-
-/// What one pull took.
+/// What one pull took, in the order in which [`pull`] prints it.
 struct Cost {
-    wall: Duration,
-    /// Of the daemon and of what it started: until the answer, and [`AFTERWARDS`] later.
+    wall: f64,
+    /// Seconds, of the daemon and of what it started: until the answer, and [`AFTERWARDS`] later.
     cpu: [f64; 2],
-    peak_disk: u64,
-    disk: u64,
-    peak_memory: u64,
-    wire: u64,
+    /// Megabytes.
+    peak_disk: f64,
+    disk: f64,
+    peak_memory: f64,
+    wire: f64,
 }
 
 pub(crate) async fn run(rounds: usize) -> Result<()> {
-    let ours = Node::start(Setup::default()).await?;
-    let registry = Registry::start_big(&ours).await?;
+    // Serves the large image from where it lies; a node of its own gives it a place for its configuration.
+    let mut host = Node::start(Setup::default()).await?;
+    let registry = Registry::start_big(&host).await?;
     let lines = [
         Line::open(registry.host.clone(), None).await?,
         Line::open(registry.host.clone(), Some(SLOW)).await?,
     ];
-    let mut pullers = vec![Puller { name: "slipway", node: ours }];
-    for (name, release) in [("containerd 1.6", Release::Debian), ("containerd 2", Release::Two)] {
-        pullers.push(Puller { name, node: Node::containerd(release, Handler::Runc, None).await? });
-    }
     for packing in ["gzip", "zstd"] {
         for (line, speed) in lines.iter().zip(["as fast as it goes", "over 20 MB/s"]) {
-            compare(&pullers, line, packing, &format!("{speed}, {rounds} rounds"), rounds, 1).await?;
+            compare(line, packing, &format!("{speed}, {rounds} rounds"), rounds, 1).await?;
         }
-        let title = format!("ten at once, {rounds} rounds");
-        compare(&pullers, &lines[0], packing, &title, rounds, 10).await?;
+        compare(&lines[0], packing, &format!("ten at once, {rounds} rounds"), rounds, 10).await?;
     }
     registry.stop().await?;
-    for puller in &mut pullers {
-        puller.node.stop().await?;
-    }
-    Ok(())
+    host.stop().await
 }
 
-async fn compare(
-    pullers: &[Puller],
-    line: &Line,
-    packing: &str,
-    title: &str,
-    rounds: usize,
-    at_once: usize,
-) -> Result<()> {
+async fn compare(line: &Line, packing: &str, title: &str, rounds: usize, at_once: usize) -> Result<()> {
     let image = format!("{}/big:{packing}", line.host);
-    let mut costs: Vec<Vec<Cost>> = pullers.iter().map(|_| Vec::new()).collect();
+    let mut costs = PULLERS.map(|_| Vec::new());
     for _ in 0..rounds {
-        for (puller, costs) in pullers.iter().zip(&mut costs) {
-            let cost = puller.pull(&image, line, at_once).await;
-            costs.push(cost.with_context(|| format!("{}: {packing}, {title}", puller.name))?);
+        for (puller, costs) in PULLERS.iter().zip(&mut costs) {
+            let cost = on_a_new_disk(puller, &image, line, at_once).await;
+            costs.push(cost.with_context(|| format!("{puller}: {packing}, {title}"))?);
         }
     }
     println!("\n# big:{packing}, {title} in turn, medians");
     println!(
         "{:<16}{:>8}{:>8}{:>12}{:>12}{:>8}{:>14}{:>10}",
-        "", "wall s", "CPU s", "5 s later", "peak disk", "disk", "peak memory", "wire MB"
+        "", "wall s", "CPU s", "5 s later", "peak MB", "disk MB", "memory MB", "wire MB"
     );
     let mut walls = Vec::new();
-    for (puller, costs) in pullers.iter().zip(&costs) {
+    for (puller, costs) in PULLERS.iter().zip(&costs) {
         let of = |value: fn(&Cost) -> f64| median(costs.iter().map(value).collect());
-        walls.push(of(|c| c.wall.as_secs_f64()));
+        walls.push(of(|c| c.wall));
         println!(
-            "{:<16}{:>8.2}{:>8.2}{:>12.2}{:>12.0}{:>8.0}{:>14.0}{:>10.0}",
-            puller.name,
-            of(|c| c.wall.as_secs_f64()),
+            "{puller:<16}{:>8.2}{:>8.2}{:>12.2}{:>12.0}{:>8.0}{:>14.0}{:>10.0}",
+            of(|c| c.wall),
             of(|c| c.cpu[0]),
             of(|c| c.cpu[1]),
-            of(|c| megabytes(c.peak_disk)),
-            of(|c| megabytes(c.disk)),
-            of(|c| megabytes(c.peak_memory)),
-            of(|c| megabytes(c.wire)),
+            of(|c| c.peak_disk),
+            of(|c| c.disk),
+            of(|c| c.peak_memory),
+            of(|c| c.wire),
         );
     }
-    for (puller, wall) in pullers.iter().zip(&walls).skip(1) {
-        println!("{} takes {:.1} times as long", puller.name, wall / walls[0]);
+    for (puller, wall) in PULLERS.iter().zip(&walls).skip(1) {
+        println!("{puller} takes {:.1} times as long", wall / walls[0]);
     }
     Ok(())
 }
 
-impl Puller {
-    /// Pulls what is not there, `at_once` times at the same time, and removes it again.
-    async fn pull(&self, image: &str, line: &Line, at_once: usize) -> Result<Cost> {
-        let root = self.node.path("root");
-        written_back(&root)?;
-        let pid = self.node.daemon_pid()?;
-        std::fs::write(format!("/proc/{pid}/clear_refs"), "5").context("reset the peak of memory")?;
-        line.carried();
-        let (used, cpu, start) = (used(&root)?, cpu_seconds(pid)?, Instant::now());
-        let mut peak = used;
-        let mut pulls = tokio::task::JoinSet::new();
-        for _ in 0..at_once {
-            let mut images = self.node.images().await?;
-            let spec = Some(v1::ImageSpec { image: image.into(), ..Default::default() });
-            let request = v1::PullImageRequest { image: spec, ..Default::default() };
-            pulls.spawn(async move { images.pull_image(request).await });
-        }
-        let mut tick = tokio::time::interval(Duration::from_millis(10));
-        loop {
-            tokio::select! {
-                pulled = pulls.join_next() => match pulled {
-                    Some(pulled) => { pulled??; }
-                    None => break,
-                },
-                _ = tick.tick() => peak = peak.max(self::used(&root)?),
-            }
-        }
-        let (wall, soon) = (start.elapsed(), cpu_seconds(pid)? - cpu);
-        let disk = tree_size(&root);
-        tokio::time::sleep(AFTERWARDS).await;
-        let cost = Cost {
-            wall,
-            cpu: [soon, cpu_seconds(pid)? - cpu],
-            peak_disk: peak.saturating_sub(used),
-            disk,
-            peak_memory: peak_memory(pid)?,
-            wire: line.carried(),
-        };
-        self.remove(image, &root).await?;
-        Ok(cost)
-    }
-
-    /// Until nothing of it is on the disk: containerd collects its garbage later.
-    async fn remove(&self, image: &str, root: &Path) -> Result<()> {
-        let spec = Some(v1::ImageSpec { image: image.into(), ..Default::default() });
-        self.node.images().await?.remove_image(v1::RemoveImageRequest { image: spec }).await?;
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while tree_size(root) > EMPTY {
-            ensure!(Instant::now() < deadline, "{image} is still on the disk a minute after its removal");
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        Ok(())
-    }
+/// Has one pull made where nothing was before.
+async fn on_a_new_disk(puller: &str, image: &str, line: &Line, at_once: usize) -> Result<Cost> {
+    let dir = tempfile::Builder::new().prefix("pull-").tempdir()?;
+    let (disk, mount) = (dir.path().join("disk"), dir.path().join("m"));
+    std::fs::create_dir(&mount)?;
+    std::fs::File::create(&disk)?.set_len(8 << 30)?;
+    must(Command::new("mkfs.ext4").arg("-q").arg(&disk))?;
+    must(Command::new("mount").args(["-o", "loop"]).arg(&disk).arg(&mount))?;
+    line.carried();
+    let words = ["pull", puller, image, &at_once.to_string()].map(str::to_owned);
+    let mut child = tokio::process::Command::new(std::env::current_exe()?);
+    let output = child.args(words).env("TMPDIR", &mount).kill_on_drop(true).output().await;
+    must(Command::new("umount").arg(&mount))?;
+    let output = output?;
+    let (said, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    ensure!(output.status.success(), "{said}{error}");
+    let numbers: Vec<f64> = said.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+    let [wall, soon, later, peak_disk, disk, peak_memory] = numbers[..] else { bail!("it said {said:?}") };
+    Ok(Cost { wall, cpu: [soon, later], peak_disk, disk, peak_memory, wire: megabytes(line.carried()) })
 }
 
-/// One round's writes are not the next one's wait.
-fn written_back(dir: &Path) -> Result<()> {
-    let status = std::process::Command::new("sync").arg("-f").arg(dir).status()?;
-    ensure!(status.success(), "sync -f {}", dir.display());
+fn must(command: &mut Command) -> Result<()> {
+    let output = command.output().with_context(|| format!("{command:?}"))?;
+    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     Ok(())
 }
 
-/// Bytes in use on the file system of `dir`: of everybody, so a quiet machine is needed.
+/// The other process: one pull by one daemon, `at_once` times at the same time; prints what it took.
+pub(crate) async fn pull(words: &[String]) -> Result<()> {
+    let [puller, image, at_once] = words else { bail!("pull PULLER IMAGE REQUESTS") };
+    let mut node = match puller.as_str() {
+        "slipway" => Node::start(Setup::default()).await?,
+        "containerd 1.6" => Node::containerd(Release::Debian, Handler::Runc, None).await?,
+        _ => Node::containerd(Release::Two, Handler::Runc, None).await?,
+    };
+    let root = node.path("root");
+    let pid = node.daemon_pid()?;
+    std::fs::write(format!("/proc/{pid}/clear_refs"), "5").context("reset the peak of memory")?;
+    must(Command::new("sync").arg("-f").arg(&root))?;
+    let (used, cpu, start) = (used(&root)?, cpu_seconds(pid)?, Instant::now());
+    let mut peak = used;
+    let mut pulls = tokio::task::JoinSet::new();
+    for _ in 0..at_once.parse::<usize>()? {
+        let mut images = node.images().await?;
+        let spec = Some(v1::ImageSpec { image: image.clone(), ..Default::default() });
+        let request = v1::PullImageRequest { image: spec, ..Default::default() };
+        pulls.spawn(async move { images.pull_image(request).await });
+    }
+    let mut tick = tokio::time::interval(Duration::from_millis(10));
+    loop {
+        tokio::select! {
+            pulled = pulls.join_next() => match pulled {
+                Some(pulled) => { pulled??; }
+                None => break,
+            },
+            _ = tick.tick() => peak = peak.max(self::used(&root)?),
+        }
+    }
+    let (wall, soon) = (start.elapsed().as_secs_f64(), cpu_seconds(pid)? - cpu);
+    tokio::time::sleep(AFTERWARDS).await;
+    must(Command::new("sync").arg("-f").arg(&root))?;
+    let (later, disk) = (cpu_seconds(pid)? - cpu, self::used(&root)?);
+    let [peak, disk] = [peak, disk].map(|bytes| megabytes(bytes.saturating_sub(used)));
+    println!("{wall} {soon} {later} {} {disk} {}", peak.max(disk), megabytes(peak_memory(pid)?));
+    node.stop().await
+}
+
+/// Bytes in use on the file system of `dir`: which is its own.
 fn used(dir: &Path) -> Result<u64> {
     let stat = nix::sys::statvfs::statvfs(dir)?;
     Ok((stat.blocks() - stat.blocks_free()) * stat.fragment_size())
-}
-
-/// Bytes of the blocks of all files below `dir`. What vanishes meanwhile does not count.
-fn tree_size(dir: &Path) -> u64 {
-    use std::os::unix::fs::MetadataExt;
-    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    entries
-        .filter_map(|entry| Some((entry.path(), entry.metadata().ok()?)))
-        .map(|(path, meta)| meta.blocks() * 512 + if meta.is_dir() { tree_size(&path) } else { 0 })
-        .sum()
 }
 
 /// User and system time of a process and of its children that have ended (proc_pid_stat(5), fields 14 to 17).

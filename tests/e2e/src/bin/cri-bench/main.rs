@@ -32,7 +32,12 @@ struct Peer {
 }
 
 fn main() -> Result<()> {
-    let mut args = std::env::args().skip(1).peekable();
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    if let Some(("pull", words)) = words.split_first().map(|(first, rest)| (first.as_str(), rest)) {
+        return runtime.block_on(images::pull(words));
+    }
+    let mut args = words.into_iter().peekable();
     let what = args.next_if(|word| ["containerd", "phases", "stuck", "images"].contains(&word.as_str()));
     let usual = match what.as_deref() {
         Some("stuck") => 1000,
@@ -46,7 +51,6 @@ fn main() -> Result<()> {
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).context("run as root")?;
     let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status()?;
     ensure!(up.success(), "ip link set lo up");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         match what.as_deref() {
             Some("phases") => phases::run(rounds).await,
