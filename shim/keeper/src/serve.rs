@@ -2,6 +2,7 @@
 
 use crate::connections::{self, Incoming};
 use crate::events::Publisher;
+use crate::guardian::LISTENER;
 use crate::guardian::client::{Event, Events, Guardian};
 use crate::keeper::{Keeper, blocking};
 use crate::layout::Layout;
@@ -20,8 +21,6 @@ use std::time::Duration;
 
 /// Key of the journal's page with the guardian.
 const JOURNAL: &str = "journal";
-/// Key of the listening socket.
-const LISTENER: &str = "listener";
 
 /// Between two tries to start another guardian.
 const GUARDIAN_PAUSE: Duration = Duration::from_secs(1);

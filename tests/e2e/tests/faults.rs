@@ -206,3 +206,34 @@ async fn late_answer(node: &mut Node) -> Result<()> {
     ensure!(list.containers.len() == 1, "{list:?}");
     Ok(())
 }
+
+/// CRI-FSM-02: whatever became of a container while nobody looked after it, it can be stopped and removed.
+#[test]
+fn a_container_that_everybody_lost_is_stopped_and_removed() {
+    on_a_node(Setup::default(), |node| Box::pin(all_die(node)));
+}
+
+async fn all_die(node: &mut Node) -> Result<()> {
+    let image = node.import("busybox").await?;
+    let config = pod(node, "lost");
+    let sandbox = node.run_pod(&config).await?;
+    let id = node.run(&sandbox, &config, shell("main", &image, "exec sleep 1000")).await?;
+    let (guardian, keeper) = (node.guardian_pid().await?, node.keeper_pid().await?);
+    node.kill_daemon().await?;
+    for pid in [guardian, keeper] {
+        // Each may take the other along.
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+    node.start_daemon().await?;
+    let found = node.container_status(&id).await?;
+    ensure!(found.state() != v1::ContainerState::ContainerCreated, "{found:?}");
+    node.stop_container(&id, 1).await?;
+    let ended = node.container_status(&id).await?;
+    ensure!(ended.state() == v1::ContainerState::ContainerExited && ended.finished_at > 0, "{ended:?}");
+    node.remove_container(&id).await?;
+    ensure!(node.container_status(&id).await.is_err(), "removed is removed");
+    // Its name is free.
+    let again = node.run_pod(&pod(node, "found")).await?;
+    node.run(&again, &pod(node, "found"), shell("main", &image, "exec sleep 1000")).await?;
+    Ok(())
+}

@@ -30,6 +30,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use wire::{DESCRIPTORS, PACKET, Packet};
 
+/// Key of the socket at which clients reach whichever keeper lives.
+pub(crate) const LISTENER: &str = "listener";
+
 /// Deaths remembered until a keeper has recorded them; beyond it the oldest is forgotten.
 const EXITS: usize = 4096;
 /// A keeper that lived this long is replaced at once.
@@ -79,7 +82,7 @@ impl Guardian {
     /// and `listener` under the key `listener`.
     pub(crate) fn new(command: Command, listener: OwnedFd) -> io::Result<Self> {
         let mut guardian = Self::bare(command)?;
-        guardian.held.push(Held { key: b"listener".to_vec(), fd: listener });
+        guardian.held.push(Held { key: LISTENER.into(), fd: listener });
         guardian.next_start = Some(Instant::now());
         Ok(guardian)
     }
@@ -266,6 +269,13 @@ impl Guardian {
     fn keeper_died(&mut self) {
         self.hear_keeper();
         let Some(keeper) = self.keeper.take() else { return };
+        if !self.held.iter().any(|held| held.key == LISTENER.as_bytes()) {
+            // One that was adopted and died before it told anything: nobody could reach its successor.
+            tracing::error!(
+                "guardian: the keeper died before it was taken over: whoever needs one starts it anew"
+            );
+            self.quitting = true;
+        }
         if !self.quitting {
             self.plan_restart(keeper.since.elapsed());
         }
