@@ -13,7 +13,7 @@ use crate::{Error, Result};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-/// Processes may fork while they are moved; the children of those that were moved are there already.
+/// Processes may fork while they are moved; the children of those that were moved are born in the place.
 const ROUNDS: usize = 100;
 /// How long the last zombies may stay.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -38,9 +38,9 @@ impl Cgroup {
         if self.unified || self.is_none() || self.base.is_some() {
             return Ok(None);
         }
-        let Some(first) = self.pids()?.first().copied() else { return Ok(None) };
         let place = place(&self.name);
-        let Some(home) = home(first)?.map(|path| if path == place { String::new() } else { path }) else {
+        // A caller that died left them there: then nobody knows any more where they were, and they go back to the root.
+        let Some(home) = self.home()?.map(|path| if path == place { String::new() } else { path }) else {
             return Ok(None);
         };
         let mut made = Made::default();
@@ -51,18 +51,38 @@ impl Cgroup {
         })?;
         let dir = beside.dir(&place);
         let apart = Apart { home: format!("{}/cgroup.procs", beside.dir(&home)), dir, _made: made };
-        self.move_all(&format!("{}/cgroup.procs", apart.dir))?;
+        self.move_all(&apart.dir)?;
         Ok(Some(apart))
     }
 
-    fn move_all(&self, procs: &str) -> Result<()> {
-        let mut moved = BTreeSet::new();
+    /// Where its processes are in version 2; None if there are none, or if that is outside of what we see.
+    fn home(&self) -> Result<Option<String>> {
+        for pid in self.pids()? {
+            let path = format!("/proc/{pid}/cgroup");
+            match files::read(&path) {
+                Ok(text) => {
+                    let home = text.lines().find_map(|line| line.strip_prefix("0::"));
+                    let home = home.filter(|path| !path.contains("/.."));
+                    return Ok(home.map(|path| path.trim_end_matches('/').to_owned()));
+                }
+                // It has ended.
+                Err(e) if files::absent(&e) || e.raw_os_error() == Some(libc::ESRCH) => {}
+                Err(e) => return Err(Error::sys("read control file", path, e)),
+            }
+        }
+        Ok(None)
+    }
+
+    fn move_all(&self, dir: &str) -> Result<()> {
         for _ in 0..ROUNDS {
-            let new: Vec<_> = self.pids()?.into_iter().filter(|pid| moved.insert(*pid)).collect();
-            if new.is_empty() {
+            let all = self.pids()?;
+            // Read later: who is in neither list was born in the place.
+            let there: BTreeSet<i32> =
+                tree::pids(dir).map_err(|e| Error::sys("list", dir, e))?.into_iter().collect();
+            let new: Vec<_> = all.into_iter().filter(|pid| !there.contains(pid)).collect();
+            if send(&new, &format!("{dir}/cgroup.procs"))? == 0 {
                 return Ok(());
             }
-            send(&new, procs)?;
         }
         Err(Error::new(Kind::State, "set a control group apart", &*self.name.text)
             .hint("its processes fork faster than they can be moved; pause it first"))
@@ -93,22 +113,17 @@ fn place(name: &Name) -> String {
     format!("/slipway-apart-{}", &flat[from..])
 }
 
-/// Where a process is in version 2; none if that is outside of what we see.
-fn home(pid: i32) -> Result<Option<String>> {
-    let text = files::must_read(&format!("/proc/{pid}/cgroup"))?;
-    let path = text.lines().find_map(|line| line.strip_prefix("0::")).filter(|path| !path.contains("/.."));
-    Ok(path.map(|path| path.trim_end_matches('/').to_owned()))
-}
-
-fn send(pids: &[i32], procs: &str) -> Result<()> {
+/// Answers how many were moved; the others have ended.
+fn send(pids: &[i32], procs: &str) -> Result<usize> {
+    let mut moved = 0;
     for pid in pids {
         match files::write(procs, &pid.to_string()) {
-            // It has ended.
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
-            result => result.map_err(|e| Error::sys("move a process to control group", procs, e))?,
+            Err(error) => return Err(Error::sys("move a process to control group", procs, error)),
+            Ok(()) => moved += 1,
         }
     }
-    Ok(())
+    Ok(moved)
 }
 
 #[cfg(test)]

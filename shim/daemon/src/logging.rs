@@ -5,9 +5,22 @@ mod json;
 use crate::config::{File, Level, LogFormat};
 use crate::telemetry::Traces;
 use anyhow::{Context, Result};
+use std::fmt::Debug;
+use tracing::field::Field;
+use tracing_subscriber::field::MakeExt as _;
+use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
+
+/// As usual, but for what only traces need.
+fn text_field(writer: &mut Writer<'_>, field: &Field, value: &dyn Debug) -> std::fmt::Result {
+    match field.name() {
+        name if name.starts_with("otel.") => Ok(()),
+        "message" => write!(writer, "{value:?}"),
+        name => write!(writer, "{name}={value:?}"),
+    }
+}
 
 /// A handle on the running log.
 #[derive(Debug, Clone)]
@@ -18,7 +31,10 @@ impl Logging {
     pub(crate) fn start(file: &File, traces: Option<&Traces>) -> Result<Self> {
         let (filter, handle) = reload::Layer::new(file.log_level.filter());
         let lines = match file.log_format {
-            LogFormat::Text => fmt::layer().with_writer(std::io::stderr).with_ansi(false).boxed(),
+            LogFormat::Text => {
+                let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+                lines.fmt_fields(fmt::format::debug_fn(text_field).delimited(" ")).boxed()
+            }
             LogFormat::Json => fmt::layer()
                 .with_writer(std::io::stderr)
                 .with_ansi(false)

@@ -10,8 +10,6 @@ use std::io::{Cursor, Read};
 use tar_core::EntryType;
 use tar_core::builder::EntryBuilder;
 
-/// The member of a stored config that says that there is no image behind it.
-pub(crate) const MARK: &str = "io.slipway.artifact";
 const TITLE: &str = "org.opencontainers.image.title";
 const RECORD: u64 = 512;
 
@@ -26,7 +24,6 @@ pub(crate) fn config(manifest: &Manifest, object: &str) -> Result<Config> {
     let config = serde_json::json!({
         "os": host.os, "architecture": host.architecture, "variant": host.variant,
         "rootfs": {"type": "layers", "diff_ids": ids},
-        MARK: true,
     });
     parse_config(config.to_string().into_bytes(), object)
 }
@@ -52,9 +49,9 @@ impl Blob {
         Ok(Self { path, size: layer.size()?, digest })
     }
 
-    /// What a layer's diff id is for others: of two equal ones one is enough.
+    /// What a layer's diff id is for others: of two equal ones one is enough. No archive has it for its own digest.
     pub(crate) fn identity(&self) -> Digest {
-        Digest::sha256(format!("{MARK}\0{}\0{}", self.digest, self.path).as_bytes())
+        Digest::sha256(format!("slipway artifact file\0{}\0{}", self.digest, self.path).as_bytes())
     }
 
     /// `content`, of as many bytes as the descriptor says, as a tar archive.

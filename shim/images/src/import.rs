@@ -39,6 +39,7 @@ pub(crate) async fn import(store: &Store, archive: &Path, name: Option<&str>) ->
         let new = NewImage {
             id: image.id,
             config: image.config,
+            is_artifact: false,
             size: image.size,
             chain_ids: plan.chain_ids().to_vec(),
             tags: image.names.iter().filter(|n| n.tag.is_some()).map(ToString::to_string).collect(),

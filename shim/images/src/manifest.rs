@@ -180,8 +180,6 @@ pub(crate) struct Config {
     pub(crate) raw: String,
     pub(crate) platform: Platform,
     pub(crate) config: ImageConfig,
-    /// Made by [`crate::artifact::config`].
-    pub(crate) is_artifact: bool,
     pub(crate) diff_ids: Vec<Digest>,
 }
 
@@ -197,8 +195,6 @@ struct WireConfig {
     config: Option<WireRun>,
     #[serde(default)]
     rootfs: Option<WireRootfs>,
-    #[serde(default, rename = "io.slipway.artifact")]
-    is_artifact: bool,
 }
 
 #[derive(Deserialize)]
@@ -234,7 +230,6 @@ pub(crate) fn parse_config(bytes: Vec<u8>, object: &str) -> Result<Config> {
             "is not a container image config: it has no rootfs.diff_ids",
         ));
     };
-    let is_artifact = wire.is_artifact;
     let diff_ids = diff_ids.iter().map(|text| Digest::parse(text)).collect::<Result<_>>()?;
     let run = wire.config.unwrap_or_default();
     let config = ImageConfig {
@@ -250,7 +245,7 @@ pub(crate) fn parse_config(bytes: Vec<u8>, object: &str) -> Result<Config> {
     };
     let platform =
         Platform { os: wire.os, architecture: wire.architecture, variant: wire.variant.unwrap_or_default() };
-    Ok(Config { raw, platform, config, is_artifact, diff_ids })
+    Ok(Config { raw, platform, config, diff_ids })
 }
 
 #[cfg(test)]

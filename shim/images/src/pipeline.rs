@@ -73,8 +73,7 @@ const PIECES: usize = 4;
 /// Pieces from the network on their way to the decompressor, some 64 KiB each.
 const CHUNKS: usize = 16;
 
-/// Fetches, verifies and unpacks the layer `diff_id`; for an artifact's blob, which the registry's client has verified, that
-/// is the name it is kept by. Nothing is left in tmp/ after an error or when dropped.
+/// Fetches, verifies and unpacks the layer `diff_id`. Nothing is left in tmp/ after an error or when dropped.
 pub(crate) async fn run(
     inner: &Arc<Inner>,
     source: Source,
@@ -89,7 +88,7 @@ pub(crate) async fn run(
         let (inner, diff_id) = (inner.clone(), diff_id.clone());
         tokio::task::spawn_blocking(move || unpacked(&inner, Pieces::new(pieces, used), diff_id))
     };
-    let is_blob = matches!(source, Source::Registry(_, _, Some(_)));
+    let blob = if let Source::Registry(_, _, Some(blob)) = &source { Some(blob.identity()) } else { None };
     let decoded = match source {
         Source::Registry(registry, descriptor, blob) => {
             let (chunks, queue) = mpsc::channel(CHUNKS);
@@ -132,7 +131,9 @@ pub(crate) async fn run(
         Err(Stop::NobodyListens) => return unpacked.and(Err(Error::cancelled("unpack", diff_id))),
     };
     let unpacked = unpacked?;
-    if is_blob || found == *diff_id {
+    // The registry's client has compared a blob with its digest, of which its identity is made.
+    let found = blob.unwrap_or(found);
+    if found == *diff_id {
         Ok(unpacked)
     } else {
         let why = format!("the unpacked layer is {found}, its image config promises something else");

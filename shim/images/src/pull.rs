@@ -72,6 +72,7 @@ async fn run(
     let pinned = plan.ready().await?;
     let new = NewImage {
         id: chosen.id()?,
+        is_artifact: chosen.manifest.is_artifact(),
         size: chosen.manifest.total_size()?.saturating_add(chosen.size),
         config: chosen.config.raw,
         chain_ids: plan.chain_ids().to_vec(),
@@ -128,7 +129,7 @@ pub(crate) struct Chosen {
 impl Chosen {
     /// An artifact has no config of its own, or an empty one that all of them share: that which we made names it.
     fn id(&self) -> Result<Digest> {
-        if self.config.is_artifact {
+        if self.manifest.is_artifact() {
             return Ok(Digest::sha256(self.config.raw.as_bytes()));
         }
         self.manifest.config.digest()
@@ -142,6 +143,8 @@ fn select(registry: &Registry, digest: Digest, document: Fetched, depth: usize) 
     Box::pin(async move {
         let object = digest.to_string();
         match parse(&document.bytes, &document.content_type, &object)? {
+            // In an index they are what comes with an image: signatures, lists of its parts.
+            Document::Manifest(manifest) if manifest.is_artifact() && depth > 0 => Ok(None),
             Document::Manifest(manifest) if manifest.is_artifact() => {
                 let config = artifact::config(&manifest, &object)?;
                 Ok(Some(Chosen { manifest, config, size: document.bytes.len() as u64 }))
@@ -202,7 +205,7 @@ fn wanted(registry: &Arc<Registry>, chosen: &Chosen, reference: &Reference) -> R
             source: Source::Registry(
                 registry.clone(),
                 descriptor.clone(),
-                chosen.config.is_artifact.then(|| Blob::of(descriptor)).transpose()?,
+                chosen.manifest.is_artifact().then(|| Blob::of(descriptor)).transpose()?,
             ),
         })
     };

@@ -465,6 +465,33 @@ async fn artifacts_are_files() {
     assert_layers(&dir, 0);
 }
 
+/// What a publisher writes into a config makes no artifact of an image: then a blob could be kept by the name of a layer that
+/// it is not, and others' images would stand on it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_config_cannot_say_that_it_is_an_artifact() {
+    let registry = Registry::start();
+    let foreign = sha256(&base());
+    let config = serde_json::json!({
+        "os": "linux", "architecture": "amd64", "io.slipway.artifact": true, "is_artifact": true,
+        "rootfs": {"type": "layers", "diff_ids": [foreign]},
+    });
+    let (config, blob) = (config.to_string().into_bytes(), b"/evil.so\n".to_vec());
+    for data in [&config, &blob] {
+        registry.push_blob("evil", data).await;
+    }
+    let manifest = serde_json::json!({
+        "schemaVersion": 2, "mediaType": OCI, "artifactType": "application/x",
+        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": sha256(&config), "size": config.len()},
+        "layers": [{"mediaType": "text/plain", "digest": sha256(&blob), "size": blob.len(),
+                    "annotations": {"org.opencontainers.image.title": "etc/ld.so.preload"}}],
+    });
+    registry.push_manifest("evil", manifest.to_string().as_bytes(), OCI, "1").await;
+    let (dir, store) = store();
+    let error = store.pull(&registry.name("evil:1"), None, None).await.unwrap_err();
+    assert_eq!(error.kind, Kind::Corrupt, "{error}");
+    assert_layers(&dir, 0);
+}
+
 /// What is removed leaves the disk, and a store is closed, while a layer that takes minutes to read is being sealed.
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_waits_for_a_seal() {

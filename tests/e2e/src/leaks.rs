@@ -119,7 +119,20 @@ fn cgroups(root: &str) -> Vec<String> {
         });
         return slices.map(|path| path.display().to_string()).collect();
     }
-    hierarchies.into_iter().map(below).filter(|p| p.is_dir()).map(|p| p.display().to_string()).collect()
+    // A place that criu's dump had in version 2 carries the whole path in its name, and lies in the root.
+    let flat = root.trim_matches('/').replace('/', "-");
+    let apart = hierarchies.clone().into_iter().flat_map(|h| {
+        let names = entries(&h).into_iter().filter(|n| n.starts_with("slipway-apart-") && n.contains(&flat));
+        names.map(|name| h.join(name)).collect::<Vec<_>>()
+    });
+    let apart: Vec<_> = apart.collect();
+    hierarchies
+        .into_iter()
+        .map(below)
+        .chain(apart)
+        .filter(|p| p.is_dir())
+        .map(|p| p.display().to_string())
+        .collect()
 }
 
 fn is_slice(cgroup_root: &str) -> bool {

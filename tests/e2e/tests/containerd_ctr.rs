@@ -240,9 +240,9 @@ async fn client_is_gone(node: &mut Node) -> Result<()> {
         let name = format!("e{execs}");
         node.ctr(&["task", "exec", "--exec-id", &name, "left", "sh", "-c", "wc -l < /tmp/rounds || :"]).await
     };
-    let mut last = String::new();
+    let mut last = None;
     until("it stands still", async || {
-        let now = rounds().await?;
+        let now = Some(rounds().await?);
         Ok(std::mem::replace(&mut last, now.clone()) == now)
     })
     .await?;

@@ -78,12 +78,15 @@ fn a_request_is_traced_below_the_kubelets_span() {
 }
 
 async fn traced(node: &mut Node) -> Result<()> {
-    // A collector that comes late loses spans and holds up nothing.
-    node.crictl(&["version"]).await?;
+    // A collector that comes late holds up nothing.
+    let mut early = tonic::Request::new(v1::VersionRequest::default());
+    early.metadata_mut().insert("traceparent", format!("00-{TRACE}-{PARENT}-01").parse()?);
+    node.runtime().await?.version(early).await?;
     let collector = Collector::default();
-    let server = tonic::transport::Server::builder()
-        .add_service(TraceServiceServer::new(collector.clone()))
-        .serve("127.0.0.1:4317".parse()?);
+    let service = TraceServiceServer::new(collector.clone());
+    let listener = tonic::transport::server::TcpIncoming::bind("127.0.0.1:4317".parse()?);
+    let listener = listener.map_err(|e| anyhow::anyhow!("listen as a collector: {e}"))?;
+    let server = tonic::transport::Server::builder().add_service(service).serve_with_incoming(listener);
     let server = tokio::spawn(server);
 
     let config = pod(node, "traced");

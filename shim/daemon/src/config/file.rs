@@ -3,7 +3,7 @@
 //! The doc comments here are the reference (see [`super::keys`]): `slipway config reference` and `slipway config default`
 //! print them. A key without a fixed default is an `Option`; its comment says what happens then.
 
-use super::values::{Collector, Level, Mode, Sysctl, Time, Ulimit};
+use super::values::{Collector, Level, Mode, PerMillion, Sysctl, Time, Ulimit};
 use crate::cgroups::{Cgroups, Driver};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -226,8 +226,7 @@ pub(crate) struct Tracing {
     /// Collector that takes OTLP over gRPC, such as "127.0.0.1:4317"; without TLS: one on this node. Without it: no traces.
     pub(crate) endpoint: Option<Collector>,
     /// Of requests that come without a trace of the client's, how many in a million are traced; those with one follow it.
-    #[schemars(range(max = 1_000_000))]
-    pub(crate) sampling_rate_per_million: u32,
+    pub(crate) sampling_rate_per_million: PerMillion,
 }
 
 impl File {

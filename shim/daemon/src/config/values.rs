@@ -165,18 +165,50 @@ impl TryFrom<String> for Collector {
         if text.starts_with("https://") {
             return Err(format!("{text:?}: there is no TLS to collectors: name one on this node, by http"));
         }
-        let rest = text.strip_prefix("http://").unwrap_or(&text);
-        let (host, port) = rest.trim_end_matches('/').rsplit_once(':').unwrap_or((rest, ""));
-        if host.is_empty() || host.contains('/') || port.parse::<u16>().is_err() {
-            return Err(format!("{text:?}: write HOST:PORT, such as \"127.0.0.1:4317\""));
+        let collector = Self(text);
+        let uri = collector.url().parse::<tonic::codegen::http::Uri>();
+        let plain = uri.is_ok_and(|uri| {
+            uri.host().is_some_and(|host| !host.is_empty()) && uri.port_u16().is_some() && uri.path() == "/"
+        });
+        if !plain {
+            return Err(format!("{:?}: write HOST:PORT, such as \"127.0.0.1:4317\"", collector.0));
         }
-        Ok(Self(text))
+        Ok(collector)
     }
 }
 
 impl From<Collector> for String {
     fn from(collector: Collector) -> Self {
         collector.0
+    }
+}
+
+/// How many of a million.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "u32", into = "u32")]
+#[schemars(with = "u32")]
+pub(crate) struct PerMillion(u32);
+
+impl PerMillion {
+    pub(crate) fn ratio(self) -> f64 {
+        f64::from(self.0) / 1e6
+    }
+}
+
+impl TryFrom<u32> for PerMillion {
+    type Error = String;
+
+    fn try_from(count: u32) -> Result<Self, String> {
+        if count > 1_000_000 {
+            return Err(format!("{count} of a million: 1000000 are all of them"));
+        }
+        Ok(Self(count))
+    }
+}
+
+impl From<PerMillion> for u32 {
+    fn from(rate: PerMillion) -> Self {
+        rate.0
     }
 }
 
@@ -325,7 +357,7 @@ mod tests {
         let url = |text: &str| Collector::try_from(text.to_owned()).map(|c| c.url());
         assert_eq!(url("127.0.0.1:4317").as_deref(), Ok("http://127.0.0.1:4317"));
         assert_eq!(url("http://[::1]:4317/").as_deref(), Ok("http://[::1]:4317/"));
-        for bad in ["https://x:1", "localhost", "grpc://x:1", "x:99999", ":1"] {
+        for bad in ["https://x:1", "localhost", "grpc://x:1", "x:99999", ":1", "::1:4317", "a b:1", "x:1/y"] {
             assert!(url(bad).is_err(), "{bad}");
         }
     }

@@ -37,7 +37,7 @@ impl Traces {
         let Some(collector) = &config.endpoint else { return Ok(None) };
         let exporter = SpanExporter::builder().with_tonic().with_endpoint(collector.url()).build();
         let exporter = exporter.with_context(|| format!("tracing.endpoint = {:?}", collector.url()))?;
-        let ratio = f64::from(config.sampling_rate_per_million) / 1e6;
+        let ratio = config.sampling_rate_per_million.ratio();
         let sampler = Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(ratio)));
         let provider = SdkTracerProvider::builder()
             .with_batch_exporter(exporter)
@@ -65,7 +65,7 @@ impl Traces {
     /// Sends what is left. Blocks for as long as the collector takes, at most some seconds.
     pub(crate) fn close(&self) {
         if let Err(error) = self.0.shutdown() {
-            tracing::debug!("the last traces are lost: {error}");
+            tracing::warn!("the last traces are lost: {error}");
         }
     }
 }

@@ -116,6 +116,10 @@ fn take_seals(shared: &Shared, queue: &Receiver<()>, stopping: &AtomicBool) {
 
 fn sync_layers(shared: &Shared) {
     let new = shared.ledger().unsynced();
+    let path = |key: &String| shared.layout.layer(key);
+    // Held, to be told from those that are pulled again under the same names while the disk is waited for.
+    let new: Vec<(String, OwnedFd)> =
+        new.into_iter().filter_map(|key| open(&path(&key)).ok().map(|tree| (key, tree))).collect();
     if new.is_empty() {
         return;
     }
@@ -124,9 +128,12 @@ fn sync_layers(shared: &Shared) {
         tracing::warn!(error = %e, "syncfs of the image store failed; new layers will not count after a reboot");
         return;
     }
-    for key in new {
+    for (key, tree) in new {
         // Held while writing, so that the record of a layer removed meanwhile does not come back.
         let mut ledger = shared.ledger();
+        if !lies_at(&tree, &path(&key)) {
+            continue;
+        }
         let Some(record) = ledger.layer_mut(&key) else { continue };
         record.unsynced_in_boot = None;
         let written = to_json(record, &key)

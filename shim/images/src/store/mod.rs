@@ -65,6 +65,7 @@ impl std::fmt::Debug for Inner {
 pub(crate) struct NewImage {
     pub(crate) id: Digest,
     pub(crate) config: String,
+    pub(crate) is_artifact: bool,
     pub(crate) size: u64,
     pub(crate) chain_ids: Vec<Digest>,
     pub(crate) tags: Vec<String>,
@@ -168,6 +169,7 @@ impl Inner {
             digests: new.digests,
             size: new.size,
             config: new.config,
+            is_artifact: new.is_artifact,
             layers: layers.collect(),
         };
         self.put(&Stored::new(record)?, &mut self.shared.ledger())

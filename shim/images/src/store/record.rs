@@ -35,6 +35,9 @@ pub(crate) struct ImageRecord {
     pub(crate) digests: Vec<String>,
     pub(crate) size: u64,
     pub(crate) config: String,
+    /// What a manifest says, never a config: that is the publisher's to write.
+    #[serde(default)]
+    pub(crate) is_artifact: bool,
     /// Bottom first.
     pub(crate) layers: Vec<LayerRef>,
 }
@@ -73,7 +76,7 @@ impl Stored {
             raw_config: config.raw.into(),
             layers: record.layers.iter().map(|layer| layer.chain_id.clone()).collect(),
             pinned: false,
-            is_artifact: config.is_artifact,
+            is_artifact: record.is_artifact,
         };
         Ok(Self { record, image: Arc::new(image) })
     }
