@@ -14,6 +14,7 @@ use slipway_runtime::error::Kind;
 use slipway_runtime::idmap::IdMappings;
 use slipway_runtime::rootfs::{Overlay, Rootfs};
 use slipway_runtime::sandbox::NamespaceKind;
+use slipway_runtime::unit::ScopeName;
 use std::path::Path;
 
 /// The annotation that names a container's sandbox.
@@ -193,7 +194,7 @@ pub(crate) fn kind(kind: LinuxNamespaceType) -> Option<NamespaceKind> {
 pub(crate) fn cgroup(spec: &Spec, namespace: &str, id: &str, options: &Options) -> String {
     let Some(linux) = spec.linux() else { return String::new() };
     let asked = linux.cgroups_path().as_ref().map(|path| path.to_string_lossy()).unwrap_or_default();
-    let is_scope = !asked.contains('/') && asked.matches(':').count() == 2;
+    let is_scope = !matches!(ScopeName::parse(&asked), Ok(None));
     if asked.is_empty() {
         format!("/slipway/{namespace}/{id}")
     } else if is_scope && !options.systemd_cgroup && !prefers_systemd() {

@@ -41,6 +41,11 @@ impl Group {
         })
     }
 
+    /// The group around it: its pod's.
+    pub fn parent(&self) -> Self {
+        Self { path: self.path.parent().unwrap_or(&self.path).to_owned(), init: self.init }
+    }
+
     /// The directory in `controller`'s hierarchy, or in the only one.
     pub fn dir(&self, controller: &str) -> PathBuf {
         let hierarchy = if is_v2() { PathBuf::from(CGROUPS) } else { Path::new(CGROUPS).join(controller) };

@@ -123,10 +123,16 @@ mod tests {
     /// CRI-DEV-03: as the tests' configuration has it.
     #[test]
     fn devices_belong_to_the_user_of_the_request() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let host = dir.path().join("node");
+        let number = nix::sys::stat::makedev(1, 3);
+        nix::sys::stat::mknod(&host, nix::sys::stat::SFlag::S_IFCHR, nix::sys::stat::Mode::S_IRUSR, number)
+            .expect("mknod");
+        std::os::unix::fs::chown(&host, Some(7), Some(8)).expect("chown");
         let owner = |user: Option<i64>, group: Option<i64>| {
             let spec = spec_of(|config, security| {
                 let device = v1::Device {
-                    host_path: "/dev/null".into(),
+                    host_path: host.display().to_string(),
                     container_path: "/dev/mine".into(),
                     ..Default::default()
                 };
@@ -139,7 +145,7 @@ mod tests {
             (node["uid"].as_i64(), node["gid"].as_i64())
         };
         assert_eq!(owner(Some(1000), Some(2000)), (Some(1000), Some(2000)));
-        assert_eq!(owner(Some(1000), None), (Some(1000), Some(0)));
-        assert_eq!(owner(None, None), (Some(0), Some(0)), "as on the host");
+        assert_eq!(owner(Some(1000), None), (Some(1000), Some(8)));
+        assert_eq!(owner(None, None), (Some(7), Some(8)), "as on the host");
     }
 }

@@ -3,7 +3,7 @@
 use super::leaves::{self, Leaf};
 use super::registries::{Server, Tls, place_tls};
 use super::rules::{Fate, Rules, apply, set_time};
-use super::{Import, text_of};
+use super::{Import, text_of, traces};
 use anyhow::{Result, bail};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -58,7 +58,7 @@ fn translate(leaves: &[Leaf]) -> Import {
     }
     tls(&mut import, leaves);
     streaming_tls(&mut import, leaves);
-    sampling(&mut import, leaves);
+    traces::sampling(&mut import, leaves);
     import
 }
 
@@ -92,8 +92,8 @@ const RULES: &Rules = &[
     ("io.containerd.server.v1.metrics/address", Fate::Key("metrics.address")),
     ("metrics/grpc_histogram", Fate::Needless),
     ("io.containerd.metrics.v1.grpc-prometheus/**", Fate::Needless),
-    ("io.containerd.tracing.processor.v1.otlp/endpoint", Fate::With(collector)),
-    ("io.containerd.tracing.processor.v1.otlp/protocol", Fate::With(protocol)),
+    ("io.containerd.tracing.processor.v1.otlp/endpoint", Fate::With(traces::collector)),
+    ("io.containerd.tracing.processor.v1.otlp/protocol", Fate::With(traces::protocol)),
     // Images.
     ("cri/registry/config_path", Fate::With(config_path)),
     ("cri/registry/mirrors/*/endpoint", Fate::With(mirror)),
@@ -190,7 +190,7 @@ const RULES: &Rules = &[
     ("io.containerd.gc.v1.scheduler/**", Fate::Needless),
     ("io.containerd.internal.v1.opt/**", Fate::Needless),
     ("io.containerd.internal.v1.restart/**", Fate::Needless),
-    // Gathered by `sampling`.
+    // Gathered by `traces::sampling`.
     ("io.containerd.internal.v1.tracing/**", Fate::Needless),
     ("io.containerd.metadata.v1.bolt/**", Fate::Needless),
     ("io.containerd.monitor.container.v1.restart/**", Fate::Needless),
@@ -219,46 +219,6 @@ const RULES: &Rules = &[
     ("io.containerd.transfer.v1.local/**", Fate::Needless),
     ("io.containerd.tracing.processor.v1.otlp/**", Fate::Needless),
 ];
-
-const OTLP: &str = "io.containerd.tracing.processor.v1.otlp";
-
-fn collector(import: &mut Import, leaf: &Leaf, _: &[&str]) -> Outcome {
-    let text = leaf.text();
-    if text.starts_with("https://") {
-        return Err("there is no TLS to collectors: name one on this node, by http".into());
-    }
-    if text.trim_end_matches('/').ends_with(":4318") {
-        return Err(
-            "4318 is OTLP over HTTP, traces go over gRPC: name the collector's port for that, mostly 4317"
-                .into(),
-        );
-    }
-    import.set("tracing.endpoint", text.into());
-    Ok(())
-}
-
-fn protocol(_: &mut Import, leaf: &Leaf, _: &[&str]) -> Outcome {
-    match leaf.text() {
-        "grpc" => Ok(()),
-        other => Err(format!(
-            "{other:?}: traces go by OTLP over gRPC; the endpoint must be the collector's port for that"
-        )),
-    }
-}
-
-/// containerd traces every request unless told otherwise; here nothing is sent but what a client traces, unless told.
-fn sampling(import: &mut Import, leaves: &[Leaf]) {
-    let find = |plugin: &str, key: &str| {
-        leaves.iter().rfind(|leaf| leaf.path.iter().map(String::as_str).eq(["plugins", plugin, key]))
-    };
-    if find(OTLP, "endpoint").is_none_or(Leaf::is_nothing) {
-        return;
-    }
-    let ratio = ["io.containerd.internal.v1.tracing", OTLP].iter().find_map(|p| find(p, "sampling_ratio"));
-    let ratio = ratio.and_then(|leaf| leaf.value.as_float().or(leaf.value.as_integer().map(|i| i as f64)));
-    let per_million = (ratio.unwrap_or(1.0).clamp(0.0, 1.0) * 1e6).round();
-    import.set("tracing.sampling_rate_per_million", toml::Value::Integer(per_million as i64));
-}
 
 type Outcome = Result<(), String>;
 

@@ -4,7 +4,7 @@ use super::containerd::{address_part, streaming_files};
 use super::leaves::{self, Leaf};
 use super::registries::Server;
 use super::rules::{Fate, Rules, apply, set_time};
-use super::{Import, text_of};
+use super::{Import, text_of, traces};
 use crate::config::sources::Origin;
 use anyhow::{Context as _, Result};
 use serde::Deserialize;
@@ -178,8 +178,14 @@ fn pairs(import: &mut Import, leaves: &[Leaf]) {
         import.set("metrics.address", format!("{host}:{port}").into());
     }
     if find("tracing", "enable_tracing").is_some_and(|leaf| leaf.value.as_bool() == Some(true)) {
-        let endpoint = find("tracing", "tracing_endpoint").map_or("127.0.0.1:4317", Leaf::text).to_owned();
-        import.set("tracing.endpoint", endpoint.into());
+        match find("tracing", "tracing_endpoint") {
+            None => import.set("tracing.endpoint", "127.0.0.1:4317".into()),
+            Some(leaf) => {
+                if let Err(why) = traces::collector(import, leaf, &[]) {
+                    import.leave(leaf, why);
+                }
+            }
+        }
     }
     if find("nri", "enable_nri").is_some_and(|leaf| leaf.value.as_bool() == Some(false)) {
         import.set("nri.disable", true.into());

@@ -13,6 +13,7 @@ mod leaves;
 mod output;
 mod registries;
 mod rules;
+mod traces;
 
 use super::sources::Origin;
 use anyhow::{Context as _, Result};
