@@ -5,6 +5,7 @@
 //! | `bpf` | bpf(2) for device rules of version 2 groups |
 //! | `raw` | the system call instruction, no libc, no errno, usable after clone3 |
 //! | `step` | the vocabulary of the child: pure data, no calls |
+//! | `step_clock` | when the child came to the end of each step |
 //! | `child`, `child_mount`, `child_process` | the interpreter that runs in the child between clone3 and execve |
 //! | `child_listener`, `listener` | handing a seccomp listener over, the child's and the parent's side |
 //! | `clone` | clone3 itself: signals, stack, pidfd |
@@ -14,6 +15,7 @@
 //! | `mount` | detached mounts made by the parent |
 //! | `namespace` | joining and making namespaces on throw-away threads |
 //! | `network` | loopback of a new network namespace |
+//! | `quota` | project quotas: what a tree holds, and may hold |
 //! | `rebirth` | the extra clone of a user namespace's containers |
 //! | `shared_page` | a page of memory that outlives its writer |
 //! | `signal` | any signal to a process held by descriptor |
@@ -36,6 +38,7 @@ pub mod namespace;
 pub mod netlink;
 pub mod network;
 pub mod process;
+pub mod quota;
 pub mod raw;
 mod rebirth;
 pub mod seccomp;
@@ -43,3 +46,4 @@ pub mod shared_page;
 pub mod signal;
 pub mod socket;
 pub mod step;
+pub mod step_clock;

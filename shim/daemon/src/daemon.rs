@@ -46,7 +46,7 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Opens stores and directories; starts nothing.
     pub(crate) fn open(config: Config) -> anyhow::Result<Arc<Self>> {
-        Ok(Arc::new(Self {
+        let daemon = Arc::new(Self {
             keeper: Keeper::new(&config),
             images: Store::open(config.images())?,
             network: Network::open(config.network())?,
@@ -63,7 +63,16 @@ impl Daemon {
             telemetry: Arc::default(),
             live: RwLock::new(Arc::new(config.file.clone())),
             config,
-        }))
+        });
+        daemon.limit_writable_layers(daemon.config.file.containers.layer_limit());
+        Ok(daemon)
+    }
+
+    /// `bytes`: 0 for no limit. A node whose disk cannot limit them runs on without, and says so.
+    pub(crate) fn limit_writable_layers(&self, bytes: u64) {
+        if let Err(error) = self.images.limit_writable_layers(bytes) {
+            tracing::warn!("containers.writable_layer_limit has no effect: {error}");
+        }
     }
 
     /// The configuration as it was read last: for keys that SIGHUP changes (`config::keys::LIVE`).

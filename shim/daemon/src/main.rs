@@ -24,6 +24,7 @@ mod names;
 mod nri;
 mod object;
 mod pods;
+mod quantity;
 mod records;
 mod recovery;
 mod reload;

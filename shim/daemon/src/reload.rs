@@ -45,6 +45,7 @@ fn apply(daemon: &Daemon, new: Config, logging: &Logging) -> Changes {
     let changes = Changes::between(&daemon.config.file, &daemon.live(), &new.file);
     logging.set_level(&new.file.log_level);
     daemon.images.set_registries(new.file.images.registries());
+    daemon.limit_writable_layers(new.file.containers.layer_limit());
     daemon.set_live(new.file);
     changes
 }

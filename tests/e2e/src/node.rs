@@ -17,6 +17,8 @@ pub struct Setup {
     pub cni: Option<&'static str>,
     /// The state directory is a file system of its own with little room.
     pub small_state: bool,
+    /// Images and writable layers are on an ext4 with project quotas, if this kernel has them ([`Node::has_quotas`]).
+    pub quotas: bool,
     /// Further lines of the configuration's `[nri]`.
     pub nri: &'static str,
     /// NRI plugins that are installed: `NN-name`, and their configuration, in which `{dir}` is the node's directory.
@@ -89,8 +91,31 @@ impl Node {
             )
             .context("mount a small state directory")?;
         }
+        if setup.quotas {
+            node.mount_with_quotas()?;
+        }
         node.start_daemon().await?;
         Ok(node)
+    }
+
+    fn mount_with_quotas(&self) -> Result<()> {
+        let (disk, root) = (self.path("disk"), self.path("root"));
+        std::fs::File::create(&disk)?.set_len(256 << 20)?;
+        let features = ["-q", "-O", "quota,project", "-E", "quotatype=prjquota"];
+        let made = std::process::Command::new("mkfs.ext4").args(features).arg(&disk).status()?;
+        ensure!(made.success(), "mkfs.ext4 {features:?}: {made}");
+        let mount = ["-t", "ext4", "-o", "loop,prjquota"];
+        let mounted = std::process::Command::new("mount").args(mount).arg(&disk).arg(&root).output()?;
+        if !mounted.status.success() {
+            println!("no project quotas here: {}", String::from_utf8_lossy(&mounted.stderr).trim());
+        }
+        Ok(())
+    }
+
+    /// Whether [`Setup::quotas`] got what it asked for.
+    pub fn has_quotas(&self) -> Result<bool> {
+        use std::os::unix::fs::MetadataExt;
+        Ok(self.path("root").metadata()?.dev() != self.dir.path().metadata()?.dev())
     }
 
     pub(crate) fn directories(program: Program) -> Result<Self> {
@@ -366,16 +391,19 @@ impl Node {
         if self.program != Program::Slipway {
             self.remove_cgroup_parents();
         }
-        self.unmount_small_state().await;
+        for own in ["state", "root"] {
+            self.unmount(own).await;
+        }
         removed
     }
 
-    /// Takes the file system of [`Setup::small_state`] away once the keeper, which ends by itself, is gone from it.
-    async fn unmount_small_state(&self) {
-        let state = self.path("state");
+    /// Takes the file system of [`Setup::small_state`] or [`Setup::quotas`] away once the keeper, which ends by itself, is
+    /// gone from it.
+    async fn unmount(&self, own: &str) {
+        let target = self.path(own);
         for _ in 0..500 {
             // Anything but busy: it is done, or there was none.
-            if nix::mount::umount2(&state, nix::mount::MntFlags::empty()) != Err(nix::Error::EBUSY) {
+            if nix::mount::umount2(&target, nix::mount::MntFlags::empty()) != Err(nix::Error::EBUSY) {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;

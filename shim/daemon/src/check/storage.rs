@@ -6,8 +6,10 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use nix::sys::statvfs::statvfs;
+use slipway_runtime::sys::quota::{self, Support};
 use std::fs;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::Path;
 
 /// Shares of a disk that is still free, in percent: below the first the kubelet evicts pods by its own defaults
@@ -17,7 +19,26 @@ const VERY_LOW: u64 = 3;
 
 pub(super) fn check(config: &Config) -> Vec<Finding> {
     let root = existing(&config.root);
-    vec![overlay(root), space(root), state(existing(&config.state))]
+    let mut findings = vec![overlay(root), space(root), state(existing(&config.state))];
+    if config.file.containers.layer_limit() > 0 {
+        findings.push(quotas(root));
+    }
+    findings
+}
+
+/// Asked only where the configuration limits writable layers.
+fn quotas(root: &Path) -> Finding {
+    match fs::File::open(root).map(|dir| quota::support(dir.as_fd())) {
+        Ok(Support::Limits) => Finding::ok("project quotas", format!("{} enforces them", root.display())),
+        _ => Finding::warning(
+            "project quotas",
+            format!(
+                "containers.writable_layer_limit has no effect: {} enforces no project quotas",
+                root.display()
+            ),
+            "put --root on XFS, or on ext4 with its features quota and project (tune2fs -O quota,project), mounted with prjquota",
+        ),
+    }
 }
 
 /// The nearest directory that is there already.

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::quantity::Quantity;
+use crate::quantity::Quantity;
 
 /// Fields that only a cluster can give a meaning to, or that we leave out knowingly: a warning, not an error.
 const IGNORED: &[&str] = &[

@@ -26,7 +26,6 @@ mod manifest;
 pub(crate) mod output;
 pub(crate) mod pod_dir;
 mod pull;
-mod quantity;
 pub(crate) mod registry;
 mod remove;
 mod resources;

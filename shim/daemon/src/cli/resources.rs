@@ -4,8 +4,8 @@ use anyhow::{Result, ensure};
 use cri_proto::v1 as cri;
 
 use super::manifest::Container;
-use super::quantity::Quantity;
 use super::translate::Facts;
+use crate::quantity::Quantity;
 
 /// Microseconds; the kubelet's default.
 const CPU_PERIOD: i64 = 100_000;

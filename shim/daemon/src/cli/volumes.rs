@@ -7,9 +7,9 @@ use anyhow::{Context, Result, bail, ensure};
 use cri_proto::v1 as cri;
 
 use super::manifest::{Container, EmptyDir, HostPath, Medium, Pod, Propagation, Recursive, VolumeMount};
-use super::quantity::Quantity;
 use super::translate::{Facts, NAME_RULE, is_name, path_text};
 use super::users;
+use crate::quantity::Quantity;
 
 /// A directory or file that must be there before a container is made.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 //! The doc comments here are the reference (see [`super::keys`]): `slipway config reference` and `slipway config default`
 //! print them. A key without a fixed default is an `Option`; its comment says what happens then.
 
-use super::values::{Collector, Level, Mode, PerMillion, Sysctl, Time, Ulimit};
+use super::values::{Bytes, Collector, Level, Mode, PerMillion, Sysctl, Time, Ulimit};
 use crate::cgroups::{Cgroups, Driver};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -154,6 +154,18 @@ pub(crate) struct Containers {
     /// Devices that a container asks for belong to the user and group of its security context (run_as_user, run_as_group)
     /// inside, where those are set; false: to whom they belong on the host.
     pub(crate) device_ownership_from_security_context: bool,
+    /// What a container may write into its root file system and the `VOLUME`s of its image together, such as "10Gi"; beyond it
+    /// writes fail with EDQUOT. A project quota of the file system of --root, which has to have them (XFS or ext4 with its features
+    /// quota and project, mounted with prjquota); elsewhere nothing is limited, and the log says so. For containers made from then
+    /// on. Without it: no limit of their own.
+    pub(crate) writable_layer_limit: Option<Bytes>,
+}
+
+impl Containers {
+    /// In bytes; 0 for none.
+    pub(crate) fn layer_limit(&self) -> u64 {
+        self.writable_layer_limit.as_ref().map_or(0, Bytes::count)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -6,10 +6,11 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// Keys that a running daemon takes over at SIGHUP (see [`super::reload`]); all others need a restart.
-pub(crate) const LIVE: [&str; 10] = [
+pub(crate) const LIVE: [&str; 11] = [
     "cdi.spec_dirs",
     "containers.default_ulimits",
     "containers.device_ownership_from_security_context",
+    "containers.writable_layer_limit",
     "images.auth_file",
     "images.hosts_dirs",
     "images.parallel_layers",

@@ -212,6 +212,37 @@ impl From<PerMillion> for u32 {
     }
 }
 
+/// A number of bytes as Kubernetes writes it: "10Gi", "500M", "1e9".
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "String", into = "String")]
+#[schemars(with = "String")]
+pub(crate) struct Bytes {
+    text: String,
+    count: u64,
+}
+
+impl Bytes {
+    pub(crate) fn count(&self) -> u64 {
+        self.count
+    }
+}
+
+impl TryFrom<String> for Bytes {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let count = u64::try_from(crate::quantity::Quantity::parse(&text)?.units());
+        let count = count.map_err(|_| format!("{text:?} is no number of bytes"))?;
+        Ok(Self { text, count })
+    }
+}
+
+impl From<Bytes> for String {
+    fn from(bytes: Bytes) -> Self {
+        bytes.text
+    }
+}
+
 /// A kernel setting of a pod: "net.ipv4.ping_group_range=0 2147483647".
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
@@ -349,6 +380,15 @@ mod tests {
         assert_eq!((range.name.as_str(), range.value.as_str()), ("net.ipv4.ping_group_range", "0 1"));
         for bad in ["kernel.core_pattern=|x", "net.ipv4", "net..x=1", "vm.swappiness=1"] {
             assert!(sysctl(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn bytes() {
+        let count = |text: &str| Bytes::try_from(text.to_owned()).map(|b| b.count());
+        assert_eq!((count("10Gi"), count("500M"), count("0")), (Ok(10 << 30), Ok(500_000_000), Ok(0)));
+        for bad in ["", "-1", "10GB", "much"] {
+            assert!(count(bad).is_err(), "{bad}");
         }
     }
 

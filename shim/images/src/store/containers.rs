@@ -94,15 +94,22 @@ impl Store {
         check_owner(owner)?;
         let inner = &self.inner;
         let mut ledger = inner.shared.ledger();
-        inner.layout().discard(&inner.layout().container(owner))?;
+        let directory = inner.layout().container(owner);
+        inner.projects.end(&directory);
+        inner.layout().discard(&directory)?;
         ledger.release(owner);
         inner.collect(&mut ledger);
         Ok(())
     }
 
-    /// Bytes (allocated blocks, hard links once) and inodes of `owner`'s writable layer (IMG-OVL-17).
+    /// Bytes (allocated blocks, hard links once) and inodes of `owner`'s writable layer (IMG-OVL-17): what the kernel counted,
+    /// which is all that was made for the container (its `VOLUME`s, too), where the file system has projects; a walk through the
+    /// tree elsewhere.
     pub fn usage(&self, owner: &str) -> Result<(u64, u64)> {
         check_owner(owner)?;
+        if let Some(held) = self.inner.projects.held(&self.inner.layout().container(owner)) {
+            return Ok((held.bytes, held.inodes));
+        }
         let upper = self.inner.layout().container(owner).join("upper");
         let failed = |path: &Path, e: std::io::Error| match e.kind() {
             ErrorKind::NotFound => Error::new(Kind::NotFound, "measure writable layer", owner, e),
@@ -185,6 +192,7 @@ impl Inner {
 
     fn make_container(&self, owner: &str, record: &OwnerRecord, root: RootAttributes) -> Result<()> {
         let directory = self.make_owner(owner, record)?;
+        self.projects.begin(&directory, owner, self.writable_limit())?;
         make(&directory.join("work"))?;
         let upper = directory.join("upper");
         make(&upper)?;

@@ -10,6 +10,7 @@ pub(crate) mod layers;
 pub(crate) mod layout;
 mod ledger;
 mod open;
+mod project;
 pub(crate) mod record;
 mod seal;
 mod verify;
@@ -42,6 +43,9 @@ pub(crate) struct Inner {
     shared: Arc<Shared>,
     catalog: RwLock<Arc<Catalog>>,
     janitor: Janitor,
+    projects: project::Projects,
+    /// See [`Store::limit_writable_layers`].
+    writable_limit: AtomicU64,
     pub(crate) pulls: Flights<(String, Option<Auth>), Result<Pulled>>,
     pub(crate) layer_flights: Flights<Digest, Result<crate::plan::Stacked>>,
     /// One unpacking of a diff id at a time, whatever lies below it.
@@ -113,6 +117,21 @@ impl Store {
     pub fn set_registries(&self, registries: Registries) {
         let mut current = self.inner.registries.write().unwrap_or_else(PoisonError::into_inner);
         *current = Arc::new(registries);
+    }
+
+    /// Bytes that each writable layer made from now on may hold, as a project quota of the file system; 0: any. What goes
+    /// beyond fails inside with EDQUOT.
+    ///
+    /// # Errors
+    /// `Invalid` where the file system has no such quotas: the layers are not limited then, and the text says why.
+    pub fn limit_writable_layers(&self, bytes: u64) -> Result<()> {
+        self.inner.writable_limit.store(bytes, Ordering::Relaxed);
+        match self.inner.projects.missing() {
+            Some(why) if bytes > 0 => {
+                Err(Error::invalid("limit writable layers", self.inner.root.display(), why))
+            }
+            _ => Ok(()),
+        }
     }
 
     pub fn list(&self) -> Vec<Arc<Image>> {

@@ -35,6 +35,7 @@ impl Inner {
         layers(&layout, &mut ledger)?;
         owners(&layout, &mut ledger)?;
         let catalog = images(&layout, &ledger)?;
+        let projects = super::project::Projects::of(&layout)?;
         let shared = Arc::new(Shared { layout, ledger: Mutex::new(ledger) });
         let janitor =
             Janitor::start(shared.clone()).map_err(|e| Error::io("start janitor", &options.root, e))?;
@@ -44,6 +45,8 @@ impl Inner {
             shared,
             catalog: RwLock::new(Arc::new(catalog)),
             janitor,
+            projects,
+            writable_limit: AtomicU64::new(0),
             pulls: Default::default(),
             layer_flights: Default::default(),
             diff_locks: Mutex::default(),

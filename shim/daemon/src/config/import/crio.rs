@@ -45,7 +45,7 @@ const RULES: &Rules = &[
     ("runroot", Fate::Needless),
     ("imagestore", Fate::Cannot("images are not taken over")),
     ("storage_driver", Fate::With(storage)),
-    ("storage_option", Fate::Cannot("layers are always overlayfs here")),
+    ("storage_option", Fate::With(storage_options)),
     ("log_dir", Fate::Needless),
     ("version_file", Fate::Needless),
     ("version_file_persist", Fate::Needless),
@@ -202,6 +202,29 @@ fn pairs(import: &mut Import, leaves: &[Leaf]) {
 
 fn storage(_: &mut Import, leaf: &Leaf, _: &[&str]) -> Outcome {
     if leaf.text().starts_with("overlay") { Ok(()) } else { Err("layers are always overlayfs here".into()) }
+}
+
+/// `overlay.size=10G`, by containers-storage.conf(5): powers of 1024.
+fn storage_options(import: &mut Import, leaf: &Leaf, _: &[&str]) -> Outcome {
+    let options = leaf.value.as_array().cloned().unwrap_or_default();
+    for option in options.iter().filter_map(toml::Value::as_str) {
+        let (name, value) = option.split_once('=').unwrap_or((option, ""));
+        if name.strip_prefix("overlay2.").or(name.strip_prefix("overlay.")) != Some("size") {
+            return Err(format!("{option}: layers are always overlayfs here, mounted as Slipway does it"));
+        }
+        let digits = value.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let unit =
+            match value[digits.len()..].to_ascii_lowercase().trim_end_matches('b').trim_end_matches('i') {
+                "" => "",
+                "k" => "Ki",
+                "m" => "Mi",
+                "g" => "Gi",
+                "t" => "Ti",
+                _ => return Err(format!("{option}: it is no size")),
+            };
+        import.set("containers.writable_layer_limit", format!("{digits}{unit}").into());
+    }
+    Ok(())
 }
 
 fn listen(_: &mut Import, leaf: &Leaf, _: &[&str]) -> Outcome {
@@ -406,6 +429,7 @@ mod tests {
 
     const CONFIG: &str = r#"[crio]
 storage_driver = "overlay"
+storage_option = ["overlay.size=10G"]
 [crio.api]
 listen = "/var/run/crio/crio.sock"
 stream_port = "10010"
@@ -457,6 +481,7 @@ runtime_handlers = ["crun"]
 auth_file = "/etc/crio/auth.json"
 [containers]
 default_ulimits = ["nofile=1024:2048"]
+writable_layer_limit = "10Gi"
 [pods]
 default_sysctls = ["net.ipv4.ping_group_range=0 2147483647"]
 [cni]
