@@ -134,6 +134,7 @@ fn launch(global: &Global, container: &Container, bundle: &Bundle, args: &Create
         join: Vec::new(),
         stdio: own_streams()?,
         options: Options {
+            clocked: false,
             listener: Some(listener),
             preserved: preserved(&global.inherited, args.preserve_fds),
             no_group: global.tolerates_missing_groups(),
@@ -148,7 +149,7 @@ fn launch(global: &Global, container: &Container, bundle: &Bundle, args: &Create
 
 /// Records what was made and hands out what others wait for; undoes all of it if that fails.
 fn finish(mut container: Container, created: Created, bundle: &Bundle, args: &CreateArgs) -> Result<Made> {
-    let Created { pid, pidfd, cgroup, pty, start } = created;
+    let Created { pid, pidfd, cgroup, pty, start, .. } = created;
     let settle = || -> Result<Option<OwnedFd>> {
         container.record.pid = pid;
         container.record.start_time =

@@ -6,6 +6,7 @@
 mod agent;
 mod groups;
 mod home;
+mod laps;
 mod life;
 mod net_devices;
 mod rdt;
@@ -14,9 +15,11 @@ mod root;
 mod user;
 
 pub use crate::hooks::Subject;
+pub use laps::{Clocked, Lap};
 pub use life::{Parked, StartRequest, Started, after_delete, during_restore, is_attended, start};
 pub use resources::resources;
 
+use self::laps::Stopwatch;
 use self::net_devices::Lent;
 use self::rdt::Assigned;
 use crate::cgroup::Cgroup;
@@ -74,6 +77,8 @@ pub struct Options {
     pub in_order: bool,
     /// Keep the session keyring (session-keyring(7)) of this process instead of giving the container one of its own.
     pub no_new_keyring: bool,
+    /// Say when each step began and ended ([`Created::clocked`]).
+    pub clocked: bool,
 }
 
 impl Options {
@@ -97,6 +102,8 @@ pub struct Created {
     pub pty: Option<OwnedFd>,
     /// Where the start byte goes and the answer comes from: EOF is success, 8 bytes a failed step.
     pub start: StartPipe,
+    /// Empty without [`Options::clocked`].
+    pub clocked: Clocked,
 }
 
 /// The launcher's end of the start protocol.
@@ -162,18 +169,24 @@ pub fn release_at(path: &Path) {
 pub fn create(request: CreateRequest) -> Result<Created> {
     let CreateRequest { id, bundle, spec, rootfs, join, stdio, options } = request;
     forbid_inspection()?;
+    let mut watch = Stopwatch::new(options.clocked);
     let filter = filter(&spec)?;
+    watch.lap("compile the seccomp profile");
     let host = Host::current();
     let kinds: Vec<NamespaceKind> = join.iter().map(|(kind, _)| *kind).collect();
     let user = user::prepare(&spec, &kinds, host)?;
     let root = rootfs::mount_root(&rootfs, user.for_layers(&rootfs, &join))?;
+    watch.lap("mount the root filesystem");
     let home = spec.process().as_ref().and_then(|process| home::find(&root, process));
     let facts = Facts { host, bundle: &bundle, rootfs: &rootfs, given: &kinds, home: home.as_deref() };
     let plan = Plan::new(&id, &spec, &facts)?;
     let parking = if options.listener.is_some() { Parking::CommandFound } else { Parking::CommandOpen };
     let program = options.apply(Program::create(&plan, parking)?, &id);
     let Options { listener, preserved, no_group: options_groups, .. } = options;
+    watch.lap("plan");
+    watch.prepare(program.steps.len())?;
     let mut cgroup = groups::make(&plan, &spec, options_groups)?;
+    watch.lap("make control groups");
     let subject = Subject { id: &id, bundle: &bundle, spec: &spec };
     let (mut met, mut lent, mut assigned) = (false, Lent::default(), Assigned::default());
     let given = plan.group_owner().map_or(Ok(()), |uid| cgroup.give_to(uid));
@@ -191,6 +204,7 @@ pub fn create(request: CreateRequest) -> Result<Created> {
             listener,
             preserved,
             window,
+            clock: watch.for_child(),
         };
         let mut meet = |born: &Born| {
             met = true;
@@ -214,7 +228,8 @@ pub fn create(request: CreateRequest) -> Result<Created> {
         Ok(Launched { pid, pidfd, socket, pty }) => {
             cgroup.joined();
             let start = StartPipe { socket, steps: program.sentences() };
-            Ok(Created { pid, pidfd, cgroup, pty, start })
+            let clocked = watch.stop(&start.steps);
+            Ok(Created { pid, pidfd, cgroup, pty, start, clocked })
         }
         Err(error) => {
             lent.back();

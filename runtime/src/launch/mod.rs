@@ -20,6 +20,7 @@ use crate::sys::child::{LISTENER, MET, PARKED, REBORN, Report, Script, TERMINAL}
 use crate::sys::clone::{Born, spawn};
 use crate::sys::socket::{self, Message};
 use crate::sys::step::Step;
+use crate::sys::step_clock::StepClock;
 use crate::sys::{namespace, process};
 use crate::{Error, Result};
 use std::io;
@@ -46,6 +47,8 @@ pub struct Launch<'a> {
     pub preserved: Vec<i32>,
     /// Columns and rows of the terminal.
     pub window: Option<(u16, u16)>,
+    /// On which the child marks the end of each step.
+    pub clock: Option<&'a StepClock>,
 }
 
 /// A child that is parked (the program has a `Park`), or has passed execve.
@@ -80,11 +83,11 @@ pub fn launch(program: &Program, launch: Launch<'_>) -> Result<Launched> {
 
 /// The same, attended.
 pub fn launch_attended(program: &Program, launch: Launch<'_>, mut attend: Attend<'_>) -> Result<Launched> {
-    let window = launch.window;
+    let (window, clock) = (launch.window, launch.clock);
     let prepared = prepare::Prepared::new(program, launch)?;
     let (ours, theirs) = socket::pair().map_err(|e| Error::sys("make the launch socket", "socketpair", e))?;
     let theirs = process::raised(theirs).map_err(|e| Error::sys("make the launch socket", "fcntl", e))?;
-    let mut born = clone_child(program, &prepared, &theirs)?;
+    let mut born = clone_child(program, &prepared, &theirs, clock)?;
     drop((theirs, prepared));
     match follow(&ours, program, &mut born, &mut attend) {
         Ok(pty) => {
@@ -280,7 +283,12 @@ fn hint_for(sentence: &str, errno: i32) -> Option<&'static str> {
 }
 
 /// The clone, on a throw-away thread when a pid namespace is to be joined or CPUs chosen: that changes the thread for good.
-fn clone_child(program: &Program, prepared: &prepare::Prepared<'_>, socket: &OwnedFd) -> Result<Born> {
+fn clone_child(
+    program: &Program,
+    prepared: &prepare::Prepared<'_>,
+    socket: &OwnedFd,
+    clock: Option<&StepClock>,
+) -> Result<Born> {
     let stdio = prepared.stdio();
     let tasks = prepared.tasks();
     let socket = socket.as_raw_fd();
@@ -308,6 +316,7 @@ fn clone_child(program: &Program, prepared: &prepare::Prepared<'_>, socket: &Own
         stay: &stay,
         filter: prepared.filter(),
         filter_flags: prepared.filter_flags(),
+        clock: clock.map_or(&[], StepClock::words),
         own_binary: process::own_binary()
             .map_err(|e| Error::sys("look at our own program", "/proc/self/exe", e))?,
     };

@@ -6,7 +6,8 @@
 
 use super::raw::{self, Errno, Raw, call, ptr, word};
 use super::step::{Handle, Step};
-use core::sync::atomic::{AtomicI32, Ordering::Relaxed};
+use super::step_clock::now;
+use core::sync::atomic::{AtomicI32, AtomicU64, Ordering::Relaxed};
 
 /// `Report::step` of a child that has reached [`Step::Park`].
 pub const PARKED: u32 = u32::MAX;
@@ -67,6 +68,8 @@ pub struct Script<'a> {
     pub stay: &'a [i32],
     pub filter: &'a [libc::sock_filter],
     pub filter_flags: u32,
+    /// Of a [`super::step_clock::StepClock`]; empty: nothing is clocked.
+    pub clock: &'a [AtomicU64],
     /// Device and inode of our own program, which no container may run (CVE-2019-5736).
     pub own_binary: (u64, u64),
 }
@@ -102,6 +105,7 @@ pub unsafe fn run(script: &Script<'_>) -> ! {
         in_directory: false,
         command: 0,
     };
+    child.clock(0);
     let mut index: u32 = 0;
     for step in script.steps {
         if let Err(errno) = child.step(step) {
@@ -109,6 +113,7 @@ pub unsafe fn run(script: &Script<'_>) -> ! {
             break;
         }
         index = index.wrapping_add(1);
+        child.clock(index);
     }
     exit()
 }
@@ -121,6 +126,12 @@ pub(super) fn exit() -> ! {
 }
 
 impl Child<'_> {
+    fn clock(&self, word: u32) {
+        if let Some(word) = self.script.clock.get(word as usize) {
+            word.store(now(), Relaxed);
+        }
+    }
+
     fn step(&mut self, step: &Step) -> Raw<()> {
         match step {
             Step::MountFresh { .. }

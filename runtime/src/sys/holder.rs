@@ -38,6 +38,7 @@ impl Holder {
             stay: &[socket],
             cgroup: None,
             filter: &[],
+            clock: &[],
             filter_flags: 0,
             own_binary: (0, 0),
         };

@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use cri_proto::v1;
-use e2e::requests::pod;
+use e2e::requests::{in_pod, pod, shell};
 use e2e::{Node, Setup, on_a_node};
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
     TraceService, TraceServiceServer,
@@ -13,6 +13,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -72,6 +73,50 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+fn traced_request<T>(message: T) -> Result<tonic::Request<T>> {
+    let mut request = tonic::Request::new(message);
+    request.metadata_mut().insert("traceparent", format!("00-{TRACE}-{PARENT}-01").parse()?);
+    Ok(request)
+}
+
+/// What the keeper does for a container is traced down to the steps of its program, before and after it is parked.
+async fn steps_of_a_container(
+    node: &Node,
+    collector: &Collector,
+    sandbox: &str,
+    pod: &v1::PodSandboxConfig,
+) -> Result<()> {
+    let image = node.import("busybox").await?;
+    std::fs::create_dir_all(Path::new(&pod.log_directory).join("steps"))?;
+    let create = traced_request(v1::CreateContainerRequest {
+        pod_sandbox_id: sandbox.into(),
+        config: Some(in_pod(pod, shell("steps", &image, "exec sleep 1000"))),
+        sandbox_config: Some(pod.clone()),
+    })?;
+    let id = node.runtime().await?.create_container(create).await?.into_inner().container_id;
+    let start = traced_request(v1::StartContainerRequest { container_id: id })?;
+    node.runtime().await?.start_container(start).await?;
+    for (call, wanted) in [
+        ("keeper: create", &["mount the root filesystem", "make control groups", "prepare", "pivot"][..]),
+        ("keeper: start", &["execute"]),
+    ] {
+        let call = collector.span(call).await?;
+        let below = collector.spans().into_iter().filter(|span| span.parent_span_id == call.span_id);
+        let mut below: Vec<_> = below.collect();
+        below.sort_by_key(|span| span.start_time_unix_nano);
+        let steps: Vec<_> = below.iter().filter_map(|span| attribute(span, "step")).collect();
+        for wanted in wanted {
+            ensure!(steps.iter().any(|step| step.starts_with(wanted)), "no {wanted} within {steps:#?}");
+        }
+        let (first, last) = (below.first().context("steps")?, below.last().context("steps")?);
+        ensure!(first.start_time_unix_nano >= call.start_time_unix_nano, "{first:?} {call:?}");
+        ensure!(last.end_time_unix_nano <= call.end_time_unix_nano, "{last:?} {call:?}");
+        let sum: u64 = below.iter().map(|span| span.end_time_unix_nano - span.start_time_unix_nano).sum();
+        ensure!(sum <= call.end_time_unix_nano - call.start_time_unix_nano, "they do not overlap");
+    }
+    Ok(())
+}
+
 #[test]
 fn a_request_is_traced_below_the_kubelets_span() {
     on_a_node(Setup { config: CONFIG, ..Setup::default() }, |node| Box::pin(traced(node)));
@@ -116,6 +161,7 @@ async fn traced(node: &mut Node) -> Result<()> {
     ensure!(failed.status.as_ref().is_some_and(|status| status.code == 2), "{failed:?}");
     let names: Vec<_> = collector.spans().into_iter().map(|span| span.name).collect();
     ensure!(!names.iter().any(|name| name == "PodSandboxStatus"), "{names:?}");
+    steps_of_a_container(node, &collector, &sandbox, &config).await?;
     server.abort();
     node.stop_pod(&sandbox).await?;
     node.remove_pod(&sandbox).await

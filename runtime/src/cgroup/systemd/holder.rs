@@ -37,6 +37,7 @@ impl Holder {
             stay: &keep,
             cgroup: None,
             filter: &[],
+            clock: &[],
             filter_flags: 0,
             own_binary: (0, 0),
         };

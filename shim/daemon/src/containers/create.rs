@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::keeper::NewTask;
 use crate::pods::PodPhase;
 use crate::rollback::Rollback;
+use crate::telemetry::laps;
 use crate::{cdi, signals, spec};
 use cri_proto::nri::Event;
 use cri_proto::v1::{self, ContainerEventType};
@@ -143,7 +144,8 @@ impl Daemon {
         let log = self.log_uri(&record);
         let terminal = record.config.tty;
         let task = NewTask { id: &id, bundle: &record.bundle, rootfs: &overlay, terminal, log };
-        self.telemetry.phase(METHOD, "keeper: create", self.keeper.create_task(&task)).await?;
+        let made = laps::traced(&self.keeper, &id, self.keeper.create_task(&task));
+        self.telemetry.phase(METHOD, "keeper: create", made).await?;
         record.phase = Phase::Created;
         self.records.save(&record)?;
         Ok((record, admission))

@@ -5,7 +5,7 @@ use super::{ContainerRecord, Phase};
 use crate::daemon::{Container, Daemon, blocking};
 use crate::error::{Error, Result};
 use crate::pods::PodPhase;
-use crate::telemetry::spans;
+use crate::telemetry::{laps, spans};
 use cri_proto::keeper::TaskInfo;
 use cri_proto::nri::Event;
 use cri_proto::v1::ContainerEventType;
@@ -52,7 +52,7 @@ impl Daemon {
             self.start_failed(container, &record, started_at, &error).await;
             return Err(error.of(format_args!("start container {label} of pod {}", pod.record().label())));
         }
-        let started = self.keeper.start(&record.id, "");
+        let started = laps::traced(&self.keeper, &record.id, self.keeper.start(&record.id, ""));
         match self.telemetry.phase("StartContainer", "keeper: start", started).await {
             Ok(pid) => {
                 container.note(&self.records, |r| r.phase = Phase::Running { started_at, pid });

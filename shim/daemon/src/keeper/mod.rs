@@ -54,6 +54,8 @@ const CREATIONS: usize = 3;
 /// How long a creation may go on at a keeper that has not answered in time, and how often we look.
 const MAKING: Duration = Duration::from_secs(120);
 const LOOK: Duration = Duration::from_millis(50);
+/// Metadata that asks for [`Keeper::laps`] (keeper.proto).
+const CLOCKED: &str = "slipway-clocked";
 
 impl Keeper {
     pub(crate) fn new(config: &Config) -> Self {
@@ -164,10 +166,14 @@ impl Keeper {
         request.rootfs = vec![overlay_mount(task.rootfs)];
         request.terminal = task.terminal;
         request.stdout = task.log.clone();
+        let mut context = quick();
+        if crate::telemetry::is_sampled() {
+            context.add(CLOCKED.into(), "1".into());
+        }
         let create = || async {
             let created = self.call(Retry::Never, |c| {
-                let request = request.clone();
-                async move { c.task.create(quick(), &request).await }
+                let (context, request) = (context.clone(), request.clone());
+                async move { c.task.create(context, &request).await }
             });
             created.await.map(drop)
         };
@@ -202,6 +208,17 @@ impl Keeper {
                 return Err(error);
             }
         }
+    }
+
+    /// The steps of a task's creation and start that nobody has asked for yet; none unless the creation was clocked.
+    pub(crate) async fn laps(&self, id: &str) -> Result<Vec<ext::Lap>> {
+        let mut request = ext::LapsRequest::new();
+        request.id = id.into();
+        let laps = self.call(Retry::Safe, |c| {
+            let request = request.clone();
+            async move { c.ext.laps(quick(), &request).await }
+        });
+        Ok(laps.await?.laps)
     }
 
     /// What the keeper knows of one task.

@@ -11,6 +11,7 @@
 //! containers use is CRI's affair (`ListPodSandboxMetrics`), and the kubelet's to publish.
 
 mod endpoint;
+pub(crate) mod laps;
 mod layer;
 pub(crate) mod spans;
 mod state;
@@ -18,7 +19,7 @@ mod traces;
 
 pub(crate) use endpoint::Endpoint;
 pub(crate) use layer::Measure;
-pub(crate) use traces::Traces;
+pub(crate) use traces::{Traces, is_sampled};
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;

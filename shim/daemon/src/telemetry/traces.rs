@@ -5,13 +5,16 @@
 use super::spans;
 use crate::config::Tracing;
 use anyhow::{Context as _, Result};
+use cri_proto::keeper::Lap;
+use opentelemetry::KeyValue;
 use opentelemetry::propagation::{Extractor, TextMapPropagator as _};
-use opentelemetry::trace::TracerProvider as _;
+use opentelemetry::trace::{Span as _, SpanBuilder, TraceContextExt as _, Tracer as _, TracerProvider as _};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
-use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
-use std::sync::atomic::{AtomicBool, Ordering};
+use opentelemetry_sdk::trace::{Sampler, SdkTracer, SdkTracerProvider};
+use std::sync::OnceLock;
+use std::time::{Duration, SystemTime};
 use tonic::codegen::http::HeaderMap;
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
@@ -19,11 +22,31 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::registry::LookupSpan;
 
-static ON: AtomicBool = AtomicBool::new(false);
+static TRACER: OnceLock<SdkTracer> = OnceLock::new();
 
 /// Whether spans should carry what only traces need.
 pub(super) fn are_on() -> bool {
-    ON.load(Ordering::Relaxed)
+    TRACER.get().is_some()
+}
+
+/// Whether what happens now is part of a trace that will be sent.
+pub(crate) fn is_sampled() -> bool {
+    are_on() && Span::current().context().span().span_context().is_sampled()
+}
+
+/// Adds what is over already below the span of now. A span's name is the step's first word: backends keep lists of names, and
+/// steps name paths.
+pub(super) fn add(laps: Vec<Lap>) {
+    let Some(tracer) = TRACER.get() else { return };
+    let parent = Span::current().context();
+    let at = |nanoseconds| SystemTime::UNIX_EPOCH + Duration::from_nanos(nanoseconds);
+    for lap in laps {
+        let name = lap.step.split(' ').next().unwrap_or_default().to_owned();
+        let span = SpanBuilder::from_name(name)
+            .with_start_time(at(lap.begun))
+            .with_attributes([KeyValue::new("step", lap.step)]);
+        tracer.build_with_context(span, &parent).end_with_timestamp(at(lap.ended));
+    }
 }
 
 /// The way to the collector.
@@ -44,7 +67,7 @@ impl Traces {
             .with_sampler(sampler)
             .with_resource(Resource::builder().with_service_name("slipway").build())
             .build();
-        ON.store(true, Ordering::Relaxed);
+        let _ = TRACER.set(provider.tracer("slipway"));
         Ok(Some(Self(provider)))
     }
 

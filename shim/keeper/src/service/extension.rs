@@ -8,8 +8,8 @@ use crate::task::{Client, Phase, SIGKILL, Snapshot};
 use async_trait::async_trait;
 use cri_proto::keeper::{
     AbandonRequest, AbandonResponse, AttachEnd, AttachRequest, AttachResponse, ExecInfo, InfoRequest,
-    InfoResponse, KillAllRequest, KillAllResponse, ListRequest, ListResponse, ReopenLogRequest,
-    ReopenLogResponse, SandboxInfo, TaskInfo, TaskState, WaitTaskRequest, keeper_ttrpc,
+    InfoResponse, KillAllRequest, KillAllResponse, Lap, LapsRequest, LapsResponse, ListRequest, ListResponse,
+    ReopenLogRequest, ReopenLogResponse, SandboxInfo, TaskInfo, TaskState, WaitTaskRequest, keeper_ttrpc,
 };
 use std::sync::Arc;
 use ttrpc::r#async::TtrpcContext;
@@ -94,6 +94,14 @@ impl keeper_ttrpc::Keeper for ExtensionService {
         let exec = answer(task.execs.get(&request.exec_id))?;
         answer(exec.abandon(&self.0, &task).await)?;
         Ok(AbandonResponse::default())
+    }
+
+    async fn laps(&self, _: &TtrpcContext, request: LapsRequest) -> ttrpc::Result<LapsResponse> {
+        let task = answer(self.0.tasks.get(&request.id))?;
+        let laps = task.laps.take().into_iter();
+        let laps =
+            laps.map(|lap| Lap { step: lap.step, begun: lap.begun, ended: lap.ended, ..Default::default() });
+        Ok(LapsResponse { laps: laps.collect(), ..Default::default() })
     }
 }
 

@@ -8,6 +8,7 @@ use crate::events::timestamp;
 use crate::exec::Exec;
 use crate::keeper::Keeper;
 use crate::records::{Ended, Streams};
+use crate::task::laps::WANTED;
 use crate::task::{NewTask, Phase, SIGKILL, Task};
 use async_trait::async_trait;
 use containerd_shim_protos::api::{
@@ -66,6 +67,7 @@ impl shim_async::Task for TaskService {
             },
             checkpoint: request.checkpoint,
             options: request.options.into_option(),
+            clocked: context.metadata.contains_key(WANTED),
         };
         let (id, bundle) = (new.id.clone(), new.bundle.clone());
         let task = match Task::create(&self.0, new).await {

@@ -185,6 +185,7 @@ fn wishes(options: &Options) -> container::Options {
 
 /// Makes the container; on error nothing is left of it. Blocks.
 fn make(keeper: &Keeper, new: NewTask) -> Result<Arc<Task>> {
+    let clocked = new.clocked;
     let (mut facts, mut spec, namespaces, options) = Facts::of(keeper, new)?;
     if let Some(process) = spec.process_mut() {
         prepare::process(process, None, keeper.nofile);
@@ -201,15 +202,16 @@ fn make(keeper: &Keeper, new: NewTask) -> Result<Arc<Task>> {
     let intent = facts.record(TaskPhase::Creating, 0, 0);
     save(&intent)?;
     rollback.push("record", move || drop(records::remove(&keeper.layout.tasks(), &intent)));
-    let Created { pid, pidfd, cgroup, pty, start } = slipway_runtime::container::create(CreateRequest {
-        id: facts.id.clone(),
-        bundle: facts.bundle.clone(),
-        spec,
-        rootfs: facts.rootfs.clone(),
-        join: namespaces.join,
-        stdio: opened.child,
-        options: wishes(&options),
-    })?;
+    let Created { pid, pidfd, cgroup, pty, start, clocked } =
+        slipway_runtime::container::create(CreateRequest {
+            id: facts.id.clone(),
+            bundle: facts.bundle.clone(),
+            spec,
+            rootfs: facts.rootfs.clone(),
+            join: namespaces.join,
+            stdio: opened.child,
+            options: container::Options { clocked, ..wishes(&options) },
+        })?;
     let process = Process::new(pid, pidfd);
     facts.cgroup = cgroup.path().to_owned();
     let (undo_process, undo_cgroup) = (process.clone(), facts.cgroup.clone());
@@ -233,6 +235,7 @@ fn make(keeper: &Keeper, new: NewTask) -> Result<Arc<Task>> {
         .map_err(|e| Error::io("keep the descriptors of", &facts.id, &e))?;
     let state = Lifecycle::Created { process, start: Arc::new(start) };
     let task = Task::assemble(facts, state, kept, None, 0);
+    task.laps.created(clocked);
     task.born.store(born(pid).unwrap_or_default(), Ordering::Relaxed);
     save(&task.record())?;
     rollback.commit();

@@ -11,6 +11,7 @@
 mod attach;
 mod end;
 mod frozen;
+pub(crate) mod laps;
 mod make;
 mod restore;
 
@@ -54,6 +55,8 @@ pub(crate) struct NewTask {
     pub(crate) checkpoint: String,
     /// Runtime options of the client's configuration.
     pub(crate) options: Option<Any>,
+    /// The client will ask where the time went.
+    pub(crate) clocked: bool,
 }
 
 /// What does not change in a container's life.
@@ -118,6 +121,7 @@ pub(crate) struct Task {
     born: AtomicU64,
     /// SIGKILL was sent to it, by request, while it was alive.
     killed: AtomicBool,
+    pub(crate) laps: laps::Laps,
     pub(crate) execs: Registry<Exec>,
 }
 
@@ -163,7 +167,12 @@ impl Task {
             // Taken before, as the process may end before we hear that it began.
             let started_at = now();
             let (starter, started) = (Arc::clone(&task), process.clone());
-            blocking(move || starter.release(&started, &start)).await?;
+            blocking(move || {
+                starter.release(&started, &start)?;
+                starter.laps.started(&start.steps);
+                Ok(())
+            })
+            .await?;
             task.go_to(&keeper, Lifecycle::Running { process, started_at, paused: false })?;
             keeper.guardian.forget(&format!("{}start", task.prefix()));
             task.publish_start(&keeper, pid);
@@ -494,6 +503,7 @@ impl Task {
             dropped: dropped.into(),
             born: AtomicU64::new(0),
             killed: false.into(),
+            laps: laps::Laps::default(),
             execs: Registry::new("exec"),
         }
     }
