@@ -156,8 +156,9 @@ pub(crate) struct Containers {
     pub(crate) device_ownership_from_security_context: bool,
     /// What a container may write into its root file system and the `VOLUME`s of its image together, such as "10Gi"; beyond it
     /// writes fail with EDQUOT. A project quota of the file system of --root, which has to have them (XFS or ext4 with its features
-    /// quota and project, mounted with prjquota); elsewhere nothing is limited, and the log says so. For containers made from then
-    /// on. Without it: no limit of their own.
+    /// quota and project, mounted with prjquota); elsewhere nothing is limited, and the log says so. It stops what grows, not who
+    /// means harm: the kernel lets the host's root, which a container without a user namespace runs as, take its files out of a
+    /// project (ioctl_fssetxattr(2)). For containers made from then on. Without it: no limit of their own.
     pub(crate) writable_layer_limit: Option<Bytes>,
 }
 
