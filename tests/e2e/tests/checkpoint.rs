@@ -237,7 +237,6 @@ async fn fails(node: &mut Node) -> Result<()> {
         exec?
     };
     ensure!(code == 0);
-    // CRIU itself refuses: a socket that somebody outside holds.
     ensure!(std::fs::read_to_string(&archive)? == "an older one", "the location is untouched");
     let mut late = request(&id, &archive);
     late.timeout = -1;
@@ -435,12 +434,58 @@ async fn kinds_of_pods(node: &mut Node) -> Result<()> {
     let id = node.run(&sandbox, &sharing, config).await?;
     counting(node, &id).await?;
     let archive = node.path("sharing.tar");
-    match checkpoint(node, &id, &archive).await {
-        Ok(()) => ensure!(archive.exists()),
-        Err(error) => ensure!(!archive.exists() && !error.message().is_empty(), "{error:?}"),
-    }
-    clean(node, &node.path(""))?;
-    counts_on(node, &id).await
+    checkpoint(node, &id, &archive).await?;
+    counts_on(node, &id).await?;
+    let mut other = pod(node, "other");
+    pod_modes(&mut other).pid = v1::NamespaceMode::Pod.into();
+    let sandbox = node.run_pod(&other).await?;
+    let mut again = restored("again", &archive);
+    let apart = node.create(&sandbox, &other, again.clone()).await.map_err(status);
+    refused(apart, Code::InvalidArgument, "namespaces")?;
+    modes(&mut again).pid = v1::NamespaceMode::Pod.into();
+    let again = node.run(&sandbox, &other, again).await?;
+    counts_on(node, &again).await?;
+    ensure!(in_a_row(node, &again).await? > 10);
+    clean(node, &node.path(""))
+}
+
+/// CRI-CHK-05: what lies in an image's `VOLUME` comes back, too.
+#[test]
+fn volumes_of_the_image_come_back() {
+    with_criu("", |node| Box::pin(volumes(node)));
+}
+
+async fn volumes(node: &mut Node) -> Result<()> {
+    let dir = node.path("image");
+    std::fs::create_dir(&dir)?;
+    run(&dir, "tar", &["-xf", &e2e::registry::archive("busybox").display().to_string()]).await?;
+    let read = |name: &str| -> Result<serde_json::Value> {
+        Ok(serde_json::from_slice(&std::fs::read(dir.join(name))?)?)
+    };
+    let mut manifest = read("manifest.json")?;
+    let mut config = read(manifest[0]["Config"].as_str().context("a config")?)?;
+    config["config"]["Volumes"] = serde_json::json!({"/var/kept": {}, "/etc": {}});
+    std::fs::write(dir.join("with-volumes.json"), config.to_string())?;
+    manifest[0]["Config"] = "with-volumes.json".into();
+    std::fs::write(dir.join("manifest.json"), manifest.to_string())?;
+    run(&dir, "rm", &["-f", "index.json", "oci-layout"]).await?;
+    run(&dir, "tar", &["-cf", "../with-volumes.tar", "."]).await?;
+    let (archive, image) = (node.path("with-volumes.tar"), "test.local/with-volumes:1");
+    node.slipway(&["import", &archive.display().to_string(), "--name", image]).await?;
+    let config = pod(node, "pod");
+    let sandbox = node.run_pod(&config).await?;
+    // An open file in a volume must be there again, and be as long, or CRIU restores nothing.
+    let script = format!("exec 5> /var/kept/open; echo data >&5; mkdir /var/kept/deep; {COUNT}");
+    let id = node.run(&sandbox, &config, shell("main", image, &script)).await?;
+    counting(node, &id).await?;
+    let archive = node.path("a.tar");
+    checkpoint(node, &id, &archive).await?;
+    let again = node.run(&sandbox, &config, restored("again", &archive)).await?;
+    counts_on(node, &again).await?;
+    let told =
+        node.sh(&again, "cat /var/kept/open /etc/kept; ls -d /var/kept/deep; ls /etc/group || true").await?;
+    ensure!(told == "data\nkept\n/var/kept/deep\n", "{told:?}");
+    clean(node, &node.path(""))
 }
 
 /// Terminals come back, too.
@@ -615,6 +660,10 @@ async fn whole_pod(node: &mut Node) -> Result<()> {
     let idle = node.create(&sandbox, &config, shell("idle", &image, "exec sleep 1000")).await?;
     counting(node, &one).await?;
     counting(node, &two).await?;
+    // In the pod's IPC namespace, as both of them see it.
+    for object in [&["-M", "4096"][..], &["-Q"], &["-S", "2"]] {
+        in_ipc(node, &one, &[&["ipcmk"], object].concat()).await?;
+    }
     let output = node.path("output");
     std::fs::create_dir(&output)?;
     let both = of_pod(&sandbox, &output, &[&two, &one]);
@@ -681,12 +730,22 @@ async fn whole_pod(node: &mut Node) -> Result<()> {
         counts_on(node, &container.container_id).await?;
         ensure!(in_a_row(node, &container.container_id).await? > 10);
     }
+    let objects = in_ipc(node, &restored.restored_containers[1].container_id, &["ipcs"]).await?;
+    let found = objects.lines().filter(|line| line.starts_with("0x")).count();
+    ensure!(found == 3, "the pod's System V objects, once: {objects}");
     refused(restore_pod(node, request, true).await, Code::AlreadyExists, "again")?;
     for container in &restored.restored_containers {
         counts_on(node, &container.container_id).await.context("after another try under its name")?;
     }
     node.remove_pod(&restored.pod_sandbox_id).await?;
     clean(node, &output)
+}
+
+/// Runs a program of the host's in the IPC namespace of a container.
+async fn in_ipc(node: &Node, id: &str, command: &[&str]) -> Result<String> {
+    let info: serde_json::Value = serde_json::from_str(&node.crictl(&["inspect", id]).await?)?;
+    let namespace = format!("--ipc=/proc/{}/ns/ipc", info["info"]["pid"]);
+    run(&node.path(""), "nsenter", &[&[namespace.as_str()], command].concat()).await
 }
 
 /// CRI-CHKP-06, CRI-CHKP-07, CRI-CHKP-08.

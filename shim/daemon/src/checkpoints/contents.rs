@@ -15,6 +15,9 @@ use std::path::{Path, PathBuf};
 /// More than any spec or configuration has.
 const MAX_JSON: u64 = 16 << 20;
 
+/// CRIU's images of the objects in an IPC namespace.
+const OF_IPC: [&str; 3] = ["ipcns-shm-", "ipcns-msg-", "ipcns-sem-"];
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Contents {
@@ -48,6 +51,20 @@ impl Contents {
     /// The directory of CRIU's images.
     pub(super) fn images(&self) -> PathBuf {
         self.dir.join(IMAGES)
+    }
+
+    /// Takes the pod's System V objects out: CRIU would make them again in the pod's IPC namespace, where they are already.
+    pub(super) fn leave_shared(&self) -> Result<()> {
+        let images = self.images();
+        let fail = |e: std::io::Error| Error::io("leave out", &images, &e);
+        for entry in fs::read_dir(&images).map_err(fail)? {
+            let entry = entry.map_err(fail)?;
+            let name = entry.file_name();
+            if OF_IPC.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
+                fs::remove_file(entry.path()).map_err(fail)?;
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn layer(&self) -> Result<Option<File>> {
@@ -127,6 +144,12 @@ mod tests {
         let dir = good();
         let contents = Contents::read(dir.path().into()).expect("good");
         assert_eq!((contents.config.name.as_str(), contents.ours.is_none()), ("a", true));
+        for name in ["ipcns-shm-9.img", "ipcns-var-9.img"] {
+            fs::write(contents.images().join(name), "x").expect("write");
+        }
+        contents.leave_shared().expect("removed");
+        let left = |name: &str| contents.images().join(name).exists();
+        assert!(!left("ipcns-shm-9.img") && left("ipcns-var-9.img") && left(INVENTORY));
         assert!(contents.layer().expect("none is fine").is_none());
         type Spoil = fn(&Path);
         let cases: [(&str, Spoil); 7] = [

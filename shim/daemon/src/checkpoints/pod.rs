@@ -181,7 +181,8 @@ impl Daemon {
         for (number, config) in numbers.iter().zip(configs) {
             limit.check()?;
             let name = config.metadata.clone().unwrap_or_default().name;
-            let source = Source::OfPod(from.join(archive_name(*number)));
+            let archive = from.join(archive_name(*number));
+            let source = Source::OfPod { archive, first: restored.is_empty() };
             let container_id = self.create_container_of(pod, Some(config), Some(source)).await?;
             restored.push(v1::RestoredContainer { name, container_id });
         }

@@ -31,8 +31,9 @@ pub(crate) enum Source {
     Archive(PathBuf),
     /// An image whose files are an unpacked archive.
     Image(Arc<Image>),
-    /// An archive of a pod's checkpoint: the request describes what was frozen, and must be right about it.
-    OfPod(PathBuf),
+    /// An archive of a pod's checkpoint: the request describes what was frozen, and must be right about it. Every archive
+    /// holds what the pod's containers share, and the first one brings it back.
+    OfPod { archive: PathBuf, first: bool },
 }
 
 /// A container that is being made of one.
@@ -85,14 +86,18 @@ impl Daemon {
         let contents = blocking(move || {
             super::make(&dir)?;
             match &from {
-                Source::Archive(path) | Source::OfPod(path) => unpack(path, &dir)?,
+                Source::Archive(path) | Source::OfPod { archive: path, .. } => unpack(path, &dir)?,
                 Source::Image(image) => daemon.copy_files(image, &dir)?,
             }
-            Contents::read(dir)
+            let contents = Contents::read(dir)?;
+            if let Source::OfPod { first: false, .. } = from {
+                contents.leave_shared()?;
+            }
+            Ok::<_, Error>(contents)
         });
         let contents = contents.await.map_err(|e| e.of(source))?;
         let image = self.image_of(&contents).await?;
-        if let Source::OfPod(_) = source {
+        if let Source::OfPod { .. } = source {
             let ours = contents.ours.as_ref();
             let ours = ours.ok_or_else(|| Error::invalid("no slipway has made this checkpoint"))?;
             compare::describes(config, &ours.container)?;
@@ -206,7 +211,9 @@ impl Daemon {
 impl std::fmt::Display for Source {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Archive(path) | Self::OfPod(path) => write!(f, "checkpoint {}", path.display()),
+            Self::Archive(path) | Self::OfPod { archive: path, .. } => {
+                write!(f, "checkpoint {}", path.display())
+            }
             Self::Image(image) => write!(f, "checkpoint image {}", image.id),
         }
     }
