@@ -4,8 +4,9 @@ use crate::rpc::{InheritedFd, JoinedNamespace, Options};
 use anyhow::{Context, Result, bail};
 use slipway_runtime::namespace::NamespaceKind;
 use slipway_runtime::plan::{NamespaceSource, Plan};
+use slipway_runtime::sys::namespace::{join, on_own_thread};
 use std::fs::File;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -58,4 +59,44 @@ pub(crate) fn at_restore(plan: &Plan, options: &mut Options) -> Result<Vec<Owned
         }
     }
     Ok(opened)
+}
+
+/// The names of the machine in a UTS namespace that was there before the container. Criu joins it and then gives it the
+/// names that the frozen container saw: those of another pod.
+#[derive(Debug)]
+pub(crate) struct Names {
+    namespace: OwnedFd,
+    host: Vec<u8>,
+    domain: Vec<u8>,
+}
+
+impl Names {
+    /// None where the container brings its own.
+    pub(crate) fn of(plan: &Plan) -> Result<Option<Self>> {
+        let Some((_, path)) = by_path(plan).find(|(kind, _)| *kind == NamespaceKind::Uts) else {
+            return Ok(None);
+        };
+        let namespace: OwnedFd =
+            File::open(path).with_context(|| format!("the uts namespace {}", path.display()))?.into();
+        let read = on_own_thread("names", || {
+            join(namespace.as_fd(), libc::CLONE_NEWUTS as u32)?;
+            let names = rustix::system::uname();
+            std::io::Result::Ok((
+                names.nodename().to_bytes().to_vec(),
+                names.domainname().to_bytes().to_vec(),
+            ))
+        });
+        let (host, domain) = read.and_then(|names| names).context("read the pod's host name")?;
+        Ok(Some(Self { namespace, host, domain }))
+    }
+
+    /// Gives them back; twice does no harm.
+    pub(crate) fn put_back(&self) -> Result<()> {
+        let set = on_own_thread("names", || {
+            join(self.namespace.as_fd(), libc::CLONE_NEWUTS as u32)?;
+            rustix::system::sethostname(&self.host)?;
+            std::io::Result::Ok(rustix::system::setdomainname(&self.domain)?)
+        });
+        set.and_then(|set| set).context("set the pod's host name")
+    }
 }

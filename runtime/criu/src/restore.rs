@@ -2,7 +2,7 @@
 
 use crate::images::Images;
 use crate::mounts::{Externals, make_points};
-use crate::namespaces;
+use crate::namespaces::{self, Names};
 use crate::rpc::{CgroupRoot, Kind, Notification, Options, Request};
 use crate::streams::{self, Streams};
 use crate::talk::Talk;
@@ -58,15 +58,24 @@ impl Restore<'_> {
         self.cgroup.admit(talk.pid())?;
         options.cg_root = cgroup_roots(talk.pid())?;
         let subject = &self.subject;
+        let names = Names::of(self.plan)?;
+        let put_back = || names.as_ref().map_or(Ok(()), Names::put_back);
         let mut listen = |notification: &Notification, descriptor: Option<OwnedFd>| {
             match (notification.script(), descriptor) {
                 ("setup-namespaces", _) => container::during_restore(subject, notification.pid())?,
                 ("orphan-pts-master", Some(master)) => terminal(master)?,
+                // Before anything that was frozen goes on.
+                ("post-setup-namespaces", _) => put_back()?,
                 _ => {}
             }
             Ok(())
         };
-        let answer = talk.ask(&Request::new(Kind::Restore, self.options), &mut listen)?;
+        let answer = talk.ask(&Request::new(Kind::Restore, self.options), &mut listen);
+        // It may also have failed in between.
+        let answer = answer.map_err(|error| match put_back() {
+            Ok(()) => error,
+            Err(more) => error.context(format!("{more:#}")),
+        })?;
         let Some(restored) = answer.restore else { bail!("criu did not say which process it restored") };
         let pidfd = process::open(restored.pid).context("open the restored process")?;
         Ok(Restored { pid: restored.pid, pidfd })

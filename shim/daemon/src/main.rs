@@ -6,6 +6,7 @@ mod apparmor;
 mod cdi;
 mod cgroups;
 mod check;
+mod checkpoints;
 mod cli;
 mod clock;
 mod config;

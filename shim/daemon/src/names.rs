@@ -18,6 +18,13 @@ enum Name {
     Taken(String),
 }
 
+/// Whether a request may get what another one makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Company {
+    Welcome,
+    Refused,
+}
+
 /// All names of one kind of object.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Names {
@@ -34,7 +41,22 @@ impl Names {
     where
         F: Future<Output = Result<String>> + Send + 'static,
     {
+        self.enter(name, Company::Welcome, work).await
+    }
+
+    /// The same for a caller that undoes what it has got: it must be nobody else's.
+    ///
+    /// # Errors
+    /// Aborted while another one is at it.
+    pub(crate) async fn enter<F>(&self, name: &str, company: Company, work: F) -> Result<String>
+    where
+        F: Future<Output = Result<String>> + Send + 'static,
+    {
         let mut outcome = match self.begin(name)? {
+            Begin::Joined(_) if company == Company::Refused => {
+                let text = format!("{name:?} is being made by another request: try again when that is done");
+                return Err(Error::new(Code::Aborted, text));
+            }
             Begin::Joined(outcome) => outcome,
             Begin::First(outcome, announce) => {
                 let (names, name) = (self.clone(), name.to_owned());
@@ -126,6 +148,8 @@ mod tests {
         };
         let left = tokio::time::timeout(Duration::from_millis(5), names.once("n", work(&runs))).await;
         assert!(left.is_err(), "the first caller gives up");
+        let alone = names.enter("n", Company::Refused, work(&runs)).await.expect_err("in flight");
+        assert_eq!(alone.code(), Code::Aborted);
         assert_eq!(names.once("n", work(&runs)).await, Ok("id-1".into()));
         assert_eq!(runs.load(Ordering::Relaxed), 1);
         let again = names.once("n", work(&runs)).await.expect_err("taken");

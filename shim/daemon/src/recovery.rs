@@ -26,6 +26,7 @@ pub(crate) async fn recover(daemon: &Arc<Daemon>) -> anyhow::Result<()> {
         recover_container(daemon, record, &kept).instrument(span).await;
     }
     drop_strangers(daemon, &kept).await;
+    crate::checkpoints::recover(daemon);
     crate::streaming::abandon_all(daemon, &kept.execs).await;
     tracing::info!(pods = daemon.pods.list().len(), containers = daemon.containers.list().len(), "recovered");
     Ok(())

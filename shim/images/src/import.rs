@@ -40,6 +40,7 @@ pub(crate) async fn import(store: &Store, archive: &Path, name: Option<&str>) ->
             id: image.id,
             config: image.config,
             is_artifact: false,
+            checkpoint: image.checkpoint,
             size: image.size,
             chain_ids: plan.chain_ids().to_vec(),
             tags: image.names.iter().filter(|n| n.tag.is_some()).map(ToString::to_string).collect(),
@@ -67,6 +68,7 @@ struct Found {
     layers: Vec<Wanted>,
     names: Vec<Reference>,
     manifest: Option<Digest>,
+    checkpoint: Option<String>,
 }
 
 fn named(mut found: Vec<Found>, name: Option<&Reference>, archive: &Path) -> Result<Vec<Found>> {
@@ -262,7 +264,7 @@ impl Bundle {
                 source: Source::File(section, Some(digest)),
             })
         };
-        let Manifest { config, layers } = &chosen.manifest;
+        let Manifest { config, layers, checkpoint } = &chosen.manifest;
         Ok(Found {
             id: config.digest()?,
             config: chosen.config.raw.clone(),
@@ -270,6 +272,7 @@ impl Bundle {
             layers: layers.iter().zip(&chosen.config.diff_ids).map(layer).collect::<Result<_>>()?,
             names: Vec::new(),
             manifest: Some(manifest),
+            checkpoint: checkpoint.clone(),
         })
     }
 
@@ -300,7 +303,15 @@ impl Bundle {
                 source: Source::File(section, None),
             });
         }
-        Ok(Found { id, config: config.raw, size, layers, names: image.names()?, manifest: None })
+        Ok(Found {
+            id,
+            config: config.raw,
+            size,
+            layers,
+            names: image.names()?,
+            manifest: None,
+            checkpoint: None,
+        })
     }
 }
 

@@ -24,6 +24,7 @@ mod flight;
 mod hosts;
 mod import;
 mod manifest;
+mod pack;
 mod pipeline;
 mod plan;
 mod platform;
@@ -35,6 +36,7 @@ mod types;
 mod unpack;
 
 pub use error::{Error, Kind, Result};
+pub use pack::{Packer, unpack_archive};
 pub use registry::{EndpointAsked, Explanation, FileLooked, explain};
 pub use store::{Store, Verdict, Verified};
 pub use types::{Auth, FsInfo, Image, ImageConfig, Options, Progress, ProgressFn, Registries};

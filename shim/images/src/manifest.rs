@@ -66,6 +66,7 @@ struct Wire {
     config: Option<Descriptor>,
     layers: Option<Vec<Descriptor>>,
     fs_layers: Option<IgnoredAny>,
+    annotations: Option<BTreeMap<String, String>>,
 }
 
 /// A parsed document.
@@ -79,7 +80,13 @@ pub(crate) enum Document {
 pub(crate) struct Manifest {
     pub(crate) config: Descriptor,
     pub(crate) layers: Vec<Descriptor>,
+    /// Name of the container whose checkpoint the files are, and no root file system.
+    pub(crate) checkpoint: Option<String>,
 }
+
+/// What CRI-O's and containerd's documents tell people to write; the second is for all engines.
+const CHECKPOINT_OF: [&str; 2] =
+    ["io.kubernetes.cri-o.annotations.checkpoint.name", "org.criu.checkpoint.container.name"];
 
 impl Manifest {
     /// Files without a root file system (see [`crate::artifact`]): what says so is that the config is none of an image.
@@ -116,7 +123,10 @@ pub(crate) fn parse(bytes: &[u8], content_type: &str, object: &str) -> Result<Do
     }
     match (wire.manifests, wire.config, wire.layers) {
         (Some(manifests), None, None) => Ok(Document::Index(manifests)),
-        (None, Some(config), Some(layers)) => manifest(config, layers, object).map(Document::Manifest),
+        (None, Some(config), Some(layers)) => {
+            let annotations = wire.annotations.unwrap_or_default();
+            manifest(config, layers, annotations, object).map(Document::Manifest)
+        }
         (Some(_), _, _) => Err(bad("has both manifests and layers or config".to_owned())),
         (None, _, _) => {
             Err(bad("is neither a manifest (config, layers) nor an index (manifests)".to_owned()))
@@ -124,7 +134,12 @@ pub(crate) fn parse(bytes: &[u8], content_type: &str, object: &str) -> Result<Do
     }
 }
 
-fn manifest(config: Descriptor, layers: Vec<Descriptor>, object: &str) -> Result<Manifest> {
+fn manifest(
+    config: Descriptor,
+    layers: Vec<Descriptor>,
+    mut annotations: BTreeMap<String, String>,
+    object: &str,
+) -> Result<Manifest> {
     let layers: Vec<_> = layers.into_iter().filter(|layer| layer.media_type != EMPTY).collect();
     if layers.len() > MAX_LAYERS {
         let why = format!("{} layers; overlayfs takes at most {MAX_LAYERS}", layers.len());
@@ -134,7 +149,8 @@ fn manifest(config: Descriptor, layers: Vec<Descriptor>, object: &str) -> Result
         descriptor.digest()?;
         descriptor.size()?;
     }
-    Ok(Manifest { config, layers })
+    let checkpoint = CHECKPOINT_OF.iter().find_map(|key| annotations.remove(*key));
+    Ok(Manifest { config, layers, checkpoint })
 }
 
 /// The best entry for `host`: the highest variant, the first among equals (IMG-MT-09). Entries without a platform

@@ -73,6 +73,7 @@ async fn run(
     let new = NewImage {
         id: chosen.id()?,
         is_artifact: chosen.manifest.is_artifact(),
+        checkpoint: chosen.manifest.checkpoint.clone(),
         size: chosen.manifest.total_size()?.saturating_add(chosen.size),
         config: chosen.config.raw,
         chain_ids: plan.chain_ids().to_vec(),

@@ -71,6 +71,8 @@ pub struct Image {
     pub pinned: bool,
     /// Files to be mounted, and no root file system to run in.
     pub is_artifact: bool,
+    /// Files of a checkpoint of the container of this name, and no root file system to run in.
+    pub checkpoint: Option<String>,
 }
 
 /// One step of a pull, for progress bars and logs.

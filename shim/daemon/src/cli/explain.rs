@@ -131,6 +131,7 @@ impl Node<'_> {
             cgroup: self.cgroups.container(&group.path, &id),
             bundle: self.state.join("containers").join(&id),
             nri: serde_json::Value::Null,
+            restored: false,
             phase: Phase::Creating,
             id,
             config,

@@ -46,6 +46,8 @@ pub(crate) struct File {
     pub(crate) logs: Logs,
     /// Exec, attach and port-forward.
     pub(crate) streaming: Streaming,
+    /// Checkpoints of containers and pods, by CRIU.
+    pub(crate) checkpoints: Checkpoints,
     /// Devices by the Container Device Interface.
     pub(crate) cdi: Cdi,
     /// Plugins of the Node Resource Interface; the keys are containerd's.
@@ -209,6 +211,30 @@ impl Default for Streaming {
             tls_key: None,
             tls_client_ca: None,
         }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub(crate) struct Checkpoints {
+    /// Whether containers and pods can be checkpointed and restored; false: such calls answer Unimplemented.
+    pub(crate) enabled: bool,
+    /// CRIU's program, for containers made from then on. Without it: criu in PATH.
+    pub(crate) criu: Option<PathBuf>,
+    /// Whether a container may be restored from an image that holds a checkpoint. Restored processes have the rights that they
+    /// were frozen with, whatever their pod allows: with true, whoever may name an image in a pod can become root on this node.
+    pub(crate) restore_images: bool,
+}
+
+impl Default for Checkpoints {
+    fn default() -> Self {
+        Self { enabled: true, criu: None, restore_images: false }
+    }
+}
+
+impl Checkpoints {
+    pub(crate) fn program(&self) -> &Path {
+        self.criu.as_deref().unwrap_or(Path::new("criu"))
     }
 }
 

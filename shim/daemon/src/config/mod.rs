@@ -16,7 +16,7 @@ mod sources;
 mod values;
 
 pub(crate) use changes::Changes;
-pub(crate) use file::{Containers, File, LogFormat, Tracing, seconds};
+pub(crate) use file::{Checkpoints, Containers, File, LogFormat, Tracing, seconds};
 pub(crate) use values::{Level, Sysctl, Time, Ulimit};
 
 use crate::cgroups::Cgroups;

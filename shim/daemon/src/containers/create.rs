@@ -1,6 +1,7 @@
 //! CreateContainer: image, user, spec, writable layer, bundle, and the keeper's parked process.
 
 use super::{ContainerRecord, Phase, parse};
+use crate::checkpoints::Source;
 use crate::daemon::{Container, Daemon, Pod, blocking};
 use crate::error::{Error, Result};
 use crate::keeper::NewTask;
@@ -29,6 +30,16 @@ impl Daemon {
         pod: &str,
         config: Option<v1::ContainerConfig>,
     ) -> Result<String> {
+        self.create_container_of(pod, config, None).await
+    }
+
+    /// The same of a checkpoint; none: of whatever its image field names.
+    pub(crate) async fn create_container_of(
+        self: &Arc<Self>,
+        pod: &str,
+        config: Option<v1::ContainerConfig>,
+        source: Option<Source>,
+    ) -> Result<String> {
         let pod = self.pods.get(pod)?;
         let config = config.ok_or_else(|| Error::invalid("config is missing"))?;
         let record = pod.record();
@@ -39,14 +50,21 @@ impl Daemon {
         let metadata = config.metadata.clone().unwrap_or_default();
         let name = format!("{}/{}/{}", pod.id, metadata.name, metadata.attempt);
         let daemon = Arc::clone(self);
-        let made =
-            self.container_names.once(&name, async move { daemon.make_container(&pod, config).await }).await;
+        let made = self
+            .container_names
+            .once(&name, async move { daemon.make_container(&pod, config, source).await })
+            .await;
         made.map_err(|e| e.of(format_args!("create container {} in pod {}", metadata.name, record.label())))
     }
 
-    async fn make_container(self: Arc<Self>, pod: &Arc<Pod>, config: v1::ContainerConfig) -> Result<String> {
+    async fn make_container(
+        self: Arc<Self>,
+        pod: &Arc<Pod>,
+        config: v1::ContainerConfig,
+        source: Option<Source>,
+    ) -> Result<String> {
         let mut rollback = Rollback::default();
-        match self.build(pod, config, &mut rollback).await {
+        match self.build(pod, config, source, &mut rollback).await {
             Ok((record, admission)) => {
                 rollback.commit();
                 let id = record.id.clone();
@@ -74,23 +92,25 @@ impl Daemon {
         self: &Arc<Self>,
         pod: &Arc<Pod>,
         config: v1::ContainerConfig,
+        source: Option<Source>,
         rollback: &mut Rollback,
     ) -> Result<(ContainerRecord, Admission)> {
         let sandbox = pod.record();
         if sandbox.phase != PodPhase::Ready {
             return Err(Error::state("the pod is not ready: it was stopped, or its namespaces are gone"));
         }
-        let wanted = config.image.as_ref().map(|i| i.image.clone()).unwrap_or_default();
-        let image = self.images.find(&wanted);
-        let image = image.ok_or_else(|| {
-            Error::not_found(format!("image {wanted:?} is not in the store: pull it first"))
-        })?;
-        if image.is_artifact {
-            let why = "is an artifact: files to be mounted as an image volume, with nothing to run";
-            return Err(Error::invalid(format!("image {wanted:?} {why}")));
-        }
         let id = crate::ids::new()?;
+        let wanted = config.image.as_ref().map(|i| i.image.clone()).unwrap_or_default();
+        let (image, thawing) = match source.or_else(|| self.checkpoint_named(&wanted)) {
+            None => (self.image_to_run(&wanted)?, None),
+            Some(source) => {
+                let thaw = self.thaw(&id, &source, &config, &sandbox, rollback);
+                let thawing = Arc::new(self.telemetry.phase(METHOD, "checkpoint", thaw).await?);
+                (Arc::clone(&thawing.image), Some(thawing))
+            }
+        };
         let mut record = self.intent(&id, &sandbox, config, &image)?;
+        record.restored = thawing.is_some();
 
         let daemon = Arc::clone(self);
         let (view, security) =
@@ -133,6 +153,11 @@ impl Daemon {
             serde_json::to_value(built).map_err(|e| Error::internal(format!("encode the spec: {e}")))?;
         let admission = self.nri.admit().await;
         self.adjust(&mut record, &mut built, &sandbox, rollback, &admission).await?;
+        if let Some(thawing) = &thawing {
+            thawing.adopt(&mut built)?;
+            let filled = self.fill(thawing, &record, &volumes, rollback);
+            self.telemetry.phase(METHOD, "checkpoint: files", filled).await?;
+        }
         let dir = record.bundle.clone();
         rollback.push("bundle", blocking(move || remove_tree(&dir)));
         let (dir, text) = (record.bundle.clone(), serde_json::to_vec(&built));
@@ -141,14 +166,32 @@ impl Daemon {
         self.telemetry.phase(METHOD, "bundle", written).await?;
         let (daemon, task) = (Arc::clone(self), id.clone());
         rollback.push("task", async move { daemon.discard_task(&task).await });
-        let log = self.log_uri(&record);
-        let terminal = record.config.tty;
-        let task = NewTask { id: &id, bundle: &record.bundle, rootfs: &overlay, terminal, log };
+        let task = NewTask {
+            id: &id,
+            bundle: &record.bundle,
+            rootfs: &overlay,
+            terminal: record.config.tty,
+            log: self.log_uri(&record),
+            checkpoint: thawing.map(|thawing| thawing.images()),
+            criu: self.config.file.checkpoints.criu.as_deref(),
+        };
         let made = laps::traced(&self.keeper, &id, self.keeper.create_task(&task));
         self.telemetry.phase(METHOD, "keeper: create", made).await?;
         record.phase = Phase::Created;
         self.records.save(&record)?;
         Ok((record, admission))
+    }
+
+    fn image_to_run(&self, wanted: &str) -> Result<Arc<Image>> {
+        let image = self.images.find(wanted);
+        let image = image.ok_or_else(|| {
+            Error::not_found(format!("image {wanted:?} is not in the store: pull it first"))
+        })?;
+        if image.is_artifact {
+            let why = "is an artifact: files to be mounted as an image volume, with nothing to run";
+            return Err(Error::invalid(format!("image {wanted:?} {why}")));
+        }
+        Ok(image)
     }
 
     /// Lets plugins change what is about to be made (NRI-25).
@@ -209,6 +252,7 @@ impl Daemon {
             cgroup: self.config.cgroups.container(&pod.cgroup_parent, id),
             bundle: self.config.state.join("containers").join(id),
             nri: serde_json::Value::Null,
+            restored: false,
             phase: Phase::Creating,
             config,
         })

@@ -2,6 +2,7 @@
 
 use super::create::remove_tree;
 use super::{ContainerRecord, Phase};
+use crate::checkpoints;
 use crate::daemon::{Container, Daemon, blocking};
 use crate::error::{Error, Result};
 use crate::pods::PodPhase;
@@ -52,13 +53,17 @@ impl Daemon {
             self.start_failed(container, &record, started_at, &error).await;
             return Err(error.of(format_args!("start container {label} of pod {}", pod.record().label())));
         }
-        let started = laps::traced(&self.keeper, &record.id, self.keeper.start(&record.id, ""));
+        let started = self.keeper.start_init(&record.id, record.restored);
+        let started = laps::traced(&self.keeper, &record.id, started);
         match self.telemetry.phase("StartContainer", "keeper: start", started).await {
             Ok(pid) => {
                 container.note(&self.records, |r| r.phase = Phase::Running { started_at, pid });
                 self.announce(&record.id, &pod, ContainerEventType::ContainerStartedEvent);
                 self.watch(Arc::clone(container));
                 tracing::info!(pod = pod.record().label(), container = label, pid, "container runs");
+                if record.restored {
+                    self.forget_checkpoint(&record).await;
+                }
                 self.tell_plugins(Event::POST_START_CONTAINER, container).await;
                 Ok(())
             }
@@ -66,6 +71,14 @@ impl Daemon {
                 self.start_failed(container, &record, started_at, &error).await;
                 Err(error.of(format_args!("start container {label} of pod {}", pod.record().label())))
             }
+        }
+    }
+
+    /// Frees what only the restore needed; memory's images are large.
+    async fn forget_checkpoint(&self, record: &ContainerRecord) {
+        let (root, id) = (self.config.root.clone(), record.id.clone());
+        if let Err(error) = blocking(move || checkpoints::forget(&root, &id)).await {
+            tracing::error!(container = record.label(), "after a restore: {error}");
         }
     }
 
@@ -209,6 +222,7 @@ impl Daemon {
         let (daemon, record) = (Arc::clone(self), record.clone());
         blocking(move || {
             daemon.images.release(&record.id)?;
+            checkpoints::forget(&daemon.config.root, &record.id)?;
             remove_tree(&record.bundle)?;
             daemon.records.delete::<ContainerRecord>(&record.id)
         })

@@ -14,6 +14,7 @@ mod propagation;
 pub(crate) mod stats;
 mod update;
 
+pub(crate) use create::remove_tree;
 pub(crate) use exec::{Output, process as exec_process};
 pub(crate) use image_mounts::pod_of_view;
 pub(crate) use life::Stop;
@@ -65,6 +66,9 @@ pub(crate) struct ContainerRecord {
     /// What NRI plugins have set of its limits: an overlay, see [`crate::nri`].
     #[serde(default)]
     pub(crate) nri: serde_json::Value,
+    /// Made of a checkpoint: its start restores.
+    #[serde(default)]
+    pub(crate) restored: bool,
     pub(crate) phase: Phase,
 }
 

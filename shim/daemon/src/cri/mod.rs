@@ -31,11 +31,6 @@ fn answer<T>(rpc: &'static str, outcome: Result<T, Error>) -> Result<Response<T>
     })
 }
 
-/// A call that comes with a later step: the code that kubelet and critest branch on (CRI-GEN-06).
-fn not_yet<T>(what: &str) -> Result<Response<T>, Status> {
-    Err(Status::unimplemented(format!("slipway does not serve {what} yet")))
-}
-
 /// A list as a stream of messages of at most `CHUNK` items; empty lists send no message (CRI-LSTR-01 to 06).
 fn stream<I, T>(items: Vec<I>, wrap: fn(Vec<I>) -> T) -> Streamed<T>
 where

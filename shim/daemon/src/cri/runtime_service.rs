@@ -1,12 +1,14 @@
 //! RuntimeService.
 
 use super::local_service::Receiving;
-use super::{Streamed, answer, filters, not_yet, status, stream};
+use super::{Streamed, answer, filters, status, stream};
+use crate::checkpoints;
 use crate::containers::{ContainerRecord, Stop};
 use crate::daemon::{Container, Daemon};
 use crate::error::{Error, Result};
 use crate::events::{Ear, OBSERVER};
 use crate::metrics;
+use crate::names::Company;
 use crate::pods::PodRecord;
 use crate::streaming;
 use crate::telemetry::spans;
@@ -94,7 +96,7 @@ impl v1::runtime_service_server::RuntimeService for RuntimeApi {
     ) -> Result<Response<v1::RunPodSandboxResponse>, Status> {
         let request = request.into_inner();
         let outcome = match request.config {
-            Some(config) => self.0.run_pod(config, request.runtime_handler).await,
+            Some(config) => self.0.run_pod(config, request.runtime_handler, Company::Welcome).await,
             None => Err(Error::invalid("config is missing; config.metadata identifies the sandbox")),
         };
         answer("RunPodSandbox", outcome.map(|pod_sandbox_id| v1::RunPodSandboxResponse { pod_sandbox_id }))
@@ -380,37 +382,31 @@ impl v1::runtime_service_server::RuntimeService for RuntimeApi {
         answer("StreamPodSandboxStats", stats.map(|stats| stream(stats, wrap)))
     }
 
-    /// Wrong requests are told so all the same: what is missing is the capture alone (CRI-CHK-01, CRI-CHK-04).
     async fn checkpoint_container(
         &self,
         request: Request<v1::CheckpointContainerRequest>,
     ) -> Result<Response<v1::CheckpointContainerResponse>, Status> {
-        let container = self.0.containers.get(&request.get_ref().container_id).map(|c| c.record());
-        match container {
-            Ok(record) if record.is_running() => not_yet("CheckpointContainer"),
-            Ok(record) => {
-                let label = record.label();
-                answer(
-                    "CheckpointContainer",
-                    Err(Error::state(format!("checkpoint {label}: it does not run"))),
-                )
-            }
-            Err(error) => answer("CheckpointContainer", Err(error)),
-        }
+        self.about(&request.get_ref().container_id);
+        let outcome = self.0.checkpoint_container(request.into_inner()).await;
+        answer("CheckpointContainer", outcome.map(|()| v1::CheckpointContainerResponse {}))
     }
 
     async fn checkpoint_pod(
         &self,
-        _: Request<v1::CheckpointPodRequest>,
+        request: Request<v1::CheckpointPodRequest>,
     ) -> Result<Response<v1::CheckpointPodResponse>, Status> {
-        not_yet("CheckpointPod")
+        self.about(&request.get_ref().pod_sandbox_id);
+        let deadline = checkpoints::deadline(request.metadata());
+        let outcome = self.0.checkpoint_pod(request.into_inner(), deadline).await;
+        answer("CheckpointPod", outcome.map(|()| v1::CheckpointPodResponse {}))
     }
 
     async fn restore_pod(
         &self,
-        _: Request<v1::RestorePodRequest>,
+        request: Request<v1::RestorePodRequest>,
     ) -> Result<Response<v1::RestorePodResponse>, Status> {
-        not_yet("RestorePod")
+        let deadline = checkpoints::deadline(request.metadata());
+        answer("RestorePod", self.0.restore_pod(request.into_inner(), deadline).await)
     }
 
     type GetContainerEventsStream = Streamed<v1::ContainerEventResponse>;

@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use connection::{CONNECT, Retry, Slot};
 use containerd_shim_protos::api;
 use containerd_shim_protos::sandbox_api as sandbox;
+use containerd_shim_protos::shim::oci::CheckpointOptions;
 use cri_proto::keeper as ext;
 use cri_proto::v1;
 use prost::Message;
@@ -23,6 +24,8 @@ use ttrpc::context::{Context, with_duration};
 
 /// A call that the keeper should answer quickly.
 const QUICK: Duration = Duration::from_secs(30);
+/// One whose length is the size of a container's memory.
+const LONG: Duration = Duration::from_secs(3600);
 /// WaitTask has no end of its own.
 const ENDLESS: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -166,6 +169,8 @@ impl Keeper {
         request.rootfs = vec![overlay_mount(task.rootfs)];
         request.terminal = task.terminal;
         request.stdout = task.log.clone();
+        request.checkpoint = task.checkpoint.as_ref().map(|p| p.display().to_string()).unwrap_or_default();
+        request.options = task.criu.map(runtime_options).transpose()?.into();
         let mut context = quick();
         if crate::telemetry::is_sampled() {
             context.add(CLOCKED.into(), "1".into());
@@ -226,8 +231,17 @@ impl Keeper {
         Ok(self.list().await?.tasks.into_iter().find(|t| t.id == id))
     }
 
-    /// Lets the parked process go; returns after execve. `exec_id` empty: the container's init.
+    /// Lets a container's parked init go, or restores what was frozen, which takes as long as its memory is large.
+    pub(crate) async fn start_init(&self, id: &str, frozen: bool) -> Result<u32> {
+        self.start_within(id, "", if frozen { LONG } else { QUICK }).await
+    }
+
+    /// Lets the parked process of an exec session go; returns after execve.
     pub(crate) async fn start(&self, id: &str, exec_id: &str) -> Result<u32> {
+        self.start_within(id, exec_id, QUICK).await
+    }
+
+    async fn start_within(&self, id: &str, exec_id: &str, patience: Duration) -> Result<u32> {
         let mut request = api::StartRequest::new();
         request.id = id.into();
         request.exec_id = exec_id.into();
@@ -236,7 +250,7 @@ impl Keeper {
             tries += 1;
             let started = self.call(Retry::Never, |c| {
                 let request = request.clone();
-                async move { c.task.start(quick(), &request).await }
+                async move { c.task.start(with_duration(patience), &request).await }
             });
             let error = match started.await {
                 Ok(answer) => return Ok(answer.pid),
@@ -435,6 +449,53 @@ impl Keeper {
         Ok(ended.await?.exit_status)
     }
 
+    /// Pauses or resumes a container; one that is so already, or resumed one that has ended, is success.
+    pub(crate) async fn pause(&self, id: &str, pause: bool) -> Result<()> {
+        // A dump may be under way: that is waited for.
+        let done = self.call(Retry::Safe, |c| async move {
+            if pause {
+                let request = api::PauseRequest { id: id.into(), ..Default::default() };
+                c.task.pause(with_duration(LONG), &request).await
+            } else {
+                let request = api::ResumeRequest { id: id.into(), ..Default::default() };
+                c.task.resume(with_duration(LONG), &request).await
+            }
+        });
+        let error = match done.await {
+            Err(error) if error.code() == Code::NotFound && !pause => return Ok(()),
+            Err(error) if error.code() == Code::FailedPrecondition => error,
+            other => return other.map(drop),
+        };
+        let request = api::StateRequest { id: id.into(), ..Default::default() };
+        let state = self.call(Retry::Safe, |c| {
+            let request = request.clone();
+            async move { c.task.state(quick(), &request).await }
+        });
+        let paused = state.await?.status.enum_value() == Ok(api::Status::PAUSED);
+        if paused == pause { Ok(()) } else { Err(error) }
+    }
+
+    /// Writes CRIU's images of a running container, which stays as it is, into `images`, and CRIU's log into `work`.
+    ///
+    /// # Errors
+    /// FailedPrecondition for what cannot be frozen, in words; Internal for what CRIU refuses, with the end of its log.
+    pub(crate) async fn checkpoint(&self, id: &str, images: &Path, work: &Path) -> Result<()> {
+        let options = CheckpointOptions { work_path: work.display().to_string(), ..Default::default() };
+        let mut any = Any::new();
+        any.type_url = "containerd.runc.v1.CheckpointOptions".into();
+        any.value = protobuf::Message::write_to_bytes(&options)
+            .map_err(|e| Error::internal(format!("encode options: {e}")))?;
+        let mut request = api::CheckpointTaskRequest::new();
+        request.id = id.into();
+        request.path = images.display().to_string();
+        request.options = Some(any).into();
+        let taken = self.call(Retry::Never, |c| {
+            let request = request.clone();
+            async move { c.task.checkpoint(with_duration(LONG), &request).await }
+        });
+        taken.await.map(drop)
+    }
+
     /// Changes limits of a live container.
     pub(crate) async fn update(&self, id: &str, resources: Vec<u8>) -> Result<()> {
         let mut any = Any::new();
@@ -491,6 +552,26 @@ pub(crate) struct NewTask<'a> {
     pub(crate) terminal: bool,
     /// `cri-log:` URI.
     pub(crate) log: String,
+    /// Directory of images that its start restores.
+    pub(crate) checkpoint: Option<PathBuf>,
+    /// CRIU's program, where it is not the one in PATH.
+    pub(crate) criu: Option<&'a Path>,
+}
+
+/// What the keeper takes from a handler's table in containerd's configuration.
+fn runtime_options(criu: &Path) -> Result<Any> {
+    /// runtimeoptions.v1.Options, which containerd-shim-protos lacks.
+    #[derive(Clone, PartialEq, Message)]
+    struct Generic {
+        #[prost(bytes = "vec", tag = "3")]
+        config_body: Vec<u8>,
+    }
+    let table = toml::Table::from_iter([("CriuPath".to_owned(), criu.display().to_string().into())]);
+    let body = toml::to_string(&table).map_err(|e| Error::internal(format!("encode options: {e}")))?;
+    let mut options = Any::new();
+    options.type_url = "runtimeoptions.v1.Options".into();
+    options.value = Generic { config_body: body.into_bytes() }.encode_to_vec();
+    Ok(options)
 }
 
 fn quick() -> Context {

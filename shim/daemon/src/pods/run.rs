@@ -4,6 +4,7 @@ use super::files::PodDir;
 use super::{PodPhase, PodRecord, files};
 use crate::daemon::{Daemon, Pod, blocking};
 use crate::error::{Error, Result};
+use crate::names::Company;
 use crate::rollback::Rollback;
 use crate::telemetry::spans;
 use cri_proto::v1::{self, ContainerEventType};
@@ -19,6 +20,7 @@ impl Daemon {
         self: &Arc<Self>,
         mut config: v1::PodSandboxConfig,
         handler: String,
+        company: Company,
     ) -> Result<String> {
         if let Some(metadata) = &config.metadata {
             spans::about_pod(&format!("{}/{}", metadata.namespace, metadata.name));
@@ -45,7 +47,7 @@ impl Daemon {
         let record = PodRecord::intent(id, config, handler, group.path, group.own);
         let (name, label) = (record.name(), record.label());
         let daemon = Arc::clone(self);
-        let made = self.pod_names.once(&name, async move { daemon.make_pod(record).await }).await;
+        let made = self.pod_names.enter(&name, company, async move { daemon.make_pod(record).await }).await;
         made.map_err(|e| e.of(format_args!("run pod {label}")))
     }
 

@@ -203,6 +203,7 @@ pub(crate) mod tests {
             cgroup: "/slipway/p/c".into(),
             bundle: "/b".into(),
             nri: Value::Null,
+            restored: false,
             phase: Phase::Creating,
         }
     }

@@ -108,13 +108,17 @@ impl Inner {
     /// Descriptors of the layers that show through, top first.
     fn open_stack(&self, below: &[Pinned]) -> Result<Vec<OwnedFd>> {
         let keys: Vec<&str> = below.iter().map(Pinned::key).collect();
-        let visible = visible(&self.shared.ledger(), &keys)?.keys;
+        self.open_layers(&visible(&self.shared.ledger(), &keys)?.keys)
+    }
+
+    /// The same for layers by their keys.
+    pub(crate) fn open_layers(&self, keys: &[String]) -> Result<Vec<OwnedFd>> {
         let open = |key: &String| {
             let path = self.layout().layer(key);
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
             openat(CWD, &path, flags, Mode::empty()).map_err(|e| Error::io("open layer", &path, e))
         };
-        visible.iter().map(open).collect()
+        keys.iter().map(open).collect()
     }
 }
 

@@ -41,6 +41,11 @@ impl Ledger {
         self.owners.contains_key(owner)
     }
 
+    /// The layers that `owner` holds, bottom first.
+    pub(crate) fn held(&self, owner: &str) -> Option<Vec<String>> {
+        self.owners.get(owner).cloned()
+    }
+
     pub(crate) fn release(&mut self, owner: &str) {
         self.owners.remove(owner);
     }

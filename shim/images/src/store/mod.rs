@@ -4,6 +4,7 @@
 //! takes names first and content later (IMG-GC-08): what is visible is always whole.
 
 pub(crate) mod catalog;
+mod checkpoint;
 mod containers;
 mod janitor;
 pub(crate) mod layers;
@@ -70,6 +71,7 @@ pub(crate) struct NewImage {
     pub(crate) id: Digest,
     pub(crate) config: String,
     pub(crate) is_artifact: bool,
+    pub(crate) checkpoint: Option<String>,
     pub(crate) size: u64,
     pub(crate) chain_ids: Vec<Digest>,
     pub(crate) tags: Vec<String>,
@@ -189,6 +191,7 @@ impl Inner {
             size: new.size,
             config: new.config,
             is_artifact: new.is_artifact,
+            checkpoint: new.checkpoint,
             layers: layers.collect(),
         };
         self.put(&Stored::new(record)?, &mut self.shared.ledger())

@@ -38,6 +38,8 @@ pub(crate) struct ImageRecord {
     /// What a manifest says, never a config: that is the publisher's to write.
     #[serde(default)]
     pub(crate) is_artifact: bool,
+    #[serde(default)]
+    pub(crate) checkpoint: Option<String>,
     /// Bottom first.
     pub(crate) layers: Vec<LayerRef>,
 }
@@ -77,6 +79,7 @@ impl Stored {
             layers: record.layers.iter().map(|layer| layer.chain_id.clone()).collect(),
             pinned: false,
             is_artifact: record.is_artifact,
+            checkpoint: record.checkpoint.clone(),
         };
         Ok(Self { record, image: Arc::new(image) })
     }

@@ -47,7 +47,7 @@ impl Store {
     }
 }
 
-fn make(path: &Path) -> Result<()> {
+pub(super) fn make(path: &Path) -> Result<()> {
     DirBuilder::new().mode(0o755).create(path).map_err(|e| Error::io("make volume", path, e))
 }
 

@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
 
 /// The mark of an opaque directory in a layer in overlay form (kernel overlayfs.rst).
-pub(super) const OPAQUE: &str = "trusted.overlay.opaque";
+pub(crate) const OPAQUE: &str = "trusted.overlay.opaque";
 
 #[derive(Debug, Clone)]
 pub(crate) struct Attributes {
@@ -45,7 +45,7 @@ impl From<&Entry> for Attributes {
 }
 
 /// Marks from an archive would forge opaque directories, redirects and metacopies (IMG-UNP-18).
-pub(super) fn is_overlay_mark(name: &[u8]) -> bool {
+pub(crate) fn is_overlay_mark(name: &[u8]) -> bool {
     name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.")
 }
 

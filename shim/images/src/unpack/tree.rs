@@ -81,7 +81,7 @@ pub(super) fn joined(path: &[Vec<u8>]) -> PathBuf {
     if path.is_empty() { PathBuf::from(".") } else { path.iter().map(|c| os(c)).collect() }
 }
 
-pub(super) fn is_whiteout(stat: &Stat) -> bool {
+pub(crate) fn is_whiteout(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
 }
 

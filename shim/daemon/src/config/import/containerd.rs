@@ -2,7 +2,7 @@
 
 use super::leaves::{self, Leaf};
 use super::registries::{Server, Tls, place_tls};
-use super::rules::{Fate, Rules, apply, set_time};
+use super::rules::{Fate, Rules, apply, criu, set_time};
 use super::{Import, text_of, traces};
 use anyhow::{Result, bail};
 use std::collections::BTreeMap;
@@ -136,7 +136,7 @@ const RULES: &Rules = &[
     ("cri/ignore_deprecation_warnings", Fate::Needless),
     ("cri/enable_unprivileged_ports", Fate::With(low_ports)),
     ("cri/enable_unprivileged_icmp", Fate::With(ping)),
-    ("cri/enable_criu", Fate::Cannot("there are no checkpoints through CRI yet")),
+    ("cri/enable_criu", Fate::With(criu)),
     ("cri/drain_exec_sync_io_timeout", Fate::Needless),
     ("cri/disable_cgroup", Fate::Cannot("containers always have a control group")),
     ("cri/restrict_oom_score_adj", Fate::Cannot("run the daemon as root")),

@@ -3,7 +3,7 @@
 use super::containerd::{address_part, streaming_files};
 use super::leaves::{self, Leaf};
 use super::registries::Server;
-use super::rules::{Fate, Rules, apply, set_time};
+use super::rules::{Fate, Rules, apply, criu, set_time};
 use super::{Import, text_of, traces};
 use crate::config::sources::Origin;
 use anyhow::{Context as _, Result};
@@ -117,7 +117,7 @@ const RULES: &Rules = &[
     ("runtime/log_to_journald", Fate::Cannot("logs are files, as the kubelet reads them")),
     ("runtime/uid_mappings", Fate::Cannot("use hostUsers: false in the pods")),
     ("runtime/gid_mappings", Fate::Cannot("use hostUsers: false in the pods")),
-    ("runtime/enable_criu_support", Fate::Cannot("there are no checkpoints through CRI yet")),
+    ("runtime/enable_criu_support", Fate::With(criu)),
     ("image/global_auth_file", Fate::Key("images.auth_file")),
     ("image/default_transport", Fate::Needless),
     ("image/pause_image", Fate::Needless),
@@ -444,6 +444,7 @@ conmon = "/usr/libexec/crio/conmon"
 cgroup_manager = "systemd"
 log_level = "warning"
 pids_limit = 1024
+enable_criu_support = true
 log_size_max = -1
 hooks_dir = ["/usr/share/containers/oci/hooks.d"]
 default_runtime = "crun"
@@ -477,6 +478,8 @@ enable_nri = false
             r#"cgroup_driver = "systemd"
 log_level = "warn"
 runtime_handlers = ["crun"]
+[checkpoints]
+restore_images = true
 [images]
 auth_file = "/etc/crio/auth.json"
 [containers]

@@ -56,6 +56,12 @@ fn matches<'a>(pattern: &str, path: &[&'a str]) -> Option<Vec<&'a str>> {
     rest.next().is_none().then_some(stars)
 }
 
+/// "Checkpoints, please": to both runtimes that means restoring from images, too, which ours wants to be asked for.
+pub(super) fn criu(import: &mut Import, leaf: &Leaf, _: &[&str]) -> Result<(), String> {
+    import.set("checkpoints.restore_images", leaf.value.clone());
+    Ok(())
+}
+
 /// A time as Go writes it ("4h0m0s"), in seconds.
 pub(super) fn go_seconds(text: &str) -> Option<f64> {
     let mut total = 0.0;
