@@ -223,7 +223,9 @@ fn a_block_device() {
     assert_eq!(log_lines(&rig.log_path("c"), "stdout")[0], "/");
     assert_eq!(mounts(&bundle.path), 0);
     bundle.spec["process"]["args"] = serde_json::json!(["sh", "-c", "test -s /bin/busybox && : > /x"]);
-    create(&rig, &bundle, vec![Mount { options: vec!["rw".into()], ..root }]).unwrap();
+    // The kernel lets go of the dead container's copy of the mount a moment later; until then it is a read-only one.
+    let writable = Mount { options: vec!["rw".into()], ..root };
+    crate::rig::wait_until("the device to be free", || create(&rig, &bundle, vec![writable.clone()]).is_ok());
     rig.start("c", "").unwrap();
     assert_eq!(rig.wait("c", "").unwrap(), 0);
     rig.delete("c", "").unwrap();
