@@ -56,6 +56,11 @@ impl Error {
         Self { code, text: format!("{step} {object}: {error}") }
     }
 
+    /// The same, with where it happened in front.
+    pub(crate) fn within(self, place: &str) -> Self {
+        Self { text: format!("{place}: {}", self.text), ..self }
+    }
+
     #[cfg(test)]
     pub(crate) fn code(&self) -> Code {
         self.code

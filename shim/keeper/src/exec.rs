@@ -14,7 +14,7 @@ use crate::process::{Awaited, Process, now, wait_end};
 use crate::records::{self, Ended, ExecPhase, ExecRecord, Streams, VERSION};
 use crate::stdio::{self, Kept, Target, key};
 use crate::task::{Phase, SIGKILL, Task};
-use crate::terminal;
+use crate::terminal::{self, Copying};
 use containerd_shim_protos::events::task::{TaskExecAdded, TaskExecStarted, TaskExit};
 use oci_spec::runtime::Process as ProcessSpec;
 use slipway_runtime::cgroup::Cgroup;
@@ -49,8 +49,7 @@ pub(crate) struct Exec {
     state: Mutex<Lifecycle>,
     changing: tokio::sync::Mutex<()>,
     kept: Mutex<Kept>,
-    /// What copies the client's input to its terminal.
-    typing: Mutex<Option<tokio::task::AbortHandle>>,
+    copying: Mutex<Copying>,
     exit: watch::Sender<Option<Ended>>,
     /// Its client is gone.
     abandoned: AtomicBool,
@@ -118,7 +117,7 @@ impl Exec {
             state: Mutex::new(state),
             changing: tokio::sync::Mutex::new(()),
             kept: Mutex::new(kept),
-            typing: Mutex::new(None),
+            copying: Mutex::default(),
             exit: watch::Sender::new(ended),
             abandoned: AtomicBool::new(false),
         }
@@ -227,9 +226,7 @@ impl Exec {
             for (key, _) in over {
                 keeper.guardian.forget(&format!("{}{key}", exec.prefix()));
             }
-            if let Some(typing) = exec.typing.lock().unwrap_or_else(PoisonError::into_inner).take() {
-                typing.abort();
-            }
+            exec.copying().stop_input();
             drop(changing);
             exec.exit.send_replace(Some(end.ended));
             let event = TaskExit {
@@ -314,6 +311,8 @@ impl Exec {
             Ok(())
         })
         .await?;
+        let copying = std::mem::take(&mut *self.copying());
+        copying.drained().await;
         let logger = self.kept().remove(key::LOGGER);
         logger::finish(logger).await;
         keeper.guardian.forget_all(&self.prefix());
@@ -497,13 +496,17 @@ impl Exec {
 
     fn connect_terminal(&self) {
         match terminal::connect(&self.kept()) {
-            Ok(typing) => *self.typing.lock().unwrap_or_else(PoisonError::into_inner) = typing,
+            Ok(copying) => *self.copying() = copying,
             Err(error) => tracing::error!(id = self.id, "terminal: {error}"),
         }
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn copying(&self) -> MutexGuard<'_, Copying> {
+        self.copying.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -18,6 +18,8 @@ use tokio::sync::Notify;
 /// A keeper that is told to end waits so long after the last `start` action that answered with its address, as the
 /// client's first request is still on its way.
 const LINGER: Duration = Duration::from_secs(2);
+/// How long the first keeper waits for the first thing to do.
+const UNUSED: Duration = Duration::from_secs(30);
 
 /// The keeper. One per process.
 #[derive(Debug)]
@@ -35,6 +37,8 @@ pub(crate) struct Keeper {
     pub(crate) generation: u32,
     /// Soft and hard limit of descriptors for containers that say nothing.
     pub(crate) nofile: Option<(u64, u64)>,
+    /// Something was made, or found.
+    used: AtomicBool,
     ending: Ending,
 }
 
@@ -69,6 +73,7 @@ impl Keeper {
             sandboxes: Registry::new("sandbox"),
             generation,
             nofile,
+            used: AtomicBool::new(false),
             ending: Ending {
                 asked: AtomicBool::new(false),
                 over: AtomicBool::new(false),
@@ -90,6 +95,45 @@ impl Keeper {
             return Err(Error::unavailable("this keeper is ending; run the start action again"));
         }
         Ok(())
+    }
+
+    /// Something is about to be made here.
+    ///
+    /// # Errors
+    /// As [`Keeper::must_stay`].
+    pub(crate) fn must_serve(&self) -> Result<()> {
+        self.used.store(true, Ordering::Relaxed);
+        self.must_stay()
+    }
+
+    /// Ends if nobody makes anything: a client whose `start` was killed does not know of us (SHIM-CMD-11).
+    pub(crate) async fn end_unless_used(&self) {
+        tokio::time::sleep(UNUSED).await;
+        if !self.used.load(Ordering::Relaxed) && self.is_idle() {
+            tracing::warn!("nobody came in {} s: ending", UNUSED.as_secs());
+            self.ask_to_end(false);
+        }
+    }
+
+    /// What there is, into the log.
+    pub(crate) fn tell(&self) {
+        tracing::info!(
+            generation = self.generation,
+            guardian = self.guardian.pid(),
+            "SIGUSR1: what the keeper has"
+        );
+        for sandbox in self.sandboxes.all() {
+            let record = sandbox.record();
+            tracing::info!(sandbox = record.id, pid = record.pid, phase = ?record.phase, "has");
+        }
+        for task in self.tasks.all() {
+            let now = task.snapshot();
+            tracing::info!(task = now.id, sandbox = now.sandbox, pid = now.pid, phase = ?now.phase, dropped = now.dropped, "has");
+            for exec in task.execs.all() {
+                let at = exec.snapshot();
+                tracing::info!(task = now.id, exec = exec.id(), pid = at.pid, phase = ?at.phase, "has");
+            }
+        }
     }
 
     /// End as soon as nothing is left (SHIM-TSK-32). `now`: without waiting for clients on their way.

@@ -137,6 +137,7 @@ mod tests {
 
     #[test]
     fn groups_do_not_share_directories() {
+        // SHIM-SOCK-02
         let of = |client, namespace, group| Layout::of(Path::new("/s"), client, namespace, group).root;
         assert_eq!(of("a", "b", "c"), of("a", "b", "c"));
         assert_ne!(of("a", "b", "c"), of("ab", "", "c"));

@@ -15,12 +15,14 @@ mod delete;
 mod error;
 mod events;
 mod exec;
+mod flags;
 mod guardian;
 mod info;
 mod keeper;
 mod layout;
 mod logger;
 mod logs;
+mod mounts;
 mod options;
 mod prepare;
 mod process;
@@ -60,7 +62,7 @@ fn run(args: &[OsString]) -> Result<(), Box<dyn Error>> {
     if args.first().is_some_and(|action| action == logger::ACTION) {
         return Err(logger::become_program(&args[1..]).into());
     }
-    let flags = containerd_shim::parse(args)?;
+    let flags = flags::parse(args)?;
     if flags.version {
         println!("containerd-shim-slipway-v1 {}", env!("CARGO_PKG_VERSION"));
         return Ok(());

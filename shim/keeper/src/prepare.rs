@@ -50,29 +50,29 @@ pub(crate) fn sandbox_of(spec: &Spec) -> String {
     spec.annotations().as_ref().and_then(|all| all.get(SANDBOX_ANNOTATION)).cloned().unwrap_or_default()
 }
 
+/// One directory or overlay the runtime mounts, where only the container sees it; all else [`crate::mounts`] does.
+pub(crate) fn needs_mounting(mounts: &[Mount]) -> bool {
+    match mounts {
+        [] => false,
+        [mount] => !matches!(mount.type_.as_str(), "overlay" | "bind" | "rbind") || !mount.target.is_empty(),
+        _ => true,
+    }
+}
+
 /// The root file system from the mounts of a Create request (SHIM-TSK-01, SHIM-TSK-03; SHIM-MNT-01).
 pub(crate) fn rootfs(mounts: &[Mount], bundle: &Path, spec: &Spec) -> Result<Rootfs> {
     match mounts {
+        [first, ..] if !first.target.is_empty() => Err(Error::invalid(format!(
+            "rootfs: the first mount is for {} in a root that is not there yet",
+            first.target
+        ))),
+        mounts if needs_mounting(mounts) => Ok(Rootfs::Directory(bundle.join("rootfs"))),
         [] => {
             let root = spec.root().as_ref().map_or(Path::new("rootfs"), |root| root.path().as_path());
             Ok(Rootfs::Directory(bundle.join(root)))
         }
         [mount] if mount.type_ == "overlay" => overlay(&mount.options).map(Rootfs::Overlay),
-        [mount] if matches!(mount.type_.as_str(), "bind" | "rbind") => {
-            Ok(Rootfs::Directory(mount.source.clone().into()))
-        }
-        [mount] => Err(Error::unimplemented(format!(
-            "rootfs: mount type {:?} is not supported; use a snapshotter that gives overlay or bind mounts",
-            mount.type_
-        ))),
-        _ => {
-            let kinds: Vec<_> = mounts.iter().map(|mount| mount.type_.as_str()).collect();
-            Err(Error::unimplemented(format!(
-                "rootfs: {} mounts ({}); only one overlay or bind mount is supported",
-                mounts.len(),
-                kinds.join(", ")
-            )))
-        }
+        [mount, ..] => Ok(Rootfs::Directory(mount.source.clone().into())),
     }
 }
 
@@ -117,7 +117,7 @@ fn pod_files(spec: &mut Spec, dir: &Path) {
     spec.set_mounts(Some(mounts));
 }
 
-fn overlay(options: &[String]) -> Result<Overlay> {
+pub(crate) fn overlay(options: &[String]) -> Result<Overlay> {
     let pair = |option: &String| match option.split_once('=') {
         Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
         None => (option.clone(), None),
@@ -284,15 +284,19 @@ mod tests {
         for (mounts, code) in [
             (vec![mount("overlay", &["lowerdir=/a", "uidmap=0:1"])], ttrpc::Code::INVALID_ARGUMENT),
             (vec![mount("overlay", &["lowerdir=/a", "uidmap=0:1:5"])], ttrpc::Code::INVALID_ARGUMENT),
-            (vec![mount("ext4", &[])], ttrpc::Code::UNIMPLEMENTED),
-            (vec![mount("erofs", &["ro", "loop"])], ttrpc::Code::UNIMPLEMENTED),
-            (vec![mount("bind", &[]), mount("bind", &[])], ttrpc::Code::UNIMPLEMENTED),
             (vec![mount("overlay", &["upperdir=/u"])], ttrpc::Code::INVALID_ARGUMENT),
             (vec![mount("overlay", &["lowerdir=/l", "upperdir=/u"])], ttrpc::Code::INVALID_ARGUMENT),
             (vec![mount("overlay", &["lowerdir=/l", "magic=1"])], ttrpc::Code::UNIMPLEMENTED),
         ] {
             assert_eq!(of(&mounts).unwrap_err().code(), code, "{mounts:?}");
         }
+        for mounts in [vec![mount("ext4", &[])], vec![mount("bind", &[]), mount("overlay", &["lowerdir=/a"])]]
+        {
+            assert!(needs_mounting(&mounts));
+            assert_eq!(of(&mounts).unwrap(), Rootfs::Directory("/b/rootfs".into()), "{mounts:?}");
+        }
+        let below = Mount { target: "/below".into(), ..mount("bind", &[]) };
+        assert_eq!(of(&[below]).unwrap_err().code(), ttrpc::Code::INVALID_ARGUMENT);
     }
 
     #[test]

@@ -209,7 +209,7 @@ mod tests {
 
     #[tokio::test]
     async fn own_children() {
-        // CRI-EXIT-01
+        // CRI-EXIT-01, SHIM-PROC-07, SHIM-EXIT-04
         for (script, status) in [("exit 7", 7), ("kill -9 $$", 137), ("kill -15 $$", 143), ("true", 0)] {
             let process = spawn(script);
             let end = wait_end(&process, None).await;
@@ -218,6 +218,17 @@ mod tests {
             process.reap();
             assert!(born(process.pid).is_none());
         }
+    }
+
+    #[tokio::test]
+    async fn a_number_names_a_process_only_with_its_birth() {
+        // SHIM-EXIT-05: else an exit could be that of a later process with the same pid.
+        let process = spawn("sleep 1000");
+        let birth = born(process.pid).unwrap();
+        assert!(reopen(process.pid, birth).is_some());
+        assert!(reopen(process.pid, birth + 1).is_none(), "another process's");
+        process.kill_and_reap();
+        assert!(reopen(process.pid, birth).is_none(), "nobody's");
     }
 
     #[tokio::test]

@@ -120,6 +120,9 @@ pub(crate) struct TaskRecord {
     pub(crate) cgroup: String,
     pub(crate) streams: Streams,
     pub(crate) rootfs: Rootfs,
+    /// It is mounted at `<bundle>/rootfs`, and that is ours to undo.
+    #[serde(default)]
+    pub(crate) mounted: bool,
     /// For a control group that may go before it can be asked.
     #[serde(default)]
     pub(crate) oom_before: Option<OomBefore>,
@@ -308,6 +311,7 @@ mod tests {
             oom_before: None,
             streams: Streams::default(),
             rootfs: Rootfs::Directory("/b/rootfs".into()),
+            mounted: false,
             foreign_pids: false,
             attended: false,
             io_owner: None,

@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::exec::Exec;
 use crate::guardian::Exit;
 use crate::keeper::{Keeper, blocking};
+use crate::mounts;
 use crate::process::{Awaited, Process, now, reopen};
 use crate::records::{self, Ended, ExecRecord, SandboxRecord, TaskPhase, TaskRecord};
 use crate::sandbox::Sandbox;
@@ -190,6 +191,9 @@ async fn undo(keeper: &Arc<Keeper>, record: &TaskRecord, pidfd: Option<OwnedFd>)
     let cgroup = record.cgroup.clone();
     if let Err(error) = blocking(move || task::remove_cgroup(&cgroup)).await {
         tracing::warn!(id = record.id, "control group of a half-made container: {error}");
+    }
+    if record.mounted {
+        mounts::unmount_all(&record.bundle);
     }
     keeper.guardian.forget_all(&task::prefix(&record.id));
     let _ = records::remove(&keeper.layout.tasks(), record);

@@ -61,7 +61,7 @@ impl Sandbox {
             }
             let config = decode(config)?;
             let request = request(netns, config.as_ref())?;
-            keeper.must_stay()?;
+            keeper.must_serve()?;
             let reservation = keeper.sandboxes.reserve(&id)?;
             let maker = Arc::clone(&keeper);
             let sandbox = blocking(move || Self::make(&maker, id, &request, config)).await?;

@@ -10,6 +10,7 @@ use crate::logs::Engine;
 use crate::logs::journal::Journal;
 use crate::{prepare, recovery, service, start};
 use containerd_shim::Flags;
+use nix::sys::signal::{SigSet, Signal};
 use rustix::fd::{AsFd, OwnedFd};
 use std::collections::HashMap;
 use std::error::Error;
@@ -18,6 +19,7 @@ use std::path::PathBuf;
 use std::process::Child;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
 
 /// Key of the journal's page with the guardian.
 const JOURNAL: &str = "journal";
@@ -60,6 +62,11 @@ pub(crate) fn serve(root: PathBuf, flags: Flags) -> Result<(), Box<dyn Error>> {
             inheritance.generation,
             prepare::nofile_from_env(),
         ));
+        let asked = signal(SignalKind::user_defined1())?;
+        // Blocked by the guardian, which has its own way to hear signals.
+        let unblocked: SigSet = [Signal::SIGUSR1].into_iter().collect();
+        unblocked.thread_unblock()?;
+        tokio::spawn(tell(Arc::clone(&keeper), asked));
         let connections = incoming(&keeper, &listener, &mut inheritance.held)?;
         let pending = recovery::rebuild(&keeper, inheritance.held)?;
         // Not before: a report that nobody waits for is forgotten.
@@ -69,6 +76,10 @@ pub(crate) fn serve(root: PathBuf, flags: Flags) -> Result<(), Box<dyn Error>> {
         server.start().await?;
         keeper.guardian.ready();
         tracing::info!(generation = keeper.generation, "keeper serves");
+        if keeper.generation == 1 && keeper.events.is_wanted() {
+            let keeper = Arc::clone(&keeper);
+            tokio::spawn(async move { keeper.end_unless_used().await });
+        }
         keeper.should_end().await;
         // Nobody may connect to a socket whose server is leaving; a start that comes now makes a new one.
         std::fs::remove_file(keeper.layout.socket()?)?;
@@ -79,6 +90,13 @@ pub(crate) fn serve(root: PathBuf, flags: Flags) -> Result<(), Box<dyn Error>> {
         keeper.engine.stop();
         Ok(())
     })
+}
+
+/// To whoever asks as other shims are asked (SHIM-PROC-05).
+async fn tell(keeper: Arc<Keeper>, mut asked: SignalStream) {
+    while asked.recv().await.is_some() {
+        keeper.tell();
+    }
 }
 
 /// What the guardian says; when it is gone, another one takes its place.

@@ -8,7 +8,9 @@ use crate::prepare::{self, NOFILE_VARIABLE};
 use containerd_shim::Flags;
 use rustix::fd::OwnedFd;
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::thread::{CoreSchedulingScope, create_core_scheduling_cookie};
 use slipway_runtime::cgroup::Cgroup;
 use slipway_runtime::error::Kind;
 use std::error::Error;
@@ -25,6 +27,8 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(20);
 /// The action of a guardian that a living keeper starts.
 pub(crate) const ADOPT: &str = "adopt";
+/// Set by a client that wants no two pods to share a processor core at the same time (SHIM-CMD-10).
+const SCHED_CORE: &str = "SCHED_CORE";
 /// argv[0] of what we start.
 const NAME: &str = "containerd-shim-slipway-v1";
 
@@ -97,11 +101,31 @@ pub(crate) fn layout_of_bundle(flags: &Flags) -> Result<Layout, Box<dyn Error>> 
     }
 }
 
-/// As the environment says; it is the same in all of our processes.
+/// As the environment says; it is the same in all of our processes. A domain of cores is a keeper's, with all its containers:
+/// who wants one for each pod gets a keeper for each pod.
 pub(crate) fn grouping() -> Grouping {
     match std::env::var(GROUPING_VARIABLE).as_deref() {
         Ok("pod") => Grouping::Pod,
+        _ if wants_own_cores() => Grouping::Pod,
         _ => Grouping::Node,
+    }
+}
+
+fn wants_own_cores() -> bool {
+    std::env::var_os(SCHED_CORE).is_some_and(|value| !value.is_empty())
+}
+
+/// All that we start from now on shares cores with nobody else (PR_SCHED_CORE, prctl(2)).
+fn own_cores() -> Result<(), Box<dyn Error>> {
+    let us = rustix::process::getpid();
+    match create_core_scheduling_cookie(us, CoreSchedulingScope::ThreadGroup) {
+        // Nothing shares a core on this machine.
+        Ok(()) | Err(Errno::NODEV) => Ok(()),
+        Err(Errno::INVAL) => Err(format!(
+            "{SCHED_CORE} is set, but this kernel has no core scheduling (CONFIG_SCHED_CORE); unset it in containerd's configuration"
+        )
+        .into()),
+        Err(error) => Err(format!("{SCHED_CORE}: make a core scheduling domain: {error}").into()),
     }
 }
 
@@ -137,6 +161,9 @@ fn spawn(plan: &Plan<'_>) -> Result<(), Box<dyn Error>> {
     }
     if !plan.options.shim_cgroup.is_empty() {
         enter(&plan.options.shim_cgroup)?;
+    }
+    if wants_own_cores() {
+        own_cores()?;
     }
     let listener = UnixListener::bind(plan.socket)?;
     std::fs::set_permissions(plan.socket, Permissions::from_mode(0o600))?;

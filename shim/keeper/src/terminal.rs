@@ -8,31 +8,61 @@ use rustix::io::Errno;
 use rustix::termios::{Winsize, tcsetwinsize};
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 
-/// Starts copying between the terminal and the client's fifos, where there are both. The output's copying ends with the
-/// terminal; the input's is to be ended by the answer, as the client may keep its end open for ever.
-pub(crate) fn connect(kept: &Kept) -> io::Result<Option<AbortHandle>> {
-    let Some(pty) = kept.get(key::PTY) else { return Ok(None) };
-    let mut copies = Vec::new();
-    for (from, to) in [(kept.get(key::TTY_IN), Some(pty)), (Some(pty), kept.get(key::TTY_OUT))] {
-        let (Some(from), Some(to)) = (from, to) else { continue };
-        let (from, to) = (from.try_clone()?, to.try_clone()?);
-        rustix::io::ioctl_fionbio(&from, true)?;
-        rustix::io::ioctl_fionbio(&to, true)?;
-        let from = readiness::watch(Held(Arc::new(from)), Interest::READABLE)?;
-        let to = Sink::new(Held(Arc::new(to)))?;
-        let copying = tokio::spawn(async move {
-            if let Err(error) = copy(&from, &to).await {
-                tracing::debug!("terminal: {error}");
-            }
-        });
-        copies.push(copying.abort_handle());
+/// How long a deletion waits for the rest of a terminal's output: a client that does not read must not hold it up.
+const DRAINED: Duration = Duration::from_secs(2);
+
+/// What moves a terminal's bytes; nothing where there is no terminal.
+#[derive(Debug, Default)]
+pub(crate) struct Copying {
+    input: Option<AbortHandle>,
+    output: Option<JoinHandle<()>>,
+}
+
+impl Copying {
+    /// Nobody types any more. To be called at the end: the client may keep its end open for ever.
+    pub(crate) fn stop_input(&mut self) {
+        if let Some(input) = self.input.take() {
+            input.abort();
+        }
     }
-    // The input's comes first, if there is one.
-    Ok(copies.into_iter().next().filter(|_| kept.contains_key(key::TTY_IN)))
+
+    /// Returns when all that the terminal's processes wrote is with the client (SHIM-EXIT-07), or it took too long. They have
+    /// ended: the output's copying ends with the terminal.
+    pub(crate) async fn drained(self) {
+        if let Some(output) = self.output {
+            let _ = tokio::time::timeout(DRAINED, output).await;
+        }
+    }
+}
+
+/// Starts copying between the terminal and the client's fifos, where there are both.
+pub(crate) fn connect(kept: &Kept) -> io::Result<Copying> {
+    let Some(pty) = kept.get(key::PTY) else { return Ok(Copying::default()) };
+    let start = |from: Option<&OwnedFd>, to: Option<&OwnedFd>| {
+        from.zip(to).map(|(from, to)| copy_aside(from, to)).transpose()
+    };
+    Ok(Copying {
+        input: start(kept.get(key::TTY_IN), Some(pty))?.map(|input| input.abort_handle()),
+        output: start(Some(pty), kept.get(key::TTY_OUT))?,
+    })
+}
+
+fn copy_aside(from: &OwnedFd, to: &OwnedFd) -> io::Result<JoinHandle<()>> {
+    let (from, to) = (from.try_clone()?, to.try_clone()?);
+    rustix::io::ioctl_fionbio(&from, true)?;
+    rustix::io::ioctl_fionbio(&to, true)?;
+    let from = readiness::watch(Held(Arc::new(from)), Interest::READABLE)?;
+    let to = Sink::new(Held(Arc::new(to)))?;
+    Ok(tokio::spawn(async move {
+        if let Err(error) = copy(&from, &to).await {
+            tracing::debug!("terminal: {error}");
+        }
+    }))
 }
 
 /// Sets the window's size in characters; without a terminal nothing happens (SHIM-TSK-25).

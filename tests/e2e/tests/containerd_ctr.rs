@@ -23,6 +23,11 @@ fn ctr_runs_containers_on_containerd_2() {
 
 async fn by_ctr(node: &mut Node) -> Result<()> {
     node.ctr_import("busybox").await?;
+    let execs = std::cell::Cell::new(0);
+    let name = || {
+        execs.set(execs.get() + 1);
+        format!("read-{}", execs.get())
+    };
     let ran = node.ctr_run("brief", &["--rm"], &["sh", "-c", "echo out; echo err >&2; exit 7"]).await?;
     ensure!(ran == (7, "out\n".into(), "err\n".into()), "{ran:?}");
     for round in 0..10 {
@@ -38,6 +43,16 @@ async fn by_ctr(node: &mut Node) -> Result<()> {
     ensure!(exec.starts_with("in\n"), "exec: {exec}");
     let failing = node.ctr(&["task", "exec", "--exec-id", "e2", "long", "sh", "-c", "exit 5"]).await;
     ensure!(failing.is_err(), "an exec's exit code is ctr's");
+    let words = ["task", "exec", "--exec-id", "e3", "--user", "1000:1001", "--cwd", "/tmp"];
+    let as_another = node.ctr(&[&words[..], &["long", "sh", "-c", "id -u; id -g; pwd"]].concat()).await?;
+    ensure!(as_another == "1000\n1001\n/tmp\n", "exec as another user elsewhere: {as_another}");
+    let detached = ["task", "exec", "-d", "--exec-id", "e4", "long", "sh", "-c", "echo seen > /tmp/detached"];
+    node.ctr(&detached).await?;
+    until("a detached exec's work", async || {
+        let read = node.ctr(&["task", "exec", "--exec-id", &name(), "long", "cat", "/tmp/detached"]).await;
+        Ok(read.is_ok_and(|text| text == "seen\n"))
+    })
+    .await?;
     task("pause").await?;
     ensure!(node.ctr(&["task", "ls"]).await?.contains("PAUSED"), "paused");
     task("resume").await?;

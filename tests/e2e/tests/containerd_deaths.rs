@@ -13,6 +13,7 @@ use std::time::Duration;
 /// A node of each kind that runs pods under our handler.
 const CLASSIC_1: (Release, Handler) = (Release::Debian, Handler::SlipwayClassic);
 const SANDBOX_2: (Release, Handler) = (Release::Two, Handler::Slipway);
+const PER_POD_2: (Release, Handler) = (Release::Two, Handler::SlipwayPerPod);
 
 /// SHIM-TST-04, SHIM-DEL-08, SHIM-DEL-10, SHIM-EVT-06, SHIM-EVT-09: kill -9 of containerd in the middle of 50 pods.
 #[test]
@@ -23,6 +24,12 @@ fn debians_containerd_is_killed_in_the_middle_of_50_pods() {
 #[test]
 fn containerd_2_is_killed_in_the_middle_of_50_pods() {
     on_a_node(setup(SANDBOX_2.0, SANDBOX_2.1), |node| Box::pin(restart(node, 50)));
+}
+
+/// The same where each pod has a keeper of its own: all of them live on, and are found again.
+#[test]
+fn containerd_2_is_killed_over_a_keeper_for_each_pod() {
+    on_a_node(setup(PER_POD_2.0, PER_POD_2.1), |node| Box::pin(restart(node, 6)));
 }
 
 async fn restart(node: &mut Node, count: usize) -> Result<()> {
@@ -132,6 +139,11 @@ fn the_keeper_is_killed_behind_containerd_2() {
     on_a_node(setup(SANDBOX_2.0, SANDBOX_2.1), |node| Box::pin(keeper_dies(node)));
 }
 
+#[test]
+fn a_pods_own_keeper_is_killed_behind_containerd_2() {
+    on_a_node(setup(PER_POD_2.0, PER_POD_2.1), |node| Box::pin(keeper_dies(node)));
+}
+
 async fn keeper_dies(node: &mut Node) -> Result<()> {
     let image = node.import_for_cri("busybox").await?;
     let config = pod(node, "lasting");
@@ -199,5 +211,49 @@ async fn all_die(node: &mut Node) -> Result<()> {
     let sandbox = node.run_pod(&config).await?;
     let main = node.run(&sandbox, &config, shell("main", &image, "exit 3")).await?;
     ensure!(node.ended(&main).await?.exit_code == 3, "a new keeper");
+    Ok(())
+}
+
+/// What a keeper for each pod is for: the death of one with its guardian is the end of one pod.
+#[test]
+fn a_pods_own_keeper_and_guardian_are_killed_and_its_neighbour_does_not_notice() {
+    on_a_node(setup(PER_POD_2.0, PER_POD_2.1), |node| Box::pin(one_pod_dies(node)));
+}
+
+async fn one_pod_dies(node: &mut Node) -> Result<()> {
+    let image = node.import_for_cri("busybox").await?;
+    let config = pod(node, "doomed");
+    let doomed = node.run_pod(&config).await?;
+    let main = node.run(&doomed, &config, shell("main", &image, "sleep 1000")).await?;
+    let its = node.our_processes();
+    let config = pod(node, "neighbour");
+    let sandbox = node.run_pod(&config).await?;
+    let script = "i=0; while :; do i=$((i+1)); echo line $i; sleep 0.05; done";
+    let steady = node.run(&sandbox, &config, shell("steady", &image, script)).await?;
+    let others: Vec<_> = node.our_processes().into_iter().filter(|one| !its.contains(one)).collect();
+    ensure!(its.len() == 2 && others.len() == 2, "a guardian and a keeper each: {its:?}, {others:?}");
+    let of = |role: &str| {
+        its.iter().find(|(_, command)| command.contains(role)).map(|(pid, _)| Pid::from_raw(*pid))
+    };
+    let (Some(guardian), Some(keeper)) = (of(" guardian "), of(" serve ")) else { anyhow::bail!("{its:?}") };
+    for (pid, signal) in [(guardian, Signal::SIGSTOP), (keeper, Signal::SIGKILL), (guardian, Signal::SIGKILL)]
+    {
+        kill(pid, signal)?;
+    }
+    let ended = node.ended(&main).await?;
+    ensure!([137, 255].contains(&ended.exit_code), "{ended:?}");
+    until("the pod's end", async || {
+        Ok(node.pod_status(&doomed).await?.state() == v1::PodSandboxState::SandboxNotready)
+    })
+    .await?;
+    node.stop_pod(&doomed).await?;
+    node.remove_pod(&doomed).await?;
+    ensure!(node.our_processes() == others, "the neighbour's own: {others:?}, {:?}", node.our_processes());
+    ensure!(node.sh(&steady, "echo in").await?.trim() == "in", "exec beside it");
+    let lines = node.log(&steady).await?.len();
+    until("the log goes on", async || Ok(node.log(&steady).await?.len() > lines + 2)).await?;
+    let texts: Vec<_> = node.log(&steady).await?.into_iter().map(|(_, _, text)| text).collect();
+    let expected: Vec<_> = (1..=texts.len()).map(|i| format!("line {i}")).collect();
+    ensure!(texts == expected, "no line is lost: {texts:?}");
     Ok(())
 }

@@ -101,7 +101,9 @@ impl Guardian {
         // Needs CAP_SYS_RESOURCE; without it the score stays as it is.
         let _ = std::fs::write("/proc/self/oom_score_adj", "-999");
         let mut mask = SigSet::empty();
-        for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        // SIGUSR1 asks shims what they are doing; the keeper answers (SHIM-PROC-05).
+        let ours = [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1];
+        for signal in ours {
             mask.add(signal);
         }
         mask.thread_block()?;

@@ -6,14 +6,15 @@ use crate::error::{Error, Result};
 use crate::events::timestamp;
 use crate::keeper::{Keeper, blocking, detached};
 use crate::logger;
+use crate::mounts;
 use crate::process::{Awaited, now, wait_end};
 use crate::records::{self, Ended, OutOfMemory};
 use crate::stdio::{self, key};
 use containerd_shim_protos::events::task::{TaskDelete, TaskExit, TaskOOM};
 use slipway_runtime::cgroup::{Cgroup, OomLevel};
 use slipway_runtime::error::Kind;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::task::JoinSet;
 
@@ -84,6 +85,8 @@ impl Task {
             for exec in task.execs.all() {
                 let _ = exec.delete(&keeper, &task).await;
             }
+            let copying = std::mem::take(&mut *task.copying());
+            copying.drained().await;
             let logger = task.kept().remove(key::LOGGER);
             logger::finish(logger).await;
             let (remover, remover_keeper) = (Arc::clone(&task), Arc::clone(&keeper));
@@ -107,6 +110,9 @@ impl Task {
     /// Gives back what a dead container still has: control group, descriptors, record.
     pub(super) fn remove(&self, keeper: &Keeper) -> Result<()> {
         remove_cgroup(&self.facts.cgroup)?;
+        if self.facts.mounted {
+            mounts::unmount_all(&self.facts.bundle);
+        }
         keeper.engine.remove(&self.facts.id);
         keeper.guardian.forget_all(&self.prefix());
         self.after_delete();
@@ -205,9 +211,7 @@ impl Task {
         for key in over.iter().map(|(key, _)| *key).chain(["pidfd", "start"]) {
             keeper.guardian.forget(&format!("{}{key}", self.prefix()));
         }
-        if let Some(typing) = self.typing.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            typing.abort();
-        }
+        self.copying().stop_input();
     }
 
     fn publish_exit(&self, keeper: &Keeper, pid: i32, ended: Ended) {

@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::keeper::{Keeper, blocking, detached};
 use crate::layout::Layout;
 use crate::logger::Logger;
+use crate::mounts;
 use crate::prepare::{self, Namespaces};
 use crate::process::{Process, born, now};
 use crate::records;
@@ -79,11 +80,19 @@ impl Task {
 
     /// A container that is to be restored by its start.
     pub(super) fn freeze_made(keeper: &Keeper, new: NewTask, frozen: Frozen) -> Result<Arc<Self>> {
+        let mounts = new.mounts.clone();
         let (facts, ..) = Facts::of(keeper, new)?;
         stdio::check(&facts.streams)?;
         let task = Self::assemble(facts, Lifecycle::Frozen { frozen, begun: false }, Kept::new(), None, 0);
+        let mut rollback = Rollback::default();
+        // Before the record, which says that it can be started; a client that finds neither has it deleted.
+        if task.facts.mounted {
+            mounts::mount_all(&mounts, &task.facts.bundle)?;
+            rollback.push("root filesystem", || mounts::unmount_all(&task.facts.bundle));
+        }
         records::save(&keeper.layout.tasks(), &task.record())
             .map_err(|e| Error::io("record", &task.facts.id, &e))?;
+        rollback.commit();
         Ok(Arc::new(task))
     }
 

@@ -9,6 +9,7 @@ use crate::keeper::{Keeper, blocking, detached};
 use crate::layout::is_valid_id;
 use crate::logger::Logger;
 use crate::logs::Log;
+use crate::mounts;
 use crate::options::Options;
 use crate::prepare::{self, Namespaces};
 use crate::process::{Process, born};
@@ -22,8 +23,8 @@ use slipway_runtime::cgroup::Cgroup;
 use slipway_runtime::container::{self, CreateRequest, Created, Parked, StartPipe, StartRequest, Subject};
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 
 impl Task {
     /// Create: a container parked before its execve.
@@ -33,7 +34,7 @@ impl Task {
             if !is_valid_id(&new.id) {
                 return Err(Error::invalid(format!("bad container id {:?}", new.id)));
             }
-            keeper.must_stay()?;
+            keeper.must_serve()?;
             let reservation = keeper.tasks.reserve(&new.id)?;
             let maker = Arc::clone(&keeper);
             let mut event = create_event(&new);
@@ -73,8 +74,8 @@ impl Task {
             };
             keeper.engine.add(log).await.map_err(fail)?;
         }
-        let typing = terminal::connect(&self.kept()).map_err(fail)?;
-        *self.typing.lock().unwrap_or_else(PoisonError::into_inner) = typing;
+        let copying = terminal::connect(&self.kept()).map_err(fail)?;
+        *self.copying() = copying;
         Ok(())
     }
 
@@ -159,6 +160,7 @@ impl Facts {
         prepare::set_cgroup(&mut spec, &cgroup);
         let facts = Self {
             rootfs: prepare::rootfs(&new.mounts, &new.bundle, &spec)?,
+            mounted: prepare::needs_mounting(&new.mounts),
             sandbox: prepare::sandbox_of(&spec),
             cgroup,
             id: new.id,
@@ -186,6 +188,7 @@ fn wishes(options: &Options) -> container::Options {
 /// Makes the container; on error nothing is left of it. Blocks.
 fn make(keeper: &Keeper, new: NewTask) -> Result<Arc<Task>> {
     let clocked = new.clocked;
+    let mounts = new.mounts.clone();
     let (mut facts, mut spec, namespaces, options) = Facts::of(keeper, new)?;
     if let Some(process) = spec.process_mut() {
         prepare::process(process, None, keeper.nofile);
@@ -202,6 +205,11 @@ fn make(keeper: &Keeper, new: NewTask) -> Result<Arc<Task>> {
     let intent = facts.record(TaskPhase::Creating, 0, 0);
     save(&intent)?;
     rollback.push("record", move || drop(records::remove(&keeper.layout.tasks(), &intent)));
+    let bundle = facts.bundle.clone();
+    if facts.mounted {
+        mounts::mount_all(&mounts, &bundle)?;
+        rollback.push("root filesystem", move || mounts::unmount_all(&bundle));
+    }
     let Created { pid, pidfd, cgroup, pty, start, clocked } =
         slipway_runtime::container::create(CreateRequest {
             id: facts.id.clone(),

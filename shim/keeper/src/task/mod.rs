@@ -28,7 +28,7 @@ use crate::process::{Process, now};
 use crate::records::{self, Ended, Streams, TaskPhase, TaskRecord, VERSION};
 use crate::registry::Registry;
 use crate::stdio::{self, Kept, Target, key};
-use crate::terminal;
+use crate::terminal::{self, Copying};
 use containerd_shim_protos::api::Mount;
 use containerd_shim_protos::events::task::{TaskPaused, TaskResumed, TaskStart};
 use oci_spec::runtime::LinuxResources;
@@ -69,6 +69,7 @@ struct Facts {
     oom_before: Option<OomBefore>,
     streams: Streams,
     rootfs: Rootfs,
+    mounted: bool,
     foreign_pids: bool,
     attended: bool,
     io_owner: Option<(u32, u32)>,
@@ -111,8 +112,7 @@ pub(crate) struct Task {
     /// Held by whatever changes the container.
     changing: tokio::sync::Mutex<()>,
     kept: Mutex<Kept>,
-    /// What copies the client's input to its terminal.
-    typing: Mutex<Option<tokio::task::AbortHandle>>,
+    copying: Mutex<Copying>,
     /// Nobody may write to its standard input any more.
     stdin_closed: watch::Sender<bool>,
     exit: watch::Sender<Option<Ended>>,
@@ -491,13 +491,17 @@ impl Task {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn copying(&self) -> MutexGuard<'_, Copying> {
+        self.copying.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn assemble(facts: Facts, state: Lifecycle, kept: Kept, ended: Option<Ended>, dropped: u64) -> Self {
         Self {
             facts,
             state: Mutex::new(state),
             changing: tokio::sync::Mutex::new(()),
             kept: Mutex::new(kept),
-            typing: Mutex::new(None),
+            copying: Mutex::default(),
             stdin_closed: watch::Sender::new(false),
             exit: watch::Sender::new(ended),
             dropped: dropped.into(),
@@ -520,6 +524,7 @@ impl Facts {
             oom_before: self.oom_before,
             streams: self.streams.clone(),
             rootfs: self.rootfs.clone(),
+            mounted: self.mounted,
             foreign_pids: self.foreign_pids,
             attended: self.attended,
             io_owner: self.io_owner,

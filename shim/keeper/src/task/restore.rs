@@ -63,6 +63,7 @@ impl Task {
             oom_before: record.oom_before,
             streams: record.streams,
             rootfs: record.rootfs,
+            mounted: record.mounted,
             foreign_pids: record.foreign_pids,
             attended: record.attended,
             io_owner: record.io_owner,

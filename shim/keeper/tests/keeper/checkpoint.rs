@@ -235,7 +235,11 @@ fn a_keeper_killed_in_the_middle_of_a_restore_leaves_nothing_half_made() {
     checkpoint(&rig, "c", &from, true).unwrap();
     rig.wait("c", "").unwrap();
     rig.delete("c", "").unwrap();
+    // Criu wants the files as they were: one may have been open, and empty, at that moment.
+    let file = bundle.path.join("rootfs/tmp/n");
+    let then = fs::read(&file).unwrap();
     for moment in 0..8_u64 {
+        fs::write(&file, &then).unwrap();
         create(&rig, &bundle, &from).unwrap();
         let keeper = rig.info().keeper_pid;
         std::thread::scope(|scope| {

@@ -89,6 +89,7 @@ fn a_scope_where_no_systemd_makes_one_is_a_directory() {
 
 #[test]
 fn what_has_no_effect_is_said_and_what_is_not_known_is_refused() {
+    // SHIM-BIN-07
     let rig = Rig::new();
     let bundle = rig.bundle("c", &["true"]);
     create_with(&rig, &bundle, |options| {

@@ -1,19 +1,13 @@
-//! Limits, figures, events, and what many lives leave behind.
+//! Limits, figures, and what many lives leave behind.
 
 use crate::rig::{Rig, code, soon};
-use async_trait::async_trait;
-use containerd_shim_protos::api::{Empty, PidsRequest, StatsRequest, UpdateTaskRequest};
+use containerd_shim_protos::api::{PidsRequest, StatsRequest, UpdateTaskRequest};
 use containerd_shim_protos::cgroups::metrics::Metrics as MetricsV1;
 use containerd_shim_protos::cgroups_v2::metrics::Metrics as MetricsV2;
-use containerd_shim_protos::events::task::TaskExit;
-use containerd_shim_protos::shim::event::Envelope;
-use containerd_shim_protos::shim::events::ForwardRequest;
-use containerd_shim_protos::shim_async::{Events, create_events};
 use protobuf::Message as _;
 use protobuf::well_known_types::any::Any;
 use serde_json::json;
 use std::fs;
-use std::sync::{Arc, Mutex};
 use ttrpc::Code;
 
 #[test]
@@ -92,100 +86,4 @@ fn many_lives_leave_nothing_behind() {
     });
     let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", info.keeper_pid)).unwrap();
     assert_eq!(children, "", "processes of the keeper");
-}
-
-#[derive(Debug, Default)]
-struct Recorder(Arc<Mutex<Vec<Envelope>>>);
-
-#[async_trait]
-impl Events for Recorder {
-    async fn forward(
-        &self,
-        _: &ttrpc::r#async::TtrpcContext,
-        request: ForwardRequest,
-    ) -> ttrpc::Result<Empty> {
-        self.0.lock().unwrap().push(request.envelope.unwrap());
-        Ok(Empty::default())
-    }
-}
-
-/// containerd's end of events, for as long as it lives.
-struct Client {
-    events: Arc<Mutex<Vec<Envelope>>>,
-    _runtime: tokio::runtime::Runtime,
-    _server: ttrpc::r#async::Server,
-}
-
-impl Client {
-    fn listen(socket: &std::path::Path) -> Self {
-        let events = Arc::new(Mutex::new(Vec::new()));
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let service = create_events(Arc::new(Recorder(Arc::clone(&events))));
-        let mut server = {
-            let _inside = runtime.enter();
-            ttrpc::r#async::Server::new()
-                .bind(&format!("unix://{}", socket.display()))
-                .unwrap()
-                .register_service(service)
-        };
-        runtime.block_on(server.start()).unwrap();
-        Self { events, _runtime: runtime, _server: server }
-    }
-
-    /// Waits for the events of [`one_life`] and checks that they came once, in order, init's exit last.
-    fn expect_one_life(&self) {
-        crate::rig::wait_until("all events", || self.events.lock().unwrap().len() >= 7);
-        let events = self.events.lock().unwrap();
-        let topics: Vec<_> = events.iter().map(|event| event.topic.as_str()).collect();
-        let expected = ["create", "start", "exec-added", "exec-started", "exit", "exit", "delete"]
-            .map(|name| format!("/tasks/{name}"));
-        assert_eq!(topics, expected);
-        let exits: Vec<_> = events
-            .iter()
-            .filter(|event| event.topic == "/tasks/exit")
-            .map(|event| {
-                assert_eq!(
-                    (event.event.type_url.as_str(), event.namespace.as_str()),
-                    ("containerd.events.TaskExit", "test")
-                );
-                TaskExit::parse_from_bytes(&event.event.value).unwrap().id
-            })
-            .collect();
-        assert_eq!(exits, ["e", "c"], "init's exit is the last");
-    }
-}
-
-fn one_life(rig: &Rig) {
-    rig.create(&rig.bundle("c", &["sleep", "1000"])).unwrap();
-    rig.start("c", "").unwrap();
-    rig.exec("c", "e", &["sleep", "1000"], "").unwrap();
-    rig.start("c", "e").unwrap();
-    rig.kill("c", "", 9, false).unwrap();
-    rig.wait("c", "").unwrap();
-    rig.delete("c", "").unwrap();
-}
-
-#[test]
-fn events_come_in_order() {
-    // SHIM-EVT-01, SHIM-EVT-02, SHIM-EVT-03, SHIM-EVT-05; SHIM-EXIT-01, SHIM-EXIT-02; SHIM-TSK-08
-    let dir = tempfile::tempdir().unwrap();
-    let socket = dir.path().join("events");
-    let client = Client::listen(&socket);
-    let rig = Rig::with_events(socket.to_str().unwrap());
-    one_life(&rig);
-    client.expect_one_life();
-}
-
-#[test]
-fn events_wait_for_a_client_that_is_away() {
-    // SHIM-EVT-04, SHIM-EVT-05, SHIM-EVT-06, SHIM-EXIT-01: also over a keeper's death.
-    let dir = tempfile::tempdir().unwrap();
-    let socket = dir.path().join("events");
-    let rig = Rig::with_events(socket.to_str().unwrap());
-    one_life(&rig);
-    let keeper = rig.info().keeper_pid;
-    crate::rig::kill(keeper, 9);
-    crate::rig::wait_until("the next keeper", || rig.info().keeper_pid != keeper);
-    Client::listen(&socket).expect_one_life();
 }

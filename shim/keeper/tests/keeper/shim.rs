@@ -11,17 +11,17 @@ use std::fs;
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use ttrpc::Code;
 
 /// containerd's side of one bundle: directory, environment, standard input.
-struct Caller {
-    dir: tempfile::TempDir,
-    env: Vec<(&'static str, String)>,
+pub struct Caller {
+    pub dir: tempfile::TempDir,
+    pub env: Vec<(&'static str, String)>,
 }
 
 impl Caller {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let dir = tempfile::Builder::new().prefix("slk").tempdir().unwrap();
         let env = vec![
             ("SLIPWAY_KEEPER_STATE", dir.path().join("k").to_str().unwrap().into()),
@@ -30,13 +30,20 @@ impl Caller {
         Self { dir, env }
     }
 
-    fn bundle(&self, id: &str) -> PathBuf {
+    pub fn bundle(&self, id: &str) -> PathBuf {
         let bundle = self.dir.path().join("bundles").join(id);
         fs::create_dir_all(&bundle).unwrap();
         bundle
     }
 
-    fn call(&self, id: &str, action: &str, input: &[u8]) -> Output {
+    pub fn call(&self, id: &str, action: &str, input: &[u8]) -> Output {
+        let mut child = self.begin(id, action);
+        child.stdin.take().unwrap().write_all(input).unwrap();
+        child.wait_with_output().unwrap()
+    }
+
+    /// Standard input is still to be written.
+    pub fn begin(&self, id: &str, action: &str) -> Child {
         let mut command = Command::new(BINARY);
         command
             .args(["-namespace", "test", "-address", "/c.sock", "-publish-binary", "/c", "-id", id, action])
@@ -46,26 +53,29 @@ impl Caller {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        child.stdin.take().unwrap().write_all(input).unwrap();
-        child.wait_with_output().unwrap()
+        command.spawn().unwrap()
     }
 
-    /// Ends the keeper behind this address.
-    fn end(&self, address: &str) {
+    /// Guardian and keeper behind this address.
+    pub fn pids(address: &str) -> [i32; 2] {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let info = runtime.block_on(async {
             let client = ttrpc::r#async::Client::connect(address).await.unwrap();
             let keeper = cri_proto::keeper::keeper_ttrpc::KeeperClient::new(client);
             keeper.info(soon(), &Default::default()).await.unwrap()
         });
-        kill(info.guardian_pid, 15);
-        let gone = |pid: i32| !Path::new(&format!("/proc/{pid}")).exists();
-        wait_until("its end", || gone(info.guardian_pid) && gone(info.keeper_pid));
+        [info.guardian_pid, info.keeper_pid]
+    }
+
+    /// Ends the keeper behind this address.
+    pub fn end(&self, address: &str) {
+        let pids = Self::pids(address);
+        kill(pids[0], 15);
+        wait_until("its end", || pids.iter().all(|pid| !Path::new(&format!("/proc/{pid}")).exists()));
     }
 }
 
-fn options(change: impl FnOnce(&mut Options)) -> Any {
+pub fn options(change: impl FnOnce(&mut Options)) -> Any {
     let mut options = Options::default();
     change(&mut options);
     let value = options.write_to_bytes().unwrap();
@@ -199,9 +209,8 @@ fn output_goes_to_files_and_programs() {
     let expected = format!("program test to={} ", log.display());
     assert!(seen.starts_with(&expected), "{seen}");
     assert!(seen.ends_with("out\nerr\nbye\n"), "{seen}");
-    wait_until("the terminal's output", || {
-        fs::read_to_string(&tty_log).unwrap_or_default().contains("to a terminal")
-    });
+    // Delete waits for a terminal's last words, too (SHIM-EXIT-07).
+    assert_eq!(fs::read_to_string(&tty_log).unwrap(), "30 90\r\nto a terminal\r\n");
     let tasks = format!("/proc/{}/task", rig.info().keeper_pid);
     let children =
         |thread: fs::DirEntry| fs::read_to_string(thread.path().join("children")).unwrap_or_default();
@@ -311,13 +320,7 @@ fn the_keeper_is_born_in_the_group_that_the_options_name() {
     let group = format!("slipway-test-{}-shims", std::process::id());
     let options = options(|options| options.shim_cgroup = format!("/{group}"));
     let address = address_of(&caller.call("a", "start", &options.write_to_bytes().unwrap()));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let info = runtime.block_on(async {
-        let client = ttrpc::r#async::Client::connect(&address).await.unwrap();
-        let keeper = cri_proto::keeper::keeper_ttrpc::KeeperClient::new(client);
-        keeper.info(soon(), &Default::default()).await.unwrap()
-    });
-    for pid in [info.keeper_pid, info.guardian_pid] {
+    for pid in Caller::pids(&address) {
         let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
         assert!(groups.lines().any(|line| line.ends_with(&format!(":/{group}"))), "{groups}");
     }
