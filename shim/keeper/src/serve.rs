@@ -76,7 +76,7 @@ pub(crate) fn serve(root: PathBuf, flags: Flags) -> Result<(), Box<dyn Error>> {
         server.start().await?;
         keeper.guardian.ready();
         tracing::info!(generation = keeper.generation, "keeper serves");
-        if keeper.generation == 1 && keeper.events.is_wanted() {
+        if keeper.events.is_wanted() {
             let keeper = Arc::clone(&keeper);
             tokio::spawn(async move { keeper.end_unless_used().await });
         }
