@@ -110,6 +110,15 @@ fn sigusr1_asks_what_there_is() {
 }
 
 #[test]
+fn a_keeper_whose_directory_was_removed_can_be_ended() {
+    let mut caller = Caller::new();
+    caller.env.push(("MAX_SHIM_VERSION", "2".into()));
+    let pids = Caller::pids(&address_of(&caller.call("a", "start", b"")));
+    fs::remove_dir_all(caller.dir.path().join("k")).unwrap();
+    kill_and_wait(&pids);
+}
+
+#[test]
 fn short_actions_are_not_cut_short() {
     // SHIM-PROC-05
     let mut caller = Caller::new();
