@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 /// A keeper that is told to end waits so long after the last `start` action that answered with its address, as the
 /// client's first request is still on its way.
 const LINGER: Duration = Duration::from_secs(2);
-/// How long the first keeper waits for the first thing to do.
+/// How long a keeper that has nothing waits for something to do.
 const UNUSED: Duration = Duration::from_secs(30);
 
 /// The keeper. One per process.

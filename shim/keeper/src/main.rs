@@ -39,6 +39,7 @@ mod stdio;
 mod task;
 mod terminal;
 
+use nix::sys::signal::{SigSet, Signal};
 use start::Origin;
 use std::error::Error;
 use std::ffi::OsString;
@@ -72,6 +73,9 @@ fn run(args: &[OsString]) -> Result<(), Box<dyn Error>> {
     }
     // Of our own actions: the group's directory, behind the action's name.
     let root = || args.last().map(PathBuf::from).ok_or("no directory given");
+    if matches!(flags.action.as_str(), "start" | "delete") {
+        not_to_be_cut_short()?;
+    }
     match flags.action.as_str() {
         "start" => Ok(start::print(&start::start(&flags)?)?),
         "delete" => Ok(start::print(&delete::delete(&flags)?)?),
@@ -91,6 +95,12 @@ fn run(args: &[OsString]) -> Result<(), Box<dyn Error>> {
         }
         other => Err(format!("unknown action {other:?}; containerd calls start and delete").into()),
     }
+}
+
+/// Whoever ends the client's processes one by one must not leave half a keeper, or half of a container (SHIM-PROC-05).
+fn not_to_be_cut_short() -> nix::Result<()> {
+    let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
+    signals.thread_block()
 }
 
 /// Only for the long-lived ones: containerd reads the others' stderr as their answer (SHIM-OUT-06).

@@ -76,13 +76,17 @@ pub(crate) fn serve(root: PathBuf, flags: Flags) -> Result<(), Box<dyn Error>> {
         server.start().await?;
         keeper.guardian.ready();
         tracing::info!(generation = keeper.generation, "keeper serves");
-        if keeper.generation == 1 && keeper.events.is_wanted() {
+        if keeper.events.is_wanted() {
             let keeper = Arc::clone(&keeper);
             tokio::spawn(async move { keeper.end_unless_used().await });
         }
         keeper.should_end().await;
         // Nobody may connect to a socket whose server is leaving; a start that comes now makes a new one.
-        std::fs::remove_file(keeper.layout.socket()?)?;
+        match std::fs::remove_file(keeper.layout.socket()?) {
+            // Somebody has removed the whole directory: all the more reason to go.
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
         keeper.events.flush(LAST_EVENTS).await;
         keeper.guardian.quit();
         server.shutdown().await?;

@@ -338,8 +338,12 @@ fn checkpoints_on_containerd_2() {
 fn criu_works() -> bool {
     let criu = std::env::var("SLIPWAY_TEST_CRIU").unwrap_or_else(|_| "criu".to_owned());
     let check =
-        std::process::Command::new(criu).arg("check").stdout(Stdio::null()).stderr(Stdio::null()).status();
-    check.is_ok_and(|status| status.success())
+        std::process::Command::new(&criu).arg("check").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    let works = check.as_ref().is_ok_and(|status| status.success());
+    if !works {
+        println!("no restore is tried: `{criu} check` says {check:?} (SLIPWAY_TEST_CRIU names another criu)");
+    }
+    works
 }
 
 async fn checkpoints(node: &mut Node) -> Result<()> {

@@ -110,6 +110,35 @@ fn sigusr1_asks_what_there_is() {
 }
 
 #[test]
+fn a_keeper_whose_directory_was_removed_can_be_ended() {
+    let mut caller = Caller::new();
+    caller.env.push(("MAX_SHIM_VERSION", "2".into()));
+    let pids = Caller::pids(&address_of(&caller.call("a", "start", b"")));
+    fs::remove_dir_all(caller.dir.path().join("k")).unwrap();
+    kill_and_wait(&pids);
+}
+
+#[test]
+fn short_actions_are_not_cut_short() {
+    // SHIM-PROC-05
+    let mut caller = Caller::new();
+    caller.env.push(("MAX_SHIM_VERSION", "2".into()));
+    let mut start = caller.begin("a", "start");
+    let pid = start.id().cast_signed();
+    // It reads its standard input by then; before that nothing has begun.
+    let blocks =
+        || read(pid, "status").lines().any(|line| line.starts_with("SigBlk:") && line.ends_with("4002"));
+    wait_until("it to run", blocks);
+    for signal in [15, 2] {
+        kill(pid, signal);
+    }
+    std::thread::sleep(Duration::from_millis(50));
+    drop(start.stdin.take());
+    let address = address_of(&start.wait_with_output().unwrap());
+    caller.end(&address);
+}
+
+#[test]
 fn the_address_answers_before_a_keeper_does() {
     // SHIM-SOCK-04
     let mut rig = Rig::new();

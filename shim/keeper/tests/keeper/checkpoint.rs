@@ -23,7 +23,14 @@ fn criu() -> String {
 
 fn works() -> bool {
     let check = Command::new(criu()).arg("check").stdout(Stdio::null()).stderr(Stdio::null()).status();
-    check.is_ok_and(|status| status.success())
+    let works = check.as_ref().is_ok_and(|status| status.success());
+    if !works {
+        println!(
+            "no restore is tried: `{} check` says {check:?} (SLIPWAY_TEST_CRIU names another criu)",
+            criu()
+        );
+    }
+    works
 }
 
 /// runtimeoptions.v1.Options.
