@@ -10,7 +10,7 @@ use e2e::{Node, Scenario, Setup, on_a_node};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tonic::{Code, Request, Status};
 
 /// Counts in memory, tells its log and a file in the writable layer.
@@ -306,7 +306,13 @@ async fn killed(node: &mut Node) -> Result<()> {
         let mut runtime = node.runtime().await?;
         let asked = request(&id, &archive);
         let call = tokio::spawn(async move { runtime.checkpoint_container(asked).await.is_ok() });
-        tokio::time::sleep(Duration::from_millis(moment * 60)).await;
+        // The first ones come early, the others when something is there to be left behind.
+        let begun = Instant::now();
+        while moment >= 3 && half_made(node, &places).is_empty() && !call.is_finished() {
+            ensure!(begun.elapsed() < PATIENCE, "it does not begin");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(moment % 3 * 60)).await;
         node.kill_daemon().await?;
         let done = call.await?;
         during += u32::from(!half_made(node, &places).is_empty());
@@ -695,13 +701,15 @@ async fn whole_pod(node: &mut Node) -> Result<()> {
     for id in [&one, &two] {
         counts_on(node, id).await?;
     }
+    let begun = SystemTime::now();
     checkpoint_pod(node, both, true).await?;
+    let during = [begun, SystemTime::now()].map(second_of_day);
     clean(node, &output)?;
     for id in [&one, &two] {
         counts_on(node, id).await?;
         in_a_row(node, id).await?;
     }
-    at_one_moment(node, &one, &two).await?;
+    at_one_moment(node, [&one, &two], during).await?;
     let taken = contents(&output).await?;
     ensure!(taken.len() == 3, "{taken:?}");
 
@@ -794,16 +802,17 @@ async fn wrong_restores(node: &Node, good: &v1::RestorePodRequest) -> Result<()>
     Ok(())
 }
 
-/// CRI-CHKP-04: the pauses of both, as their logs' times tell them, are the same one.
-async fn at_one_moment(node: &Node, one: &str, two: &str) -> Result<()> {
+/// CRI-CHKP-04: the pauses of both, as their logs' times tell them, are the same one: the longest between two lines while
+/// the call was under way.
+async fn at_one_moment(node: &Node, ids: [&str; 2], [begun, ended]: [f64; 2]) -> Result<()> {
     let mut pauses = Vec::new();
-    for id in [one, two] {
+    for id in ids {
         let text = std::fs::read_to_string(node.container_status(id).await?.log_path)?;
         let times: Vec<f64> = text.lines().filter_map(seconds).collect();
         let gaps = times.windows(2).map(|pair| (pair[1] - pair[0], pair[0], pair[1]));
-        // The last attempt, after one that failed: pauses are far longer than a step.
-        let pause = gaps.filter(|(length, ..)| *length > 0.15).last();
-        pauses.push(pause.with_context(|| format!("no pause in the log: {text}"))?);
+        let pause =
+            gaps.filter(|(_, from, to)| *to > begun && *from < ended).max_by(|a, b| a.0.total_cmp(&b.0));
+        pauses.push(pause.with_context(|| format!("no line in that time: {text}"))?);
     }
     let [(length, begin, end), (other_length, other_begin, other_end)] = pauses[..] else {
         bail!("{pauses:?}")
@@ -811,6 +820,10 @@ async fn at_one_moment(node: &Node, one: &str, two: &str) -> Result<()> {
     let common = end.min(other_end) - begin.max(other_begin);
     ensure!(common > 0.5 * length.max(other_length), "not one moment: {pauses:?}");
     Ok(())
+}
+
+fn second_of_day(time: SystemTime) -> f64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64() % 86400.0
 }
 
 /// Seconds of the day of a line `2026-01-01T10:11:12.123456789Z …`.
