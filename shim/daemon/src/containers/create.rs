@@ -88,6 +88,7 @@ impl Daemon {
             let why = "is an artifact: files to be mounted as an image volume, with nothing to run";
             return Err(Error::invalid(format!("image {wanted:?} {why}")));
         }
+        self.images.admit(&image, asked_image(&config))?;
         let id = crate::ids::new()?;
         let mut record = self.intent(&id, &sandbox, config, &image)?;
 
@@ -270,6 +271,12 @@ impl Daemon {
         };
         self.keeper.delete(id, "").await
     }
+}
+
+/// The image as the pod names it; the kubelet itself asks by the id that a pull gave it.
+fn asked_image(config: &v1::ContainerConfig) -> &str {
+    let Some(asked) = &config.image else { return "" };
+    if asked.user_specified_image.is_empty() { &asked.image } else { &asked.user_specified_image }
 }
 
 fn write_bundle(dir: &Path, config: &[u8]) -> Result<()> {

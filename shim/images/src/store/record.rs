@@ -2,6 +2,7 @@
 
 use crate::digest::Digest;
 use crate::manifest::parse_config;
+use crate::policy::Verification;
 use crate::types::Image;
 use crate::unpack::tree::{RootAttributes, Usage};
 use crate::{Error, Result};
@@ -38,6 +39,9 @@ pub(crate) struct ImageRecord {
     /// What a manifest says, never a config: that is the publisher's to write.
     #[serde(default)]
     pub(crate) is_artifact: bool,
+    /// Signatures that were good when it was pulled.
+    #[serde(default)]
+    pub(crate) verified: Vec<Verification>,
     /// Bottom first.
     pub(crate) layers: Vec<LayerRef>,
 }
@@ -77,6 +81,7 @@ impl Stored {
             layers: record.layers.iter().map(|layer| layer.chain_id.clone()).collect(),
             pinned: false,
             is_artifact: record.is_artifact,
+            verified: record.verified.clone(),
         };
         Ok(Self { record, image: Arc::new(image) })
     }
@@ -87,6 +92,14 @@ impl Stored {
         let mut image = Image::clone(&self.image);
         image.repo_tags.clone_from(&record.tags);
         image.repo_digests.clone_from(&record.digests);
+        Self { record, image: Arc::new(image) }
+    }
+
+    /// The same image, with one more signature known of it.
+    pub(crate) fn known_by(&self, verified: Vec<Verification>) -> Self {
+        let record = ImageRecord { verified, ..self.record.clone() };
+        let mut image = Image::clone(&self.image);
+        image.verified.clone_from(&record.verified);
         Self { record, image: Arc::new(image) }
     }
 
