@@ -46,6 +46,9 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Opens stores and directories; starts nothing.
     pub(crate) fn open(config: Config) -> anyhow::Result<Arc<Self>> {
+        for fault in &config.faults {
+            tracing::error!("{fault}; until then images below it are refused");
+        }
         let daemon = Arc::new(Self {
             keeper: Keeper::new(&config),
             images: Store::open(config.images())?,

@@ -100,6 +100,8 @@ impl From<slipway_images::Error> for Error {
             Kind::Unauthorized => Code::Unauthenticated,
             Kind::Unavailable => Code::Unavailable,
             Kind::Corrupt => Code::DataLoss,
+            // The kubelet strips this code, and no other: only then its word is at the beginning (CRI-IMG-25).
+            Kind::Untrusted => Code::Unknown,
             Kind::Exhausted => Code::ResourceExhausted,
             Kind::Cancelled => Code::Cancelled,
             Kind::Io => Code::Internal,

@@ -23,7 +23,7 @@ impl Hangups {
             supervisor::reloading().await;
             let (of, args) = (Arc::clone(&daemon), args.clone());
             let read = crate::daemon::blocking(move || {
-                let loaded = Config::load(&args, &of.config.address);
+                let loaded = Config::load(&args, &of.config.address).and_then(Config::sound);
                 loaded.map_err(|error| crate::error::Error::invalid(format!("{error:#}")))
             });
             match read.await {
@@ -46,6 +46,7 @@ fn apply(daemon: &Daemon, new: Config, logging: &Logging) -> Changes {
     logging.set_level(&new.file.log_level);
     daemon.images.set_registries(new.file.images.registries());
     daemon.limit_writable_layers(new.file.containers.layer_limit());
+    daemon.images.set_policy(new.policy);
     daemon.set_live(new.file);
     changes
 }

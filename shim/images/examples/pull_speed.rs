@@ -30,6 +30,7 @@ async fn measure(image: &str, rounds: u32) -> Result<(), Box<dyn Error>> {
     let store = Store::open(Options {
         root: dir.path().to_owned(),
         registries: Registries { hosts_dirs: Vec::new(), auth_file: None, parallel_layers: 3 },
+        policy: Default::default(),
     })?;
     for _ in 0..rounds {
         let (start, cpu) = (Instant::now(), cpu_seconds());

@@ -14,6 +14,8 @@ pub enum Kind {
     Unavailable,
     /// Content does not match what was promised (digest, size, diff id, manifest).
     Corrupt,
+    /// The image policy does not let it be taken or run: text starts with `SignatureValidationFailed` (CRI-IMG-25).
+    Untrusted,
     Exhausted,
     Cancelled,
     Io,
@@ -52,6 +54,11 @@ impl Error {
     /// The registry's fault or the way to it: the text begins with the prefix kubelet looks for (CRI-IMG-25).
     pub(crate) fn unavailable(step: &str, object: impl Display, cause: impl Display) -> Self {
         Self::new(Kind::Unavailable, format!("RegistryUnavailable: {step}"), object, cause)
+    }
+
+    /// The policy's refusal: the text begins with the prefix that the kubelet looks for (CRI-IMG-25).
+    pub(crate) fn untrusted(object: impl Display, cause: impl Display) -> Self {
+        Self::new(Kind::Untrusted, "SignatureValidationFailed: check image policy", object, cause)
     }
 
     pub(crate) fn cancelled(step: &str, object: impl Display) -> Self {

@@ -32,6 +32,13 @@ pub(crate) async fn import(store: &Store, archive: &Path, name: Option<&str>) ->
         read.unwrap_or_else(|_| Err(Error::cancelled("import", "task")))?
     };
     let found = named(found, name.as_ref(), archive)?;
+    let policy = inner.policy();
+    for image in &found {
+        if let Err(error) = crate::policy::importable(&policy, &image.names) {
+            inner.refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            return Err(error);
+        }
+    }
     let mut images = Vec::new();
     for image in found {
         let plan = Arc::new(Plan::new(inner, image.layers, None));
@@ -45,6 +52,8 @@ pub(crate) async fn import(store: &Store, archive: &Path, name: Option<&str>) ->
             chain_ids: plan.chain_ids().to_vec(),
             tags: image.names.iter().filter(|n| n.tag.is_some()).map(ToString::to_string).collect(),
             digests: digest_names(&image.names, image.manifest.as_ref()),
+            // Nobody signed an archive.
+            verified: Vec::new(),
         };
         images.push(commit(inner, new, pinned).await?);
     }

@@ -3,6 +3,7 @@
 //! ```text
 //!  reference ─ hosts.toml ─ registry: manifest, config          archive or OCI layout
 //!                              │                                       │
+//!                       policy: signatures                           │
 //!                              └──────────► plan: layers ◄─────────────┘
 //!                                             │  each, at the same time, in one pass:
 //!     bytes ─► sha256 ─► gunzip/unzstd ─► sha256 (diff id) ─► untar into tmp/
@@ -28,6 +29,7 @@ mod pack;
 mod pipeline;
 mod plan;
 mod platform;
+mod policy;
 mod pull;
 mod reference;
 mod registry;
@@ -37,6 +39,7 @@ mod unpack;
 
 pub use error::{Error, Kind, Result};
 pub use pack::{Packer, unpack_archive};
+pub use policy::{Demand, Identity, Policy, PolicyRule, PolicyTold, Prefix, SignedBy, Verification};
 pub use registry::{EndpointAsked, Explanation, FileLooked, explain};
 pub use store::{Store, Verdict, Verified};
 pub use types::{Auth, FsInfo, Image, ImageConfig, Options, Progress, ProgressFn, Registries};

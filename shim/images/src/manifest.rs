@@ -39,6 +39,8 @@ pub(crate) struct Descriptor {
     pub(crate) digest: String,
     pub(crate) size: i64,
     #[serde(default)]
+    pub(crate) artifact_type: String,
+    #[serde(default)]
     pub(crate) platform: Option<Platform>,
     #[serde(default)]
     pub(crate) urls: Option<Vec<String>>,

@@ -6,6 +6,7 @@ use crate::manifest::{self, Config, Document, MAX_CONFIG, Manifest, choose, no_m
 use crate::pipeline::Source;
 use crate::plan::{Plan, Wanted};
 use crate::platform::Platform;
+use crate::policy::{self, Verification};
 use crate::reference::Reference;
 use crate::registry::{Fetched, Registry};
 use crate::store::{Inner, NewImage, Store};
@@ -14,6 +15,7 @@ use crate::{Error, Kind, Result};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 pub(crate) type Pulled = Arc<Image>;
 
@@ -54,7 +56,13 @@ async fn run(
     let resolved = registry.resolve(reference).await?;
     let tags: Vec<String> = reference.tag.iter().map(|_| reference.to_string()).collect();
     let digest_name = reference.with_digest(&resolved.digest);
-    if let Some(image) = already_here(inner, &digest_name, &tags).await? {
+    let (policy, known) = (inner.policy(), inner.verified(&digest_name));
+    let checked = policy::at_pull(&policy, &registry, reference, &resolved.digest, &known).await;
+    if checked.as_ref().is_err_and(|error| error.kind == Kind::Untrusted) {
+        inner.refused.fetch_add(1, Ordering::Relaxed);
+    }
+    let verified = checked?;
+    if let Some(image) = already_here(inner, &digest_name, &tags, verified.as_ref()).await? {
         return Ok(image);
     }
     let document = match resolved.document {
@@ -79,6 +87,7 @@ async fn run(
         chain_ids: plan.chain_ids().to_vec(),
         tags,
         digests: vec![digest_name],
+        verified: verified.into_iter().collect(),
     };
     commit(inner, new, pinned).await
 }
@@ -101,8 +110,23 @@ pub(crate) async fn commit(
     committed.unwrap_or_else(|_| Err(Error::cancelled("store image", "task")))
 }
 
+impl Inner {
+    /// What is known of signatures of this very manifest.
+    fn verified(&self, digest_name: &str) -> Vec<Verification> {
+        let catalog = self.catalog();
+        let named =
+            |stored: &&crate::store::record::Stored| stored.record.digests.iter().any(|d| d == digest_name);
+        catalog.images().find(named).map(|stored| stored.record.verified.clone()).unwrap_or_default()
+    }
+}
+
 /// The image, if this very manifest was pulled before: then only the names may be new.
-async fn already_here(inner: &Arc<Inner>, digest_name: &str, tags: &[String]) -> Result<Option<Arc<Image>>> {
+async fn already_here(
+    inner: &Arc<Inner>,
+    digest_name: &str,
+    tags: &[String],
+    verified: Option<&Verification>,
+) -> Result<Option<Arc<Image>>> {
     let catalog = inner.catalog();
     let Some(stored) = catalog.images().find(|stored| stored.record.digests.iter().any(|d| d == digest_name))
     else {
@@ -111,11 +135,13 @@ async fn already_here(inner: &Arc<Inner>, digest_name: &str, tags: &[String]) ->
     if stored.record.layers.iter().any(|layer| inner.is_damaged(&layer.key)) {
         return Ok(None);
     }
-    if tags.iter().all(|tag| stored.record.tags.contains(tag)) {
+    let is_known = verified.is_none_or(|one| stored.record.verified.contains(one));
+    if is_known && tags.iter().all(|tag| stored.record.tags.contains(tag)) {
         return Ok(Some(stored.image.clone()));
     }
     let (inner, id, tags) = (inner.clone(), stored.record.id.clone(), tags.to_vec());
-    let named = tokio::task::spawn_blocking(move || inner.add_tags(&id, &tags)).await;
+    let verified = verified.cloned();
+    let named = tokio::task::spawn_blocking(move || inner.add_tags(&id, &tags, verified.as_ref())).await;
     named.unwrap_or_else(|_| Err(Error::cancelled("name image", digest_name)))
 }
 

@@ -1,5 +1,6 @@
 //! What the other rooms see of images: options, credentials, the image itself, progress.
 
+use crate::policy::{Policy, Verification};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,6 +11,8 @@ pub struct Options {
     /// Directory of the store, made if absent (under the daemon's `--root`).
     pub root: PathBuf,
     pub registries: Registries,
+    /// What may be pulled, imported and run; see [`crate::Store::set_policy`].
+    pub policy: Policy,
 }
 
 /// How registries are asked; may change while the store is open (see [`crate::Store::set_registries`]).
@@ -73,6 +76,8 @@ pub struct Image {
     pub is_artifact: bool,
     /// Files of a checkpoint of the container of this name, and no root file system to run in.
     pub checkpoint: Option<String>,
+    /// Signatures that were good when it was pulled.
+    pub verified: Vec<Verification>,
 }
 
 /// One step of a pull, for progress bars and logs.

@@ -114,7 +114,7 @@ async fn explained() {
         auth_file: Some(file.clone()),
         parallel_layers: 1,
     };
-    let told = slipway_images::explain("reg.example/a:1", &registries).await.unwrap();
+    let told = slipway_images::explain("reg.example/a:1", &registries, &Default::default()).await.unwrap();
     assert_eq!(told.reference, "reg.example/a:1");
     let looked: Vec<_> = told.files.iter().map(|f| (f.path.as_str(), f.outcome.as_str())).collect();
     let text = |path: &std::path::Path| path.display().to_string();

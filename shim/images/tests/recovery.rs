@@ -56,6 +56,7 @@ async fn what_cannot_be_used_is_set_aside_by_name() {
     let again = Store::open(Options {
         root: root.clone(),
         registries: Registries { hosts_dirs: Vec::new(), auth_file: None, parallel_layers: 1 },
+        policy: Default::default(),
     });
     assert!(again.unwrap_err().to_string().contains("another process"));
     drop(store);

@@ -79,6 +79,10 @@ fn findings(args: &ServeArgs, address: &Path) -> Result<Vec<Finding>> {
     match Config::load(args, address) {
         Ok(config) => {
             found.push(Finding::ok("configuration", "understood"));
+            let remedy = "images below it are refused until then";
+            found.extend(
+                config.faults.iter().map(|fault| Finding::failure("image policy", fault.clone(), remedy)),
+            );
             found.extend(storage::check(&config));
             found.extend(network::check(&config)?);
         }

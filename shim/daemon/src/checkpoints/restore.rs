@@ -78,6 +78,7 @@ impl Daemon {
         criu::usable(&self.config.file.checkpoints).await?;
         if let Source::Image(image) = source {
             self.may_restore(image)?;
+            self.images.admit(image, config.image.as_ref().map_or("", |asked| &asked.image))?;
         }
         let dir = home(&self.config.root)?.join(id);
         let undo = dir.clone();
@@ -151,6 +152,7 @@ impl Daemon {
                 "image {name:?} of the frozen container is none that can run"
             )));
         }
+        self.images.admit(&image, name)?;
         Ok(image)
     }
 

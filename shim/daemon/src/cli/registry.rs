@@ -1,7 +1,7 @@
 //! `slipway registry explain REF`: what a pull would read and ask, and what the answers are. Needs no daemon.
 
 use anyhow::Result;
-use slipway_images::{EndpointAsked, Explanation, explain};
+use slipway_images::{EndpointAsked, Explanation, PolicyTold, explain};
 
 use super::output::{Output, json, print};
 use crate::config::ServeArgs;
@@ -23,7 +23,8 @@ impl Command {
     pub(crate) async fn run(&self, output: Output) -> Result<()> {
         let Self::Explain { image, serve } = self;
         let (file, _) = crate::config::look(serve)?;
-        let told = explain(image, &file.images.registries()).await?;
+        let (policy, _) = crate::config::image_policy(serve)?;
+        let told = explain(image, &file.images.registries(), &policy).await?;
         match output {
             Output::Json => json(&told),
             Output::Table => print(&text(&told)),
@@ -39,7 +40,22 @@ fn text(told: &Explanation) -> String {
     text.extend(told.files.iter().map(|file| format!("  {}: {}\n", file.path, file.outcome)));
     text += "\nservers, in the order in which they are asked:\n";
     text.extend(told.endpoints.iter().enumerate().map(|(n, endpoint)| of_endpoint(n + 1, endpoint)));
-    text
+    text + &of_policy(&told.policy)
+}
+
+fn of_policy(told: &PolicyTold) -> String {
+    let mut text = "\npolicy (images.policy):\n".to_owned();
+    if let Some(prefix) = &told.prefix {
+        text += &format!("  the rule for {prefix}: {}\n", told.rule);
+    }
+    text.extend(told.keys.iter().map(|key| format!("  key: {key}\n")));
+    if !told.identity.is_empty() {
+        text += &format!("  signatures must be for the {}\n", told.identity);
+    }
+    text + &match &told.outcome {
+        Ok(why) => format!("  accepted: {why}\n"),
+        Err(why) => format!("  refused: {why}\n"),
+    }
 }
 
 fn of_endpoint(number: usize, endpoint: &EndpointAsked) -> String {

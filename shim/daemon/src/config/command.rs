@@ -46,7 +46,7 @@ impl Command {
 
 fn check(args: &ServeArgs, address: &Path) -> Result<()> {
     let sources = Sources::read(args.config.as_deref())?;
-    Config::decide(&sources, args, address)?;
+    Config::decide(&sources, args, address)?.sound()?;
     let files = sources.files.iter().map(|file| format!("{}: understood\n", file.display()));
     let files: String = files.collect();
     cli::output::print(if files.is_empty() {

@@ -3,6 +3,7 @@
 //! The doc comments here are the reference (see [`super::keys`]): `slipway config reference` and `slipway config default`
 //! print them. A key without a fixed default is an `Option`; its comment says what happens then.
 
+use super::policy::Rule;
 use super::values::{Bytes, Collector, Level, Mode, PerMillion, Sysctl, Time, Ulimit};
 use crate::cgroups::{Cgroups, Driver};
 use schemars::JsonSchema;
@@ -131,12 +132,22 @@ pub(crate) struct Images {
     /// Layers that are fetched at once for one image, at least 1.
     #[schemars(range(min = 1))]
     pub(crate) parallel_layers: std::num::NonZeroUsize,
+    /// Which images may be pulled, imported and run; the rule with the longest prefix counts, and what no rule is for is
+    /// accepted. Signatures are cosign's, made by a key (cosign sign --key); neither certificates nor transparency logs are
+    /// looked at. Imported images have none. An image that came before its rule must be pulled again. The keys are read at
+    /// the start and at SIGHUP; a rule whose key cannot be read at the start refuses its images.
+    pub(crate) policy: Vec<Rule>,
 }
 
 impl Default for Images {
     fn default() -> Self {
         const LAYERS: std::num::NonZeroUsize = std::num::NonZeroUsize::MIN.saturating_add(2);
-        Self { hosts_dirs: vec!["/etc/slipway/certs.d".into()], auth_file: None, parallel_layers: LAYERS }
+        Self {
+            hosts_dirs: vec!["/etc/slipway/certs.d".into()],
+            auth_file: None,
+            parallel_layers: LAYERS,
+            policy: Vec::new(),
+        }
     }
 }
 

@@ -14,6 +14,7 @@ pub(crate) const LIVE: [&str; 11] = [
     "images.auth_file",
     "images.hosts_dirs",
     "images.parallel_layers",
+    "images.policy",
     "log_level",
     "logs.max_line",
     "pods.default_sysctls",
@@ -30,6 +31,8 @@ pub(crate) struct Key {
     pub(crate) about: String,
     /// As TOML writes it; None where it depends on the host.
     pub(crate) default: Option<String>,
+    /// Of a list of tables: the keys in each.
+    pub(crate) fields: Vec<Key>,
 }
 
 impl Key {
@@ -75,7 +78,8 @@ impl Keys {
                 self.walk(&path, schema, defaults);
             } else {
                 let default = defaults.get(&path).map(toml::Value::to_string);
-                self.keys.push(Key { kind: kind(schema), path, about, default });
+                let fields = fields(&path, schema);
+                self.keys.push(Key { kind: kind(schema), path, about, default, fields });
             }
         }
     }
@@ -101,6 +105,16 @@ impl Keys {
         let best = known.map(|known| (likeness(known), known)).max_by(|a, b| a.0.total_cmp(&b.0));
         best.filter(|(likeness, _)| *likeness >= 0.6).map(|(_, known)| known)
     }
+}
+
+/// The keys of each table in a list of them.
+fn fields(above: &str, schema: &Value) -> Vec<Key> {
+    let inner = schema["items"]["properties"].as_object();
+    let mut keys = Keys { keys: Vec::new(), tables: BTreeMap::new() };
+    if inner.is_some() {
+        keys.walk(above, &schema["items"], &BTreeMap::new());
+    }
+    keys.keys
 }
 
 /// Leaves of a file's values by their paths.
@@ -151,6 +165,7 @@ fn kind(schema: &Value) -> String {
         Some("integer") => "number".into(),
         Some("number") => "number with a point".into(),
         Some("array") => format!("list of {}s", kind(&schema["items"])),
+        Some("object") => "table".into(),
         _ => "text".into(),
     }
 }
@@ -173,6 +188,13 @@ pub(crate) fn reference() -> String {
         let live = if key.is_live() { "applied" } else { "restart" };
         let about = key.about.replace('|', "\\|");
         text += &format!("| `{}` ({}) | {about} | {default} | {live} |\n", key.name(), key.kind);
+    }
+    for key in keys.keys.iter().filter(|key| !key.fields.is_empty()) {
+        text += &format!("\n## [[{}]]\n\n| key | what |\n|---|---|\n", key.path);
+        for field in &key.fields {
+            let about = field.about.replace('|', "\\|");
+            text += &format!("| `{}` ({}) | {about} |\n", field.name(), field.kind);
+        }
     }
     text
 }

@@ -12,6 +12,7 @@ pub(crate) mod command;
 mod file;
 mod import;
 mod keys;
+mod policy;
 mod sources;
 mod values;
 
@@ -41,6 +42,13 @@ pub(crate) struct ServeArgs {
     pub(crate) log_level: Option<Level>,
 }
 
+/// The image policy of the files, and what is wrong with it; for whoever is no daemon.
+pub(crate) fn image_policy(args: &ServeArgs) -> Result<(slipway_images::Policy, Vec<String>)> {
+    let sources = Sources::read(args.config.as_deref())?;
+    let rules = sources.blame("images.policy", policy::rules(&sources.file.images.policy))?;
+    Ok(slipway_images::Policy::load(&rules))
+}
+
 /// The keys of the files, and the control groups they mean; for whoever is no daemon.
 pub(crate) fn look(args: &ServeArgs) -> Result<(File, Cgroups)> {
     let sources = Sources::read(args.config.as_deref())?;
@@ -68,6 +76,11 @@ pub(crate) struct Config {
     pub(crate) group: Option<u32>,
     /// All keys as they are in force.
     pub(crate) file: File,
+    /// `images.policy` with its keys.
+    pub(crate) policy: slipway_images::Policy,
+    /// What is wrong with those keys, a sentence each: the rules that name them refuse their images. A daemon that starts
+    /// goes on with that (its containers must not wait for a file); a reload does not take it over.
+    pub(crate) faults: Vec<String>,
 }
 
 impl Config {
@@ -94,6 +107,8 @@ impl Config {
         let written = |key: &&str| sources.origins.contains_key(*key);
         let tls = ["streaming.tls_certificate", "streaming.tls_key", "streaming.tls_client_ca"];
         sources.blame(tls.iter().find(|key| written(key)).unwrap_or(&tls[0]), file.streaming.tls())?;
+        let rules = sources.blame("images.policy", policy::rules(&file.images.policy))?;
+        let (policy, faults) = slipway_images::Policy::load(&rules);
         file.settle(&cgroups, Some(&keeper), &state);
         Ok(Self {
             address: absolute(address)?,
@@ -102,6 +117,8 @@ impl Config {
             nri: file.nri.options(),
             group,
             file,
+            policy,
+            faults,
             root,
             state,
         })
@@ -109,7 +126,19 @@ impl Config {
 
     /// For the image store.
     pub(crate) fn images(&self) -> slipway_images::Options {
-        slipway_images::Options { root: self.root.join("images"), registries: self.file.images.registries() }
+        slipway_images::Options {
+            root: self.root.join("images"),
+            registries: self.file.images.registries(),
+            policy: self.policy.clone(),
+        }
+    }
+
+    /// The same, if nothing is wrong with it.
+    ///
+    /// # Errors
+    /// All [`Config::faults`].
+    pub(crate) fn sound(self) -> Result<Self> {
+        if self.faults.is_empty() { Ok(self) } else { bail!("{}", self.faults.join("\n")) }
     }
 
     /// For the networks.

@@ -102,7 +102,11 @@ impl Daemon {
         let id = crate::ids::new()?;
         let wanted = config.image.as_ref().map(|i| i.image.clone()).unwrap_or_default();
         let (image, thawing) = match source.or_else(|| self.checkpoint_named(&wanted)) {
-            None => (self.image_to_run(&wanted)?, None),
+            None => {
+                let image = self.image_to_run(&wanted)?;
+                self.images.admit(&image, asked_image(&config))?;
+                (image, None)
+            }
             Some(source) => {
                 let thaw = self.thaw(&id, &source, &config, &sandbox, rollback);
                 let thawing = Arc::new(self.telemetry.phase(METHOD, "checkpoint", thaw).await?);
@@ -316,6 +320,12 @@ impl Daemon {
         };
         self.keeper.delete(id, "").await
     }
+}
+
+/// The image as the pod names it; the kubelet itself asks by the id that a pull gave it.
+fn asked_image(config: &v1::ContainerConfig) -> &str {
+    let Some(asked) = &config.image else { return "" };
+    if asked.user_specified_image.is_empty() { &asked.image } else { &asked.user_specified_image }
 }
 
 fn write_bundle(dir: &Path, config: &[u8]) -> Result<()> {

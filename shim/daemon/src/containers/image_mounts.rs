@@ -71,6 +71,9 @@ impl Daemon {
         let image = image.ok_or_else(|| {
             Error::not_found(format!("image {:?} is not in the store: pull it first", asked.image))
         })?;
+        let name =
+            if asked.user_specified_image.is_empty() { &asked.image } else { &asked.user_specified_image };
+        self.images.admit(&image, name)?;
         asked.image_ref.clone_from(&image.id);
         let (daemon, pod, sub) = (Arc::clone(self), Arc::clone(pod), PathBuf::from(&mount.image_sub_path));
         blocking(move || {

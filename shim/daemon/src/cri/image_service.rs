@@ -88,7 +88,8 @@ impl ImageApi {
             let spec: serde_json::Value = serde_json::from_str(&image.raw_config).unwrap_or_default();
             info.insert(
                 "info".to_owned(),
-                json!({"chainID": image.layers.last(), "imageSpec": spec}).to_string(),
+                json!({"chainID": image.layers.last(), "imageSpec": spec, "verified": image.verified})
+                    .to_string(),
             );
         }
         v1::ImageStatusResponse { image: found.as_deref().map(to_cri), info }

@@ -69,6 +69,12 @@ fn images(registry: &mut Registry, daemon: &Daemon) {
         Unit::Bytes,
         counter_of(daemon.images.fetched_bytes()),
     );
+    counter(
+        registry,
+        "image_policy_refusals",
+        "Pulls, imports and containers that the image policy refused",
+        daemon.images.refusals(),
+    );
     if let Ok(disk) = daemon.images.fs_info() {
         let gauge: Gauge = gauge_of(disk.used_bytes);
         registry.register_with_unit("image_layers", "Disk used by unpacked layers", Unit::Bytes, gauge);

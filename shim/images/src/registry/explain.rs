@@ -2,7 +2,9 @@
 //! thinks. Asks for manifests only, stores nothing, shows no secret.
 
 use super::{Connector, Registry, authority};
+use crate::digest::Digest;
 use crate::hosts::{candidates, hosts_for};
+use crate::policy::{Policy, PolicyTold};
 use crate::reference::Reference;
 use crate::types::Registries;
 use crate::{Error, Result};
@@ -19,6 +21,8 @@ pub struct Explanation {
     pub files: Vec<FileLooked>,
     /// In the order in which they are asked.
     pub endpoints: Vec<EndpointAsked>,
+    /// What the image policy says of it.
+    pub policy: PolicyTold,
 }
 
 /// A file or directory that decides something.
@@ -52,18 +56,24 @@ pub struct EndpointAsked {
 ///
 /// # Errors
 /// Only for what keeps a pull from asking at all: a reference, hosts.toml or credentials that cannot be read.
-pub async fn explain(reference: &str, registries: &Registries) -> Result<Explanation> {
+pub async fn explain(reference: &str, registries: &Registries, policy: &Policy) -> Result<Explanation> {
     let reference = Reference::parse(reference)?;
     let (of, with) = (reference.clone(), registries.clone());
     let opened = tokio::task::spawn_blocking(move || Registry::open(&of, None, &with, &Connector::default()));
     let registry = opened.await.unwrap_or_else(|_| Err(Error::cancelled("explain", &reference)))?;
     let hosts = hosts_for(&reference.host, &registries.hosts_dirs)?;
     let mut endpoints = Vec::new();
+    let mut found = None;
     for (endpoint, host) in registry.endpoints.iter().zip(&hosts) {
         let start = Instant::now();
         let asked = tokio::time::timeout(Duration::from_secs(60), registry.ask(endpoint, &reference)).await;
         let answer = match asked {
-            Ok(answer) => answer.map_err(|error| error.to_string()),
+            Ok(Ok(digest)) => {
+                // A pull takes the first answer.
+                found = found.or_else(|| endpoint.resolve.then(|| digest.clone()));
+                Ok(digest.to_string())
+            }
+            Ok(Err(error)) => Err(error.to_string()),
             Err(_) => Err("no answer within 60 s".to_owned()),
         };
         let can = [("resolve", endpoint.resolve), ("pull", endpoint.pull)];
@@ -77,14 +87,16 @@ pub async fn explain(reference: &str, registries: &Registries) -> Result<Explana
             milliseconds: start.elapsed().as_millis(),
         });
     }
-    Ok(Explanation { files: files(&reference.host, registries), reference: reference.to_string(), endpoints })
+    let policy = crate::policy::told(policy, &registry, &reference, found.as_ref()).await;
+    let files = files(&reference.host, registries);
+    Ok(Explanation { files, reference: reference.to_string(), endpoints, policy })
 }
 
 impl Registry {
     /// The digest that `endpoint` has for the reference now.
-    async fn ask(&self, endpoint: &super::Endpoint, reference: &Reference) -> Result<String> {
+    async fn ask(&self, endpoint: &super::Endpoint, reference: &Reference) -> Result<Digest> {
         let resolved = self.resolve_at(endpoint, reference.selector()).await?;
-        Ok(resolved.digest.to_string())
+        Ok(resolved.digest)
     }
 }
 

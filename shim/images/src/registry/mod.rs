@@ -8,6 +8,7 @@ mod challenge;
 mod connect;
 mod explain;
 mod request;
+mod signatures;
 
 use crate::credentials::Credentials;
 use crate::digest::Digest;
@@ -24,6 +25,7 @@ use reqwest::header::{
     ACCEPT as ACCEPT_HEADER, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue,
 };
 use reqwest::{Method, Response, StatusCode};
+pub(crate) use signatures::{Candidate, PREDICATE};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The servers for one repository, for the length of one pull.

@@ -19,6 +19,7 @@ mod volumes;
 
 use crate::digest::Digest;
 use crate::flight::Flights;
+use crate::policy::{Policy, Verification};
 use crate::pull::Pulled;
 use crate::types::{Auth, FsInfo, Image, Options, ProgressFn, Registries};
 use crate::{Error, Result};
@@ -41,6 +42,7 @@ pub struct Store {
 pub(crate) struct Inner {
     root: std::path::PathBuf,
     registries: RwLock<Arc<Registries>>,
+    policy: RwLock<Policy>,
     shared: Arc<Shared>,
     catalog: RwLock<Arc<Catalog>>,
     janitor: Janitor,
@@ -56,6 +58,8 @@ pub(crate) struct Inner {
     pub(crate) damaged: Mutex<std::collections::HashSet<String>>,
     /// Bytes of blobs taken from registries since the store was opened.
     pub(crate) fetched: AtomicU64,
+    /// Pulls, imports and containers that the policy refused since the store was opened.
+    pub(crate) refused: AtomicU64,
     /// Released by the kernel when the process ends.
     _lock: std::os::fd::OwnedFd,
 }
@@ -76,6 +80,7 @@ pub(crate) struct NewImage {
     pub(crate) chain_ids: Vec<Digest>,
     pub(crate) tags: Vec<String>,
     pub(crate) digests: Vec<String>,
+    pub(crate) verified: Vec<Verification>,
 }
 
 impl Store {
@@ -94,7 +99,7 @@ impl Store {
     ///
     /// # Errors
     /// `Invalid` (reference, hosts.toml), `NotFound`, `Unauthorized`, `Unavailable` (text begins with
-    /// `RegistryUnavailable`), `Corrupt`, `Exhausted`, `Io`; after each nothing half-made is left.
+    /// `RegistryUnavailable`), `Untrusted` (with `SignatureValidationFailed`), `Corrupt`, `Exhausted`, `Io`; after each nothing half-made is left.
     pub async fn pull(
         &self,
         reference: &str,
@@ -113,6 +118,16 @@ impl Store {
     /// Bytes of layers that pulls took from registries since the store was opened, as they travelled (compressed).
     pub fn fetched_bytes(&self) -> u64 {
         self.inner.fetched.load(Ordering::Relaxed)
+    }
+
+    /// Pulls, imports and containers that the policy refused since the store was opened.
+    pub fn refusals(&self) -> u64 {
+        self.inner.refused.load(Ordering::Relaxed)
+    }
+
+    /// What may be pulled, imported and run from now on; pulls under way are judged again when they are to be run.
+    pub fn set_policy(&self, policy: Policy) {
+        *self.inner.policy.write().unwrap_or_else(PoisonError::into_inner) = policy;
     }
 
     /// How registries are asked from now on; pulls under way go on as they began.
@@ -173,6 +188,10 @@ impl Inner {
         self.registries.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    pub(crate) fn policy(&self) -> Policy {
+        self.policy.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     pub(crate) fn layout(&self) -> &layout::Layout {
         &self.shared.layout
     }
@@ -192,17 +211,24 @@ impl Inner {
             config: new.config,
             is_artifact: new.is_artifact,
             checkpoint: new.checkpoint,
+            verified: new.verified,
             layers: layers.collect(),
         };
         self.put(&Stored::new(record)?, &mut self.shared.ledger())
     }
 
-    /// Gives the stored image `id` more tags; None if it has been removed meanwhile.
-    pub(crate) fn add_tags(&self, id: &str, tags: &[String]) -> Result<Option<Arc<Image>>> {
+    /// Gives the stored image `id` more tags, and a signature; None if it has been removed meanwhile.
+    pub(crate) fn add_tags(
+        &self,
+        id: &str,
+        tags: &[String],
+        verified: Option<&Verification>,
+    ) -> Result<Option<Arc<Image>>> {
         let mut ledger = self.shared.ledger();
         let catalog = self.catalog();
         let Some(stored) = catalog.get(id) else { return Ok(None) };
-        let named = stored.renamed(tags.to_vec(), Vec::new(), 0);
+        let named =
+            stored.renamed(tags.to_vec(), Vec::new(), 0).known_by(verified.cloned().into_iter().collect());
         self.put(&named, &mut ledger).map(Some)
     }
 
@@ -212,15 +238,18 @@ impl Inner {
         let generation = 1 + catalog.images().map(|stored| stored.record.generation).max().unwrap_or(0);
         let moved = new.record.tags.clone();
         let (mut tags, mut digests) = (moved.clone(), new.record.digests.clone());
+        let mut verified = new.record.verified.clone();
         if let Some(old) = catalog.get(&new.record.id) {
             tags.extend_from_slice(&old.record.tags);
             digests.extend_from_slice(&old.record.digests);
+            let more = old.record.verified.iter().filter(|one| !new.record.verified.contains(one));
+            verified.extend(more.cloned());
         }
         for names in [&mut tags, &mut digests] {
             names.sort();
             names.dedup();
         }
-        let stored = new.renamed(tags, digests, generation);
+        let stored = new.renamed(tags, digests, generation).known_by(verified);
         self.write_image(&stored)?;
         let image = stored.image.clone();
         let has_moved = |tag: &String| moved.contains(tag);

@@ -42,6 +42,7 @@ impl Inner {
         let inner = Self {
             root: options.root,
             registries: RwLock::new(Arc::new(options.registries)),
+            policy: RwLock::new(options.policy),
             shared,
             catalog: RwLock::new(Arc::new(catalog)),
             janitor,
@@ -53,6 +54,7 @@ impl Inner {
             connector: crate::registry::Connector::default(),
             damaged: Mutex::default(),
             fetched: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
             _lock: lock.into(),
         };
         inner.collect(&mut inner.shared.ledger());

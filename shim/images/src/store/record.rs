@@ -2,6 +2,7 @@
 
 use crate::digest::Digest;
 use crate::manifest::parse_config;
+use crate::policy::Verification;
 use crate::types::Image;
 use crate::unpack::tree::{RootAttributes, Usage};
 use crate::{Error, Result};
@@ -40,6 +41,9 @@ pub(crate) struct ImageRecord {
     pub(crate) is_artifact: bool,
     #[serde(default)]
     pub(crate) checkpoint: Option<String>,
+    /// Signatures that were good when it was pulled.
+    #[serde(default)]
+    pub(crate) verified: Vec<Verification>,
     /// Bottom first.
     pub(crate) layers: Vec<LayerRef>,
 }
@@ -80,6 +84,7 @@ impl Stored {
             pinned: false,
             is_artifact: record.is_artifact,
             checkpoint: record.checkpoint.clone(),
+            verified: record.verified.clone(),
         };
         Ok(Self { record, image: Arc::new(image) })
     }
@@ -90,6 +95,14 @@ impl Stored {
         let mut image = Image::clone(&self.image);
         image.repo_tags.clone_from(&record.tags);
         image.repo_digests.clone_from(&record.digests);
+        Self { record, image: Arc::new(image) }
+    }
+
+    /// The same image, with one more signature known of it.
+    pub(crate) fn known_by(&self, verified: Vec<Verification>) -> Self {
+        let record = ImageRecord { verified, ..self.record.clone() };
+        let mut image = Image::clone(&self.image);
+        image.verified.clone_from(&record.verified);
         Self { record, image: Arc::new(image) }
     }
 

@@ -16,6 +16,10 @@ pub enum Way {
     Post,
     /// 503 for everything.
     Down,
+    /// Asks nobody for anything; 503 for tags of signatures.
+    NoSignatures,
+    /// Asks nobody for anything; tags of signatures lead to themselves.
+    Circle,
 }
 
 pub struct Gate {
@@ -88,7 +92,15 @@ fn serve(mut client: TcpStream, own: SocketAddr, target: SocketAddr, way: Way, l
     if way == Way::Down {
         return answer("503 Service Unavailable", "", "");
     }
-    if head.split(' ').nth(1).is_some_and(|path| path.starts_with("/token")) {
+    let path = head.split(' ').nth(1).unwrap_or_default();
+    let is_open = matches!(way, Way::NoSignatures | Way::Circle);
+    if is_open && path.contains(".sig") {
+        return match way {
+            Way::Circle => answer("307 Temporary Redirect", &format!("location: {path}\r\n"), ""),
+            _ => answer("503 Service Unavailable", "", ""),
+        };
+    }
+    if path.starts_with("/token") {
         let ok = match way {
             Way::Anonymous => head.starts_with("GET") && authorisation.is_empty(),
             Way::Get if head.starts_with("POST") => return answer("405 Method Not Allowed", "", ""),
@@ -106,7 +118,7 @@ fn serve(mut client: TcpStream, own: SocketAddr, target: SocketAddr, way: Way, l
         };
     }
     let wanted = if way == Way::Basic { BASIC } else { "Bearer good" };
-    if authorisation != wanted {
+    if authorisation != wanted && !is_open {
         let challenge = match way {
             Way::Basic => "Basic realm=\"x\"".to_owned(),
             _ => format!(

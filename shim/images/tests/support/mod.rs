@@ -257,6 +257,7 @@ pub fn store_at(dir: &Path, hosts_dirs: Vec<PathBuf>) -> Store {
     Store::open(Options {
         root: dir.join("store"),
         registries: Registries { hosts_dirs, auth_file: None, parallel_layers: 3 },
+        policy: Default::default(),
     })
     .unwrap()
 }

@@ -11,8 +11,8 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Reads `file`, `file`.d/*.conf, and `registries`.
-pub(super) fn read(file: &Path, registries: Option<&Path>) -> Result<Import> {
+/// Reads `file`, `file`.d/*.conf, `registries`, and `policy` or the one that `file` names.
+pub(super) fn read(file: &Path, registries: Option<&Path>, policy: Option<&Path>) -> Result<Import> {
     let mut leaves = leaves::of(file, &text_of(file)?)?;
     let mut drop_ins = file.as_os_str().to_owned();
     drop_ins.push(".d/*.conf");
@@ -22,6 +22,12 @@ pub(super) fn read(file: &Path, registries: Option<&Path>) -> Result<Import> {
     let mut import = translate(&leaves);
     if let Some(path) = registries {
         mirrors(&mut import, path, &text_of(path)?)?;
+    }
+    let named = leaves.iter().rev().find(|leaf| {
+        leaf.path.iter().map(String::as_str).eq(["crio", "image", "signature_policy"]) && !leaf.is_nothing()
+    });
+    if let Some(path) = policy.or_else(|| named.map(|leaf| Path::new(leaf.text()))) {
+        super::policy::translate(&mut import, path)?;
     }
     Ok(import)
 }
@@ -127,8 +133,12 @@ const RULES: &Rules = &[
     ("image/big_files_temporary_dir", Fate::Needless),
     ("image/auto_reload_registries", Fate::Needless),
     ("image/oci_artifact_mount_support", Fate::Needless),
-    ("image/signature_policy", Fate::Cannot("there is no image policy yet")),
-    ("image/signature_policy_dir", Fate::Cannot("there is no image policy yet")),
+    // Read by `read`.
+    ("image/signature_policy", Fate::Needless),
+    (
+        "image/signature_policy_dir",
+        Fate::Cannot("there are no policies per namespace here: translate each by --policy"),
+    ),
     (
         "image/short_name_mode",
         Fate::Cannot("images are named in full; names without a registry are docker.io's"),

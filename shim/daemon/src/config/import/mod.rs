@@ -11,6 +11,7 @@ mod containerd;
 mod crio;
 mod leaves;
 mod output;
+mod policy;
 mod registries;
 mod rules;
 mod traces;
@@ -33,6 +34,10 @@ pub(crate) enum From {
         /// Mirrors in containers-registries.conf(5), such as /etc/containers/registries.conf
         #[arg(long, value_name = "FILE")]
         registries: Option<PathBuf>,
+        /// Image policy in containers-policy.json(5), such as /etc/containers/policy.json. Without it: what signature_policy
+        /// in FILE names
+        #[arg(long, value_name = "FILE")]
+        policy: Option<PathBuf>,
     },
 }
 
@@ -70,7 +75,9 @@ impl From {
     pub(crate) fn run(&self) -> Result<()> {
         let (args, import) = match self {
             Self::Containerd(args) => (args, containerd::read(&args.file)?),
-            Self::Crio { args, registries } => (args, crio::read(&args.file, registries.as_deref())?),
+            Self::Crio { args, registries, policy } => {
+                (args, crio::read(&args.file, registries.as_deref(), policy.as_deref())?)
+            }
         };
         match &args.into {
             Some(dir) => output::write(&import, &args.file, dir),

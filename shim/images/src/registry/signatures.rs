@@ -1,0 +1,165 @@
+//! Signatures that a registry has for a digest, as bytes: cosign's tag, and referrers (distribution-spec 1.1) with their
+//! fallback tag. Whether they are good is for others to say.
+
+use super::request::Endpoint;
+use super::{Fetched, Registry, Worst, accept, read_document};
+use crate::digest::Digest;
+use crate::manifest::{Descriptor, Document, Manifest, parse};
+use crate::{Error, Kind, Result};
+use reqwest::Method;
+
+const SIMPLE_SIGNING: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
+const SIGNATURE: &str = "dev.cosignproject.cosign/signature";
+const BUNDLE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
+/// Bundles of any version, as their media types begin.
+const BUNDLES: &str = "application/vnd.dev.sigstore.bundle";
+/// What a statement by cosign about an image is called. Those of other kinds (what is in it, how it was built) are no signatures
+/// in this sense, though the same key may be under them.
+pub(crate) const PREDICATE: &str = "https://sigstore.dev/cosign/sign/v1";
+const PREDICATE_TYPE: &str = "dev.sigstore.bundle.predicateType";
+/// A payload has some 250 bytes, and notes.
+const MAX_PAYLOAD: u64 = 64 << 10;
+/// Certificates and entries of logs are in it.
+const MAX_BUNDLE: u64 = 512 << 10;
+/// Signatures of one digest that are looked at.
+const MOST: usize = 128;
+
+/// What claims to be a signature of a digest.
+#[derive(Debug)]
+pub(crate) enum Candidate {
+    /// cosign's older form: what is signed, and the signature in base64.
+    Payload { payload: Vec<u8>, signature: String },
+    /// A sigstore bundle, JSON.
+    Bundle(Vec<u8>),
+    /// Cannot be one, and why.
+    Unusable(String),
+}
+
+impl Registry {
+    /// Hands all that claims to be a signature of `digest` to `judge` until that makes something of it.
+    ///
+    /// # Errors
+    /// If nothing came of it and no server could tell all that it has.
+    pub(crate) async fn signatures<T>(
+        &self,
+        digest: &Digest,
+        mut judge: impl FnMut(Candidate) -> Option<T>,
+    ) -> Result<Option<T>> {
+        let mut worst = Worst::default();
+        let mut answered = false;
+        for endpoint in self.order(|endpoint| endpoint.resolve) {
+            match self.signatures_at(endpoint, digest, &mut judge).await {
+                Ok(Some(found)) => return Ok(Some(found)),
+                Ok(None) => answered = true,
+                Err(error) => worst.add(error, endpoint.is_upstream),
+            }
+        }
+        if answered { Ok(None) } else { Err(worst.into_error(digest)) }
+    }
+
+    async fn signatures_at<T>(
+        &self,
+        endpoint: &Endpoint,
+        digest: &Digest,
+        judge: &mut impl FnMut(Candidate) -> Option<T>,
+    ) -> Result<Option<T>> {
+        let tag = digest.as_str().replace(':', "-");
+        if let Some(manifest) = self.tagged(endpoint, &format!("{tag}.sig")).await? {
+            for layer in layers(&manifest, &tag)?.into_iter().take(MOST) {
+                if let Some(found) = judge(self.payload(&layer).await?) {
+                    return Ok(Some(found));
+                }
+            }
+        }
+        let listed = match self.referrers(endpoint, digest).await? {
+            Some(listed) => Some(listed),
+            None => self.tagged(endpoint, &tag).await?,
+        };
+        let Some(listed) = listed else { return Ok(None) };
+        let Document::Index(entries) = parse(&listed.bytes, &listed.content_type, &tag)? else {
+            return Ok(None);
+        };
+        for entry in entries.iter().filter(|entry| may_be_bundle(entry)).take(MOST) {
+            let manifest = self.manifest(&entry.digest()?).await?;
+            for layer in layers(&manifest, &entry.digest)? {
+                if let Some(found) = judge(self.bundle(&layer).await?) {
+                    return Ok(Some(found));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// A manifest by its tag at one server; None: there is none.
+    async fn tagged(&self, endpoint: &Endpoint, tag: &str) -> Result<Option<Fetched>> {
+        let url = endpoint.url(&self.repository, "manifests", tag);
+        match endpoint.send(&Method::GET, &url, &accept(), &[]).await {
+            Ok(answer) => read_document(answer).await.map(Some),
+            Err(error) if error.kind == Kind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The index of what refers to `digest`; None where the server has no such interface.
+    async fn referrers(&self, endpoint: &Endpoint, digest: &Digest) -> Result<Option<Fetched>> {
+        let mut url = endpoint.url(&self.repository, "referrers", digest.as_str());
+        url.query_pairs_mut().append_pair("artifactType", BUNDLE);
+        match endpoint.send(&Method::GET, &url, &accept(), &[]).await {
+            Ok(answer) => read_document(answer).await.map(Some),
+            // What servers say to a path that they do not know.
+            Err(error) if matches!(error.kind, Kind::NotFound | Kind::Invalid) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn payload(&self, layer: &Descriptor) -> Result<Candidate> {
+        let unusable = |why: &str| Ok(Candidate::Unusable(why.to_owned()));
+        if layer.media_type != SIMPLE_SIGNING {
+            return unusable("it has a media type that cosign's signatures do not have");
+        }
+        let signature = layer.annotations.as_ref().and_then(|all| all.get(SIGNATURE)).cloned();
+        let Some(signature) = signature else { return unusable("its descriptor has no signature") };
+        Ok(match self.piece(layer, MAX_PAYLOAD).await? {
+            Ok(payload) => Candidate::Payload { payload, signature },
+            Err(why) => Candidate::Unusable(why),
+        })
+    }
+
+    async fn bundle(&self, layer: &Descriptor) -> Result<Candidate> {
+        if !layer.media_type.starts_with(BUNDLES) {
+            return Ok(Candidate::Unusable("its manifest holds no sigstore bundle".to_owned()));
+        }
+        Ok(match self.piece(layer, MAX_BUNDLE).await? {
+            Ok(bytes) => Candidate::Bundle(bytes),
+            Err(why) => Candidate::Unusable(why),
+        })
+    }
+
+    /// A blob, if it is not too long to be looked at and is what its descriptor says.
+    async fn piece(&self, layer: &Descriptor, most: u64) -> Result<Result<Vec<u8>, String>> {
+        let size = layer.size()?;
+        if size > most {
+            return Ok(Err(format!("it is of {size} bytes; at most {most} are read")));
+        }
+        match self.small_blob(&layer.digest()?, size).await {
+            Ok(bytes) => Ok(Ok(bytes)),
+            Err(error) if matches!(error.kind, Kind::Corrupt | Kind::NotFound) => Ok(Err(error.to_string())),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn layers(manifest: &Fetched, object: &str) -> Result<Vec<Descriptor>> {
+    match parse(&manifest.bytes, &manifest.content_type, object)? {
+        Document::Manifest(Manifest { layers, .. }) => Ok(layers),
+        Document::Index(_) => {
+            Err(Error::corrupt("read signatures", object, "is an index where a manifest was wanted"))
+        }
+    }
+}
+
+/// Not all that refers to an image is a signature, and publishers tell.
+fn may_be_bundle(entry: &Descriptor) -> bool {
+    let stated = entry.annotations.as_ref().and_then(|all| all.get(PREDICATE_TYPE));
+    entry.artifact_type.starts_with(BUNDLES) && stated.is_none_or(|kind| kind == PREDICATE)
+}
