@@ -15,6 +15,7 @@ mod delete;
 mod error;
 mod events;
 mod exec;
+mod foreign;
 mod guardian;
 mod info;
 mod keeper;

@@ -10,13 +10,14 @@
 mod changes;
 pub(crate) mod command;
 mod file;
+mod handlers;
 mod import;
 mod keys;
 mod sources;
 mod values;
 
 pub(crate) use changes::Changes;
-pub(crate) use file::{Containers, File, LogFormat, Tracing, seconds};
+pub(crate) use file::{Containers, File, Handler, LogFormat, Tracing, seconds};
 pub(crate) use values::{Level, Sysctl, Time, Ulimit};
 
 use crate::cgroups::Cgroups;
@@ -94,6 +95,10 @@ impl Config {
         let written = |key: &&str| sources.origins.contains_key(*key);
         let tls = ["streaming.tls_certificate", "streaming.tls_key", "streaming.tls_client_ca"];
         sources.blame(tls.iter().find(|key| written(key)).unwrap_or(&tls[0]), file.streaming.tls())?;
+        for (name, handler) in &file.handlers {
+            let (key, checked) = handlers::check(&file, name, handler);
+            sources.blame(&key, checked)?;
+        }
         file.settle(&cgroups, Some(&keeper), &state);
         Ok(Self {
             address: absolute(address)?,

@@ -3,10 +3,10 @@
 use super::{ContainerRecord, Phase, parse};
 use crate::daemon::{Container, Daemon, Pod, blocking};
 use crate::error::{Error, Result};
-use crate::keeper::NewTask;
+use crate::keeper::{NewTask, Runtime};
 use crate::pods::PodPhase;
 use crate::rollback::Rollback;
-use crate::{cdi, signals, spec};
+use crate::{cdi, handlers, signals, spec};
 use cri_proto::nri::Event;
 use cri_proto::v1::{self, ContainerEventType};
 use slipway_images::Image;
@@ -88,6 +88,11 @@ impl Daemon {
             let why = "is an artifact: files to be mounted as an image volume, with nothing to run";
             return Err(Error::invalid(format!("image {wanted:?} {why}")));
         }
+        let handler = handlers::find(&self.live(), &sandbox.handler).ok_or_else(|| {
+            let name = &sandbox.handler;
+            Error::state(format!("the pod's runtime_handler {name:?} is not in the configuration any more"))
+        })?;
+        handlers::check_container(self, &sandbox.handler, &handler, &config).await?;
         let id = crate::ids::new()?;
         let mut record = self.intent(&id, &sandbox, config, &image)?;
 
@@ -121,6 +126,7 @@ impl Daemon {
             volumes: &volumes,
             cdi: &cdi,
             defaults: &self.live().containers,
+            handler: &handler,
             target_pid: target,
         })?;
         let profile = built.process().as_ref().and_then(|process| process.apparmor_profile().as_deref());
@@ -142,7 +148,9 @@ impl Daemon {
         rollback.push("task", async move { daemon.discard_task(&task).await });
         let log = self.log_uri(&record);
         let terminal = record.config.tty;
-        let task = NewTask { id: &id, bundle: &record.bundle, rootfs: &overlay, terminal, log };
+        let runtime = Runtime::of(&handler, &sandbox.handler, &self.config.state);
+        let (bundle, runtime) = (&record.bundle, runtime.as_ref());
+        let task = NewTask { id: &id, bundle, rootfs: &overlay, terminal, log, runtime };
         self.telemetry.phase(METHOD, "keeper: create", self.keeper.create_task(&task)).await?;
         record.phase = Phase::Created;
         self.records.save(&record)?;

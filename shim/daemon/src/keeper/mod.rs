@@ -3,6 +3,9 @@
 //! The daemon reaches containers only through here, with the same messages that containerd sends.
 
 mod connection;
+mod foreign;
+
+pub(crate) use foreign::Runtime;
 
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -164,10 +167,12 @@ impl Keeper {
         request.rootfs = vec![overlay_mount(task.rootfs)];
         request.terminal = task.terminal;
         request.stdout = task.log.clone();
+        request.options = task.runtime.map(Runtime::options).into();
+        let patience = task.runtime.map_or(QUICK, Runtime::patience);
         let create = || async {
             let created = self.call(Retry::Never, |c| {
                 let request = request.clone();
-                async move { c.task.create(quick(), &request).await }
+                async move { c.task.create(with_duration(patience), &request).await }
             });
             created.await.map(drop)
         };
@@ -474,6 +479,8 @@ pub(crate) struct NewTask<'a> {
     pub(crate) terminal: bool,
     /// `cri-log:` URI.
     pub(crate) log: String,
+    /// Who makes it, if not Slipway itself.
+    pub(crate) runtime: Option<&'a Runtime>,
 }
 
 fn quick() -> Context {

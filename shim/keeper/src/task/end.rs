@@ -4,6 +4,7 @@ use super::{Lifecycle, Phase, SIGKILL, Task};
 use crate::client_log;
 use crate::error::{Error, Result};
 use crate::events::timestamp;
+use crate::foreign;
 use crate::keeper::{Keeper, blocking, detached};
 use crate::logger;
 use crate::process::{Awaited, now, wait_end};
@@ -107,6 +108,12 @@ impl Task {
     /// Gives back what a dead container still has: control group, descriptors, record.
     pub(super) fn remove(&self, keeper: &Keeper) -> Result<()> {
         remove_cgroup(&self.facts.cgroup)?;
+        if let Some(foreign) = self.foreign(&keeper.layout) {
+            foreign.remove();
+            // What such a runtime made for itself in hierarchies that had nothing of ours.
+            remove_cgroup(&self.facts.cgroup)?;
+            foreign::sweep(keeper);
+        }
         keeper.engine.remove(&self.facts.id);
         keeper.guardian.forget_all(&self.prefix());
         self.after_delete();
