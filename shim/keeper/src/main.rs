@@ -61,6 +61,9 @@ fn run(args: &[OsString]) -> Result<(), Box<dyn Error>> {
     if args.first().is_some_and(|action| action == logger::ACTION) {
         return Err(logger::become_program(&args[1..]).into());
     }
+    if args.first().is_some_and(|action| action == foreign::ACTION) {
+        return Err(foreign::become_caller(&args[1..]).into());
+    }
     let flags = containerd_shim::parse(args)?;
     if flags.version {
         println!("containerd-shim-slipway-v1 {}", env!("CARGO_PKG_VERSION"));

@@ -106,8 +106,11 @@ async fn one_life(
 ) -> Result<()> {
     let text = "echo out; echo err >&2; trap 'echo bye; exit 9' TERM; hostname; while :; do sleep 0.05; done";
     let mut main = shell("main", image, text);
-    main.linux.get_or_insert_default().resources =
-        Some(v1::LinuxContainerResources { memory_limit_in_bytes: 256 << 20, cpu_shares: 300, ..Default::default() });
+    main.linux.get_or_insert_default().resources = Some(v1::LinuxContainerResources {
+        memory_limit_in_bytes: 256 << 20,
+        cpu_shares: 300,
+        ..Default::default()
+    });
     let id = node.create(sandbox, config, main).await?;
     let status = node.container_status(&id).await?;
     ensure!(status.state() == v1::ContainerState::ContainerCreated, "{status:?}");
@@ -126,7 +129,9 @@ async fn one_life(
     ensure!((code, out.as_str(), err.as_str()) == (7, "o\n", "e\n"), "{code} {out:?} {err:?}");
     let error = node.exec(&id, &["/no/such/program"]).await.err().context("no such program")?.to_string();
     ensure!(error.contains("/no/such/program"), "{error}");
-    ensure!(node.sh(&id, "readlink /proc/1/ns/net").await? == node.sh(&id, "readlink /proc/self/ns/net").await?);
+    ensure!(
+        node.sh(&id, "readlink /proc/1/ns/net").await? == node.sh(&id, "readlink /proc/self/ns/net").await?
+    );
     let crictl = node.crictl_command(&["exec", "-i", &id, "cat"]);
     let output = type_into(crictl, b"there and back\n").await?;
     ensure!(output.stdout == b"there and back\n", "{output:?}");
@@ -143,9 +148,16 @@ async fn one_life(
     let stats = node.runtime().await?.container_stats(stats).await?.into_inner().stats.context("stats")?;
     let used = stats.memory.and_then(|m| m.usage_bytes).map_or(0, |bytes| bytes.value);
     ensure!(used > 0 && used < 256 << 20, "{used} bytes of memory");
-    let linux = v1::LinuxContainerResources { cpu_shares: 400, memory_limit_in_bytes: 128 << 20, ..Default::default() };
-    let update =
-        v1::UpdateContainerResourcesRequest { container_id: id.clone(), linux: Some(linux), ..Default::default() };
+    let linux = v1::LinuxContainerResources {
+        cpu_shares: 400,
+        memory_limit_in_bytes: 128 << 20,
+        ..Default::default()
+    };
+    let update = v1::UpdateContainerResourcesRequest {
+        container_id: id.clone(),
+        linux: Some(linux),
+        ..Default::default()
+    };
     node.runtime().await?.update_container_resources(update).await?;
     ensure!(is_v2() || group.number("cpu", "cpu.shares", "")? == 400, "updated");
     ensure!(group.number("memory", "memory.limit_in_bytes", "memory.max")? == 128 << 20, "updated");
@@ -163,7 +175,8 @@ async fn one_life(
         ensure!(status.exit_code == 42 && status.reason == "Error", "{status:?}");
         node.remove_container(&id).await?;
     }
-    let deaf = node.run(sandbox, config, shell("deaf", image, "trap '' TERM; while :; do sleep 1; done")).await?;
+    let deaf =
+        node.run(sandbox, config, shell("deaf", image, "trap '' TERM; while :; do sleep 1; done")).await?;
     node.stop_container(&deaf, 0).await?;
     ensure!(node.container_status(&deaf).await?.exit_code == 137);
     let mut eater = shell("eater", image, "x=aaaaaaaaaaaaaaaa; while :; do x=$x$x; done");
@@ -172,7 +185,9 @@ async fn one_life(
     let eater = node.run(sandbox, config, eater).await?;
     let eaten = node.ended(&eater).await?;
     ensure!(eaten.reason == "OOMKilled" && eaten.exit_code == 137, "{eaten:?}");
-    let error = node.run(sandbox, config, shell("wrong", image, "").tap(|c| c.command = vec!["/no/such".into()])).await;
+    let error = node
+        .run(sandbox, config, shell("wrong", image, "").tap(|c| c.command = vec!["/no/such".into()]))
+        .await;
     let error = format!("{:#}", error.err().context("a command that is not there")?);
     ensure!(error.contains("/no/such"), "{error}");
 
@@ -182,7 +197,10 @@ async fn one_life(
     let tty = node.run(sandbox, config, tty).await?;
     let status = node.ended(&tty).await?;
     let log = node.log(&tty).await?;
-    ensure!(status.exit_code == 5 && log.iter().any(|(_, _, line)| line.starts_with("to the terminal")), "{log:?}");
+    ensure!(
+        status.exit_code == 5 && log.iter().any(|(_, _, line)| line.starts_with("to the terminal")),
+        "{log:?}"
+    );
     let never = node.create(sandbox, config, shell("never", image, "true")).await?;
     node.remove_container(&never).await?;
     Ok(())
@@ -292,7 +310,9 @@ fn calls_that_a_dead_keeper_began_leave_nothing() {
 
 async fn cut_short(node: &mut Node) -> Result<()> {
     let image = node.import("busybox").await?;
-    let text = format!("case \" $* \" in *\" create \"*|*\" exec \"*|*\" start \"*) sleep 1.5;; esac; exec {RUNC} \"$@\"");
+    let text = format!(
+        "case \" $* \" in *\" create \"*|*\" exec \"*|*\" start \"*) sleep 1.5;; esac; exec {RUNC} \"$@\""
+    );
     let slow = script(node, "slow", &text)?;
     handler(node, "slow", &slow, "").await?;
     let config = pod(node, "slow");
@@ -334,17 +354,29 @@ fn bad_runtimes_fail_by_name_and_leave_nothing() {
 
 async fn bad(node: &mut Node) -> Result<()> {
     let image = node.import("busybox").await?;
-    let pid_file = "while [ $# -gt 0 ]; do [ \"$1\" = --pid-file ] && f=$2; shift; done";
+    let pid_file = "f=/dev/null; while [ $# -gt 0 ]; do [ \"$1\" = --pid-file ] && f=$2; shift; done";
     let logged = "log=; prev=; for a; do [ \"$prev\" = --log ] && log=$a; prev=$a; done; \
         echo '{\"level\":\"error\",\"msg\":\"the moon is in the way\"}' >> \"$log\"; exit 1";
     for (name, text, wanted) in [
         ("gone", "exit 0".to_owned(), "gone: No such file or directory (os error 2); hint: install it"),
         ("silent", "exit 0".to_owned(), "silent create: it says that all is well, and wrote no pid"),
-        ("garbage", format!("{pid_file}; echo garbage > $f"), "garbage create: it wrote \"garbage\" where a pid should be"),
-        ("init", format!("{pid_file}; echo 1 > $f"), "init create: the pid that it wrote, 1, is not of a process that it has made"),
-        ("hangs", "case \" $* \" in *\" create \"*) sleep 4711;; esac".to_owned(), "hangs create: no end within 2 s; it was killed"),
+        ("garbage", format!("{pid_file}; echo garbage > $f"), "where a pid should be"),
+        (
+            "init",
+            format!("{pid_file}; echo 1 > $f"),
+            "init create: the pid that it wrote, 1, is not of a process that it has made",
+        ),
+        (
+            "hangs",
+            "case \" $* \" in *\" create \"*) sleep 4711;; esac".to_owned(),
+            "hangs create: no end within 2 s; it was killed",
+        ),
         ("words", logged.to_owned(), "words create: exit status: 1: the moon is in the way"),
-        ("stderr", "echo libseccomp.so.9 is missing >&2; exit 127".to_owned(), "stderr create: exit status: 127: libseccomp.so.9 is missing"),
+        (
+            "stderr",
+            "echo libseccomp.so.9 is missing >&2; exit 127".to_owned(),
+            "stderr create: exit status: 127: libseccomp.so.9 is missing",
+        ),
     ] {
         let path = script(node, name, &text)?;
         handler(node, name, &path, "create_timeout = \"2s\"").await?;
@@ -356,6 +388,8 @@ async fn bad(node: &mut Node) -> Result<()> {
         let outcome = node.create(&sandbox, &config, shell("main", &image, "true")).await;
         let error = format!("{:#}", outcome.err().with_context(|| format!("{name} is no runtime"))?);
         ensure!(error.contains(wanted), "{name}: {error}");
+        // A configuration that names what is not there would be refused from now on.
+        std::fs::remove_file(node.path("config.d").join(format!("{name}.toml")))?;
         let containers = node.runtime().await?.list_containers(v1::ListContainersRequest::default()).await?;
         ensure!(containers.into_inner().containers.is_empty(), "{name}: nothing is listed");
         node.stop_pod(&sandbox).await?;
@@ -391,7 +425,10 @@ fn options_and_limits_of_handlers() {
 async fn options(node: &mut Node) -> Result<()> {
     let image = node.import("busybox").await?;
     handler(node, "few", Path::new(RUNC), "privileged_without_host_devices = true").await?;
-    std::fs::write(node.path("config.d/own.toml"), "[handlers.plain]\nprivileged_without_host_devices = true\n")?;
+    std::fs::write(
+        node.path("config.d/own.toml"),
+        "[handlers.plain]\nprivileged_without_host_devices = true\n",
+    )?;
     handler(node, "many", Path::new(RUNC), "runtime_args = [\"--debug\"]").await?;
     let mut counts = Vec::new();
     for handler in ["few", "plain", "many", ""] {
@@ -401,7 +438,8 @@ async fn options(node: &mut Node) -> Result<()> {
         let mut main = shell("main", &image, "exec sleep 1000");
         security(&mut main).privileged = true;
         let id = node.run(&sandbox, &config, main).await?;
-        let count: usize = node.sh(&id, "find /dev -xdev -type b -o -xdev -type c | wc -l").await?.trim().parse()?;
+        let count: usize =
+            node.sh(&id, "find /dev -xdev -type b -o -xdev -type c | wc -l").await?.trim().parse()?;
         counts.push(count);
         node.stop_pod(&sandbox).await?;
     }

@@ -142,8 +142,8 @@ mod tests {
 
     #[test]
     fn show_tells_the_line_of_each_value() {
-        let text = "log_level = \"warn\"\n[logs]\nmax_line = 9\n[handlers.sh]\nruntime_path = \"/bin/sh\"";
-        let (dir, args) = loaded(text, Some("debug"));
+        let written = "log_level = \"warn\"\n[logs]\nmax_line = 9\n[handlers.sh]\nruntime_path = \"/bin/sh\"";
+        let (dir, args) = loaded(written, Some("debug"));
         let sources = Sources::read(args.config.as_deref()).expect("read");
         let config = Config::decide(&sources, &args, Path::new("/run/x.sock")).expect("decide");
         let shown = shown(&sources, &config, &args);

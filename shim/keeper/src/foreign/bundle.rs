@@ -5,10 +5,11 @@
 
 use super::New;
 use crate::error::{Error, Result};
-use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{UnmountFlags, unmount};
 use serde::Serialize;
+use slipway_runtime::host::Host;
 use slipway_runtime::rootfs::{self, Rootfs};
 use slipway_runtime::sandbox::NamespaceKind;
 use slipway_runtime::unit::ScopeName;
@@ -90,6 +91,7 @@ fn namespace<'a>(new: &'a New<'_>, kind: NamespaceKind) -> Option<BorrowedFd<'a>
 /// have no name but that of our descriptors, are named by these. They are open until the container is made.
 fn adapted(new: &New<'_>, root: PathBuf, standalone: bool) -> Spec {
     let mut spec = new.spec.clone();
+    spec.set_version(version(&spec).into());
     let mut place = spec.root().clone().unwrap_or_default();
     place.set_path(root);
     spec.set_root(Some(place));
@@ -107,12 +109,30 @@ fn adapted(new: &New<'_>, root: PathBuf, standalone: bool) -> Spec {
             entry.set_path(Some(format!("/proc/{}/fd/{}", std::process::id(), fd.as_raw_fd()).into()));
         }
     }
+    if let Some(process) = spec.process_mut() {
+        within_reach(process);
+    }
     if standalone {
         let mut annotations = spec.annotations().clone().unwrap_or_default();
         annotations.insert(CONTAINER_TYPE.into(), "sandbox".into());
         spec.set_annotations(Some(annotations));
     }
     spec
+}
+
+/// Takes from a process what nobody here could give it: other runtimes refuse it then, where ours leaves it out.
+pub(super) fn within_reach(process: &mut Process) {
+    if let Some(asked) = process.capabilities() {
+        let clipped = slipway_runtime::plan::clipped(asked, Host::current().capabilities);
+        process.set_capabilities(Some(clipped));
+    }
+}
+
+/// The oldest version of the specification that has what is used: there are runtimes (crun before 1.9) that refuse any after
+/// 1.0, and none that does more for a later one.
+fn version(spec: &Spec) -> &'static str {
+    let is_mapped = spec.mounts().iter().flatten().any(|mount| mount.uid_mappings().is_some());
+    if is_mapped { "1.2.0" } else { "1.0.2" }
 }
 
 fn uses(spec: &Spec, kind: LinuxNamespaceType) -> bool {
@@ -170,6 +190,7 @@ mod tests {
         assert!(is_scope(&new.spec));
         let spec = adapted(&new, "/b/rootfs".into(), true);
         let spec = serde_json::to_value(spec).unwrap();
+        assert_eq!(spec["ociVersion"], "1.0.2");
         assert_eq!(spec["root"], json!({"path": "/b/rootfs", "readonly": true}));
         let sources: Vec<_> = spec["mounts"].as_array().unwrap().iter().map(|m| &m["source"]).collect();
         assert_eq!(sources, ["/b/data", "/abs", "proc"]);

@@ -1,9 +1,11 @@
 //! One call of a runtime's binary: its process group, its time limit, and what it says when it fails.
 
 use super::Runtime;
+use super::caller;
 use crate::error::{Error, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::Access;
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{
@@ -44,26 +46,42 @@ impl Call<'_> {
         self
     }
 
-    /// Runs it to its end and answers what it wrote. With `given` streams it writes nothing to us: they are the container's.
-    /// One that fails, or takes too long, is ended with its whole process group.
-    pub(super) fn run(&self, given: Option<Stdio>, overheard: Option<BorrowedFd<'_>>) -> Result<String> {
-        let _ = fs::remove_file(&self.log);
-        let mut command = self.command();
+    /// Runs it to its end and answers what it wrote. One that fails, or takes too long, is ended with its whole process group.
+    pub(super) fn run(&self) -> Result<String> {
         let fail = |e: io::Error| Error::io("run", self.runtime.path.display(), &e);
-        let heard = match given {
-            Some(streams) => {
-                command.stdin(or_null(streams.stdin));
-                command.stdout(or_null(streams.stdout)).stderr(or_null(streams.stderr));
-                None
-            }
-            None => {
-                let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| fail(e.into()))?;
-                rustix::io::ioctl_fionbio(&read, true).map_err(|e| fail(e.into()))?;
-                command.stdin(process::Stdio::null());
-                command.stdout(write.try_clone().map_err(fail)?).stderr(write);
-                Some(read)
-            }
-        };
+        let mut command = Command::new(&self.runtime.path);
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| fail(e.into()))?;
+        rustix::io::ioctl_fionbio(&read, true).map_err(|e| fail(e.into()))?;
+        command.stdin(process::Stdio::null());
+        command.stdout(write.try_clone().map_err(fail)?).stderr(write);
+        self.run_command(command, Some(read), None)
+    }
+
+    /// The same for a call that makes a process, which gets the streams; the runtime names it in `pid_file`. `overheard`: what
+    /// is written to its standard error can be read here.
+    pub(super) fn run_for(
+        &self,
+        pid_file: &Path,
+        streams: Stdio,
+        overheard: Option<BorrowedFd<'_>>,
+    ) -> Result<()> {
+        let mut command = Command::new("/proc/self/exe");
+        command.arg0(caller::NAME).arg(caller::ACTION).arg(pid_file).arg(&self.runtime.path);
+        command.stdin(or_null(streams.stdin));
+        command.stdout(or_null(streams.stdout)).stderr(or_null(streams.stderr));
+        self.run_command(command, None, overheard).map(drop)
+    }
+
+    fn run_command(
+        &self,
+        mut command: Command,
+        heard: Option<OwnedFd>,
+        overheard: Option<BorrowedFd<'_>>,
+    ) -> Result<String> {
+        let fail = |e: io::Error| Error::io("run", self.runtime.path.display(), &e);
+        rustix::fs::access(&self.runtime.path, Access::EXEC_OK).map_err(|e| self.cannot_run(&e.into()))?;
+        let _ = fs::remove_file(&self.log);
+        self.complete(&mut command);
         tracing::debug!("{command:?}");
         let mut child = command.spawn().map_err(|e| self.cannot_run(&e))?;
         // Our copies of the streams.
@@ -83,10 +101,11 @@ impl Call<'_> {
                     None => Err(self.failed(&format!("{status}, and not a word why"))),
                 }
             }
-            None => Err(self.failed(&format!(
-                "no end within {} s; it was killed with all that it had started",
-                self.limit.as_secs()
-            ))),
+            None => {
+                let limit = self.limit.as_secs();
+                Err(self
+                    .failed(&format!("no end within {limit} s; it was killed with all that it had started")))
+            }
         }
     }
 
@@ -106,8 +125,8 @@ impl Call<'_> {
         }
     }
 
-    fn command(&self) -> Command {
-        let mut command = Command::new(&self.runtime.path);
+    /// The rest of the command line, behind the program's name.
+    fn complete(&self, command: &mut Command) {
         command.args(&self.runtime.args).arg("--root").arg(self.root);
         command.arg("--log").arg(&self.log).args(["--log-format", "json"]);
         if self.systemd {
@@ -118,7 +137,6 @@ impl Call<'_> {
         command.process_group(0);
         // One that is gone is no reason not to call: there is nothing to be found there then.
         command.current_dir(if self.dir.is_dir() { self.dir } else { Path::new("/") });
-        command
     }
 }
 
@@ -248,7 +266,7 @@ mod tests {
             limit,
             systemd: true,
         };
-        call.run(None, None)
+        call.run()
     }
 
     const LONG: Duration = Duration::from_secs(30);

@@ -6,6 +6,7 @@
 //!                    │            (a process group of its own, a time limit, the last line of its log)
 //!                    ├── bundle: <keeper>/foreign/<id>/{config.json,rootfs,pid}
 //!                    ├── console: the terminal, by --console-socket
+//!                    ├── caller: what a call leaves behind beside the process that it was made for
 //!                    └── orphans: its init becomes our own child; calls of a former keeper are ended
 //! ```
 //!
@@ -14,15 +15,18 @@
 
 mod bundle;
 mod call;
+mod caller;
 mod console;
 mod orphans;
 
+pub(crate) use caller::{ACTION, become_caller};
 pub(crate) use orphans::sweep;
 
 use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::prepare::Namespaces;
 use crate::process::Process;
+use crate::task::remove_cgroup;
 use call::Call;
 use console::Console;
 use oci_spec::runtime::{LinuxResources, Process as ProcessSpec, Spec};
@@ -142,7 +146,13 @@ pub(crate) struct Made {
 impl Container<'_> {
     /// `create`. On error nothing is left.
     pub(crate) fn create(&self, new: New<'_>) -> Result<Made> {
-        self.try_create(new).inspect_err(|_| self.remove())
+        let cgroup = new.cgroup;
+        self.try_create(new).inspect_err(|_| {
+            // Whoever is in it already.
+            let _ = remove_cgroup(cgroup);
+            self.remove();
+            let _ = remove_cgroup(cgroup);
+        })
     }
 
     fn try_create(&self, new: New<'_>) -> Result<Made> {
@@ -161,7 +171,7 @@ impl Container<'_> {
         let call = self.call("create", "create", args, Duration::from_secs(self.runtime.create_timeout));
         let call = if scope { call.with_systemd() } else { call };
         let window = Window::open()?;
-        call.run(Some(new.stdio), new.overheard)?;
+        call.run_for(&pid_file, new.stdio, new.overheard)?;
         drop(window);
         let process = orphans::child_of_file(&pid_file).map_err(|why| call.failed(&why))?;
         let Ok(pty) = console.map(Console::receive).transpose() else {
@@ -175,13 +185,13 @@ impl Container<'_> {
 
     /// `start`: returns when the container's command runs.
     pub(crate) fn start(&self) -> Result<()> {
-        self.call("start", "start", vec![self.id.into()], QUICK).run(None, None).map(drop)
+        self.call("start", "start", vec![self.id.into()], QUICK).run().map(drop)
     }
 
     /// Whether a start that a former keeper began is still to be done.
     pub(crate) fn is_waiting(&self) -> Result<bool> {
         let call = self.call("state", "state", vec![self.id.into()], QUICK);
-        let said = call.run(None, None)?;
+        let said = call.run()?;
         let state: serde_json::Value =
             serde_json::from_str(&said).map_err(|e| call.failed(&format!("its answer is no state: {e}")))?;
         Ok(state["status"] == "created")
@@ -190,7 +200,7 @@ impl Container<'_> {
     /// A signal to the container's first process, as the runtime gives it: that may be another one than we see.
     pub(crate) fn signal(&self, signal: i32) -> Result<()> {
         let args = vec![self.id.into(), signal.to_string().into()];
-        self.call("kill", "kill", args, SIGNAL).run(None, None).map(drop)
+        self.call("kill", "kill", args, SIGNAL).run().map(drop)
     }
 
     /// `update`.
@@ -198,7 +208,7 @@ impl Container<'_> {
         let file = self.dir.join("resources.json");
         bundle::write_json(&file, resources)?;
         let args = vec!["--resources".into(), file.into(), self.id.into()];
-        self.call("update", "update", args, QUICK).run(None, None).map(drop)
+        self.call("update", "update", args, QUICK).run().map(drop)
     }
 
     /// `exec`: returns when the session's command runs. On error nothing does.
@@ -210,7 +220,9 @@ impl Container<'_> {
         stdio: Stdio,
     ) -> Result<Exec> {
         let (spec, pid_file) = self.files_of(exec);
-        bundle::write_json(&spec, process)?;
+        let mut process = process.clone();
+        bundle::within_reach(&mut process);
+        bundle::write_json(&spec, &process)?;
         let console =
             (process.terminal() == Some(true)).then(|| Console::listen(&self.sockets)).transpose()?;
         let mut args: Vec<OsString> = vec!["--detach".into(), "--process".into(), spec.clone().into()];
@@ -220,9 +232,9 @@ impl Container<'_> {
         }
         args.push(self.id.into());
         let call = self.call("exec", &format!("exec-{exec}"), args, QUICK);
-        let started = Window::open()
-            .and_then(|_window| call.run(Some(stdio), None))
-            .and_then(|_| orphans::child_of_file(&pid_file).map_err(|why| call.failed(&why)));
+        let called = Window::open().and_then(|_window| call.run_for(&pid_file, stdio, None));
+        let started =
+            called.and_then(|()| orphans::child_of_file(&pid_file).map_err(|why| call.failed(&why)));
         for file in [&spec, &pid_file] {
             let _ = fs::remove_file(file);
         }
@@ -257,7 +269,7 @@ impl Container<'_> {
     pub(crate) fn remove(&self) {
         if self.dir.exists() {
             let args = vec!["--force".into(), self.id.into()];
-            if let Err(error) = self.call("delete", "delete", args, QUICK).run(None, None) {
+            if let Err(error) = self.call("delete", "delete", args, QUICK).run() {
                 tracing::warn!(id = self.id, "{error}; removed without it");
                 let _ = fs::remove_dir_all(self.root.join(self.id));
             }

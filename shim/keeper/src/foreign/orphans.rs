@@ -88,7 +88,7 @@ pub(super) fn set_apart(container: &Cgroup, exec: &str, pid: i32) -> Result<Cgro
     Ok(group)
 }
 
-fn children(pid: i32) -> Vec<i32> {
+pub(super) fn children(pid: i32) -> Vec<i32> {
     let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
     let of = |thread: fs::DirEntry| fs::read_to_string(thread.path().join("children")).unwrap_or_default();
     let lists: Vec<_> = threads.flatten().map(of).collect();
@@ -138,10 +138,10 @@ pub(super) fn end_by_file(file: &Path, container: &str) {
 }
 
 /// How long a dead child may be somebody's business before it is nobody's.
-const MOURNING: Duration = Duration::from_secs(30);
+const MOURNING: Duration = Duration::from_secs(10);
 
-/// Lets go of dead children that nobody waits for: what runtimes left to us beside the processes that they named (helpers of
-/// virtual machines, say). Cheap; called when a container of such a runtime has gone.
+/// Lets go of dead children that nobody waits for: what runtimes left to us beside the processes that they named and that lived
+/// longer than the call (helpers of virtual machines, say). Cheap; called when a container of such a runtime has gone.
 pub(crate) fn sweep(keeper: &Keeper) {
     static SEEN: Mutex<Option<HashMap<i32, Instant>>> = Mutex::new(None);
     let mut seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);
