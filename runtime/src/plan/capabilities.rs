@@ -22,6 +22,22 @@ pub(super) fn masks(asked: Option<&LinuxCapabilities>, available: u64) -> Capabi
     }
 }
 
+/// The sets without what is not `available` (number n at bit n): for another runtime, which would refuse the rest.
+pub fn clipped(asked: &LinuxCapabilities, available: u64) -> LinuxCapabilities {
+    let clip = |list: &Option<Capabilities>| -> Option<Capabilities> {
+        let list = list.as_ref()?;
+        Some(list.iter().copied().filter(|&capability| available & (1 << number(capability)) != 0).collect())
+    };
+    let mut clipped = LinuxCapabilities::default();
+    clipped
+        .set_bounding(clip(asked.bounding()))
+        .set_effective(clip(asked.effective()))
+        .set_permitted(clip(asked.permitted()))
+        .set_inheritable(clip(asked.inheritable()))
+        .set_ambient(clip(asked.ambient()));
+    clipped
+}
+
 fn mask(list: &Capabilities) -> u64 {
     list.iter().fold(0, |mask, &capability| mask | 1 << number(capability))
 }
@@ -111,7 +127,12 @@ mod tests {
             .set_permitted(Some(set.clone()))
             .set_effective(Some(set.clone()));
         asked.set_ambient(Some(set)).set_inheritable(None);
-        let masks = masks(Some(&asked), !(1 << 24));
+        let available = !(1 << 24);
+        let clipped = clipped(&asked, available);
+        assert_eq!(clipped.bounding(), &Some(HashSet::from([Capability::NetRaw])));
+        assert_eq!(clipped.inheritable(), &None);
+        assert_eq!(super::masks(Some(&clipped), u64::MAX), super::masks(Some(&asked), available));
+        let masks = masks(Some(&asked), available);
         assert_eq!(masks.bounding, 1 << 13);
         assert_eq!(masks.effective, 1 << 13);
         assert_eq!(masks.ambient, 0, "ambient without inheritable is refused by the kernel");

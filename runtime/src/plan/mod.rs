@@ -15,7 +15,7 @@ mod scheduling;
 mod time;
 mod user;
 
-pub use capabilities::capability_names;
+pub use capabilities::{capability_names, clipped};
 pub use hooks::{HookPlan, HookPlans, Moment};
 pub use mounts::{BindPlan, Delivery, FreshPlan, IdmapPlan, MountPlan, Propagation, known_options};
 pub use namespaces::{MountHome, NamespacePlan, NamespaceSource, root_is_elsewhere};

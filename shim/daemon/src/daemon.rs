@@ -5,6 +5,7 @@ use crate::containers::ContainerRecord;
 use crate::containers::stats::Rates;
 use crate::error::{Error, Result};
 use crate::events::Events;
+use crate::handlers::Features;
 use crate::keeper::Keeper;
 use crate::names::Names;
 use crate::object::{Object, Table};
@@ -37,6 +38,7 @@ pub(crate) struct Daemon {
     pub(crate) container_names: Names,
     pub(crate) events: Events,
     pub(crate) rates: Rates,
+    pub(crate) features: Features,
     pub(crate) accounts: Accounts,
     /// Held while a pod's view of an image is looked for and mounted.
     pub(crate) views: Mutex<()>,
@@ -61,6 +63,7 @@ impl Daemon {
             container_names: Names::default(),
             events: Events::default(),
             rates: Rates::default(),
+            features: Features::default(),
             accounts: Accounts::default(),
             views: Mutex::default(),
             telemetry: Arc::default(),

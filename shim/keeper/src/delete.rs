@@ -94,6 +94,10 @@ async fn without_keeper(layout: Layout, id: String) -> Result<DeleteResponse, cr
             return Ok(killed());
         };
         task::remove_cgroup(&record.cgroup)?;
+        if let Some(runtime) = &record.foreign {
+            runtime.container(&layout, &record.id).clear();
+            task::remove_cgroup(&record.cgroup)?;
+        }
         for exec in records::load_all::<ExecRecord>(&layout.execs()).unwrap_or_default() {
             if exec.task == record.id {
                 let _ = std::fs::remove_file(layout.execs().join(exec.file_name()));

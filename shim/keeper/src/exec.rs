@@ -176,17 +176,20 @@ impl Exec {
         let opened =
             stdio::open(&self.streams, owner, Logger { id: task.id(), namespace: &keeper.namespace })?;
         let cgroup = Cgroup::open(task.cgroup())?;
-        let session = slipway_runtime::container::exec(ExecRequest {
-            exec_id: Some(&self.id),
-            pid: init.pid,
-            pidfd: &init.pidfd,
-            subject: Subject { id: task.id(), bundle: task.bundle(), spec: &container },
-            process: &process,
-            cgroup: &cgroup,
-            stdio: opened.child,
-            preserved: Vec::new(),
-            no_new_keyring: false,
-        })?;
+        let session = match task.foreign(&keeper.layout) {
+            Some(foreign) => foreign.exec(&self.id, &process, &cgroup, opened.child)?,
+            None => slipway_runtime::container::exec(ExecRequest {
+                exec_id: Some(&self.id),
+                pid: init.pid,
+                pidfd: &init.pidfd,
+                subject: Subject { id: task.id(), bundle: task.bundle(), spec: &container },
+                process: &process,
+                cgroup: &cgroup,
+                stdio: opened.child,
+                preserved: Vec::new(),
+                no_new_keyring: false,
+            })?,
+        };
         let started = Process::new(session.pid, session.pidfd);
         let mut kept = opened.kept;
         if let Some(pty) = session.pty {
@@ -417,6 +420,9 @@ impl Exec {
             (ExecPhase::Starting | ExecPhase::Running { .. }, _) => {
                 // Its group is a child of the container's, named by the session (runtime::cgroup::exec_group).
                 let cgroup = format!("{}/exec-{}", task.cgroup(), record.id);
+                if let Some(foreign) = task.foreign(&keeper.layout) {
+                    foreign.clear_exec(&record.id, task.cgroup());
+                }
                 if let Ok(cgroup) = Cgroup::open(&cgroup) {
                     let _ = cgroup.kill_all();
                 }

@@ -3,7 +3,7 @@
 //! ```text
 //!  <state>/<group>/          0700; group = hash of client address, namespace and grouping
 //!      sock  lock  log  events-address  events/  calls/
-//!      tasks/<id>.json  execs/<id>:<exec id>.json  sandboxes/<id>.json  sandboxes/<id>/
+//!      tasks/<id>.json  execs/<id>:<exec id>.json  sandboxes/<id>.json  sandboxes/<id>/  foreign/<id>/
 //! ```
 
 use sha2::{Digest as _, Sha256};
@@ -110,6 +110,11 @@ impl Layout {
     /// Where a sandbox's own files are; absent where the client keeps them.
     pub(crate) fn sandbox_files(&self, id: &str) -> PathBuf {
         self.sandboxes().join(id)
+    }
+
+    /// Where containers of foreign runtimes have what such a runtime needs.
+    pub(crate) fn foreign(&self) -> PathBuf {
+        self.root.join("foreign")
     }
 
     /// Where the root filesystem of a container that is being restored is mounted, in a namespace of its own.

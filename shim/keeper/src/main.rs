@@ -16,6 +16,7 @@ mod error;
 mod events;
 mod exec;
 mod flags;
+mod foreign;
 mod guardian;
 mod info;
 mod keeper;
@@ -62,6 +63,9 @@ fn run(args: &[OsString]) -> Result<(), Box<dyn Error>> {
     // What follows it is another program's.
     if args.first().is_some_and(|action| action == logger::ACTION) {
         return Err(logger::become_program(&args[1..]).into());
+    }
+    if args.first().is_some_and(|action| action == foreign::ACTION) {
+        return Err(foreign::become_caller(&args[1..]).into());
     }
     let flags = flags::parse(args)?;
     if flags.version {

@@ -2,6 +2,7 @@
 //! (SHIM-OPT-01, SHIM-OPT-02, SHIM-OPT-03, SHIM-TSK-02).
 
 use crate::error::{Error, Result};
+use crate::foreign::Runtime;
 use containerd_shim_protos::shim::oci::Options as RuncOptions;
 use prost::Message as _;
 use protobuf::Message as _;
@@ -35,6 +36,8 @@ pub(crate) struct Options {
     /// A cgroupsPath in the form of a scope is one, or an error. Where it is not said, that is seen by the path on hosts whose
     /// systemd makes scopes.
     pub(crate) systemd_cgroup: bool,
+    /// Ours: another OCI runtime makes and runs the containers.
+    pub(crate) runtime: Option<Runtime>,
     /// The rest is runc's alone.
     binary_name: String,
     root: String,
@@ -89,7 +92,10 @@ impl Options {
                         .map_err(|e| Error::invalid(format!("options: ConfigPath {path}: {e}")))?,
                 };
                 // toml's sentence shows line and key.
-                toml::from_str(&text).map_err(|e| Error::invalid(format!("options: {e}")))
+                let options: Self =
+                    toml::from_str(&text).map_err(|e| Error::invalid(format!("options: {e}")))?;
+                options.runtime.as_ref().map_or(Ok(()), Runtime::check)?;
+                Ok(options)
             }
             other => Err(Error::invalid(format!(
                 "options of type {other:?} are not known; use {RUNC} or {GENERIC}"
@@ -160,6 +166,26 @@ mod tests {
         assert_eq!(of(&generic("Grouping = \"pod\"")).unwrap().grouping, Grouping::Pod);
         for nothing in [None, Some(&Any::default()), Some(&generic(""))] {
             assert_eq!(Options::parse(nothing).unwrap(), Options::default());
+        }
+    }
+
+    #[test]
+    fn another_runtime_is_named_by_absolute_paths() {
+        let full = "[Runtime]\nPath = \"/r\"\nRoot = \"/s\"\nArgs = [\"-x\"]\nCreateTimeout = 5\nStandalone = true\n";
+        let runtime = of(&generic(full)).unwrap().runtime.unwrap();
+        assert_eq!((runtime.path.to_str(), runtime.root.to_str()), (Some("/r"), Some("/s")));
+        assert_eq!((runtime.args, runtime.create_timeout, runtime.standalone), (vec!["-x".into()], 5, true));
+        let short = of(&generic("[Runtime]\nPath = \"/r\"")).unwrap().runtime.unwrap();
+        assert_eq!((short.root.to_str(), short.create_timeout), (Some(""), 60));
+        for (text, named) in [
+            ("[Runtime]\nPath = \"runc\"", "Runtime.Path"),
+            ("[Runtime]\nPath = \"/r\"\nRoot = \"s\"", "Runtime.Root"),
+            ("[Runtime]\nPath = \"/r\"\nCreateTimeout = 0", "CreateTimeout"),
+            ("[Runtime]\nRoot = \"/s\"", "Path"),
+            ("[Runtime]\nPath = \"/r\"\nBinary = \"/s\"", "Binary"),
+        ] {
+            let error = of(&generic(text)).unwrap_err().to_string();
+            assert!(error.contains(named), "{error}");
         }
     }
 

@@ -4,6 +4,7 @@
 //! is done, so that whatever was half-made can be undone.
 
 use crate::checkpoint::Frozen;
+use crate::foreign::Runtime;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use slipway_runtime::cgroup::OomBefore;
@@ -137,6 +138,9 @@ pub(crate) struct TaskRecord {
     /// CRIU's program.
     #[serde(default)]
     pub(crate) criu: PathBuf,
+    /// The OCI runtime that made it, where that is not ours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) foreign: Option<Runtime>,
     /// start_time of /proc/<pid>/stat, to tell the process from a later one with its pid.
     pub(crate) born: u64,
     pub(crate) dropped: u64,
@@ -316,6 +320,7 @@ mod tests {
             attended: false,
             io_owner: None,
             criu: "criu".into(),
+            foreign: None,
             born: 0,
             dropped: 0,
             phase,

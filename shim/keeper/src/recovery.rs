@@ -12,7 +12,7 @@ use crate::process::{Awaited, Process, now, reopen};
 use crate::records::{self, Ended, ExecRecord, SandboxRecord, TaskPhase, TaskRecord};
 use crate::sandbox::Sandbox;
 use crate::stdio;
-use crate::task::{self, Restored, Task};
+use crate::task::{self, Gate, Restored, Task};
 use rustix::fd::OwnedFd;
 use slipway_runtime::container::StartPipe;
 use std::collections::HashMap;
@@ -130,8 +130,19 @@ fn restore(
     let prefix = task::prefix(&record.id);
     let kept = stdio::take_kept(held, &prefix);
     let mut take = |name: &str| held.remove(&format!("{prefix}{name}"));
-    let (pidfd, start) = (take("pidfd"), take("start"));
-    let restored = match (&record.phase, pidfd, start) {
+    let (mut pidfd, socket) = (take("pidfd"), take("start"));
+    let gate = match (&record.foreign, &record.phase) {
+        (Some(_), TaskPhase::Created { pid, .. } | TaskPhase::Starting { pid, .. }) => {
+            // It waits for its runtime, whoever lives or dies of us.
+            pidfd = pidfd.or_else(|| reopen(*pid, record.born));
+            Some(Gate::Foreign)
+        }
+        (None, TaskPhase::Created { steps, .. } | TaskPhase::Starting { steps, .. }) => {
+            socket.map(|socket| Gate::Pipe(StartPipe { socket, steps: steps.clone() }))
+        }
+        _ => None,
+    };
+    let restored = match (&record.phase, pidfd, gate) {
         (TaskPhase::Creating, pidfd, _) => return Err((record, pidfd)),
         (TaskPhase::Frozen { frozen, begun }, ..) => {
             if *begun {
@@ -141,16 +152,12 @@ fn restore(
             let frozen = frozen.clone();
             return Ok((Task::restore(record, stdio::Kept::new(), Restored::Frozen(frozen)), None));
         }
-        (TaskPhase::Created { pid, steps }, Some(pidfd), Some(socket)) => Restored::Parked {
-            process: Process::new(*pid, pidfd),
-            start: StartPipe { socket, steps: steps.clone() },
-            sent: false,
-        },
-        (TaskPhase::Starting { pid, steps }, Some(pidfd), Some(socket)) => Restored::Parked {
-            process: Process::new(*pid, pidfd),
-            start: StartPipe { socket, steps: steps.clone() },
-            sent: true,
-        },
+        (TaskPhase::Created { pid, .. }, Some(pidfd), Some(start)) => {
+            Restored::Parked { process: Process::new(*pid, pidfd), start, sent: false }
+        }
+        (TaskPhase::Starting { pid, .. }, Some(pidfd), Some(start)) => {
+            Restored::Parked { process: Process::new(*pid, pidfd), start, sent: true }
+        }
         (TaskPhase::Running { pid, started_at, paused }, pidfd, _) => {
             match pidfd.or_else(|| reopen(*pid, record.born)) {
                 Some(pidfd) => Restored::Running {
@@ -188,8 +195,17 @@ async fn undo(keeper: &Arc<Keeper>, record: &TaskRecord, pidfd: Option<OwnedFd>)
     if let Some(pidfd) = pidfd {
         let _ = Process::new(0, pidfd).signal(task::SIGKILL);
     }
-    let cgroup = record.cgroup.clone();
-    if let Err(error) = blocking(move || task::remove_cgroup(&cgroup)).await {
+    let (of, layout) = (record.clone(), keeper.layout.clone());
+    let removed = blocking(move || {
+        if let Some(runtime) = &of.foreign {
+            // Whoever is still making it must not go on; what it made is in the group, and killed with that.
+            runtime.container(&layout, &of.id).end_calls();
+            let _ = task::remove_cgroup(&of.cgroup);
+            runtime.container(&layout, &of.id).remove();
+        }
+        task::remove_cgroup(&of.cgroup)
+    });
+    if let Err(error) = removed.await {
         tracing::warn!(id = record.id, "control group of a half-made container: {error}");
     }
     if record.mounted {

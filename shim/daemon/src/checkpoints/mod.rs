@@ -25,10 +25,14 @@ pub(crate) use intent::recover;
 pub(crate) use limit::asked as deadline;
 pub(crate) use restore::Source;
 
+use crate::config::File;
 use crate::error::{Error, Result};
+use crate::handlers;
+use crate::pods::PodRecord;
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use tonic::Code;
 
 /// Where everything half-made lies; made if absent, root's alone.
 fn home(root: &Path) -> Result<PathBuf> {
@@ -48,8 +52,18 @@ pub(crate) fn forget(root: &Path, container: &str) -> Result<()> {
     crate::containers::remove_tree(&root.join("checkpoints").join(container))
 }
 
-/// The sentence for pods that criu cannot bring back.
-fn check_pod(pod: &crate::pods::PodRecord) -> Result<()> {
+/// The sentence for pods that criu cannot bring back, or whose containers are not ours to freeze.
+fn check_pod(file: &File, pod: &PodRecord) -> Result<()> {
+    let handler = handlers::find(file, &pod.handler).unwrap_or_default();
+    if let Some(path) = &handler.runtime_path {
+        let (pod, name, path) = (pod.label(), &pod.handler, path.display());
+        return Err(Error::new(
+            Code::Unimplemented,
+            format!(
+                "pod {pod} runs by {path} (runtime_handler {name:?}): only Slipway's own containers can be frozen and restored"
+            ),
+        ));
+    }
     if pod.user().is_some() {
         return Err(Error::state(format!(
             "pod {} has a user namespace of its own (hostUsers: false), which checkpoints cannot hold",

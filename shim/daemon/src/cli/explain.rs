@@ -136,6 +136,14 @@ impl Node<'_> {
             id,
             config,
         };
+        let handler = crate::handlers::find(&self.file, &pod.handler).unwrap_or_default();
+        if let Some(runtime) = &handler.runtime_path {
+            anyhow::bail!(
+                "runtimeClassName {:?} is run by {}: what that does, only it can tell",
+                pod.handler,
+                runtime.display()
+            );
+        }
         let spec = spec::build(&Inputs {
             pod,
             container: &container,
@@ -146,6 +154,7 @@ impl Node<'_> {
             volumes: &[],
             cdi: &[],
             defaults: &self.file.containers,
+            handler: &handler,
             target_pid: None,
         })?;
         let layer = |name: &str| PathBuf::from("/LAYERS").join(name);

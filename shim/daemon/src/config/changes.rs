@@ -19,11 +19,16 @@ impl Changes {
         let (started, last, new) = (flat(started), flat(last), flat(new));
         let mut changes = Self::default();
         for key in Keys::all().keys {
-            let is_new = |old: &std::collections::BTreeMap<_, _>| old.get(&key.path) != new.get(&key.path);
-            if key.is_live() && is_new(&last) {
-                changes.applied.push(key.path);
-            } else if !key.is_live() && is_new(&started) {
-                changes.later.push(key.path);
+            let mut instances = key.instances(started.keys().chain(last.keys()).chain(new.keys()));
+            instances.sort();
+            instances.dedup();
+            for path in instances {
+                let is_new = |old: &std::collections::BTreeMap<_, _>| old.get(&path) != new.get(&path);
+                if key.is_live() && is_new(&last) {
+                    changes.applied.push(path);
+                } else if !key.is_live() && is_new(&started) {
+                    changes.later.push(path);
+                }
             }
         }
         changes
@@ -52,6 +57,13 @@ mod tests {
         assert_eq!(changes.to_string(), "applied: logs.max_line; needs a restart: network.bridge");
         let again = Changes::between(&started, &first, &first);
         assert_eq!(again.to_string(), "applied: nothing; needs a restart: network.bridge");
+        let handler = file("[handlers.runc]\nruntime_path = \"/r\"\ncreate_timeout = \"5s\"\n");
+        let changes = Changes::between(
+            &handler,
+            &handler,
+            &file("[handlers.runc]\nruntime_path = \"/x\"\ncreate_timeout = \"5s\"\n"),
+        );
+        assert_eq!(changes.applied, ["handlers.runc.runtime_path"]);
         let back = Changes::between(&started, &first, &started);
         assert_eq!(back.to_string(), "applied: logs.max_line; needs a restart: nothing");
     }

@@ -78,17 +78,27 @@ fn show(args: &ServeArgs, address: &Path, output: Output) -> Result<()> {
 
 fn shown(sources: &Sources, config: &Config, args: &ServeArgs) -> Vec<Shown> {
     let values = keys::flat(&config.file);
-    let line = |key: keys::Key| {
-        let value = values.get(&key.path).cloned();
-        let from = match sources.origins.get(&key.path) {
-            _ if key.path == "log_level" && args.log_level.is_some() => "flag --log-level".to_owned(),
+    let line = |key: &keys::Key, path: String| {
+        let value = values.get(&path).cloned();
+        let from = match sources.origins.get(&path) {
+            _ if path == "log_level" && args.log_level.is_some() => "flag --log-level".to_owned(),
             Some(origin) => origin.to_string(),
             None if key.default.is_none() && value.is_some() => "this host".into(),
             None => "default".into(),
         };
-        Shown { key: key.path, value, from }
+        Shown { key: path, value, from }
     };
-    Keys::all().keys.into_iter().map(line).collect()
+    let keys = Keys::all().keys;
+    let mut shown = Vec::new();
+    for key in &keys {
+        shown.extend(key.instances(values.keys()).into_iter().map(|path| line(key, path)));
+    }
+    // Tables as wholes, the keys above all of them first.
+    shown.sort_by(|a: &Shown, b| {
+        let table = |key: &str| key.rsplit_once('.').map_or(String::new(), |(table, _)| table.to_owned());
+        table(&a.key).cmp(&table(&b.key)).then_with(|| a.key.cmp(&b.key))
+    });
+    shown
 }
 
 /// TOML, with the origin behind each line.
@@ -132,7 +142,8 @@ mod tests {
 
     #[test]
     fn show_tells_the_line_of_each_value() {
-        let (dir, args) = loaded("log_level = \"warn\"\n[logs]\nmax_line = 9", Some("debug"));
+        let written = "log_level = \"warn\"\n[logs]\nmax_line = 9\n[handlers.sh]\nruntime_path = \"/bin/sh\"";
+        let (dir, args) = loaded(written, Some("debug"));
         let sources = Sources::read(args.config.as_deref()).expect("read");
         let config = Config::decide(&sources, &args, Path::new("/run/x.sock")).expect("decide");
         let shown = shown(&sources, &config, &args);
@@ -140,6 +151,8 @@ mod tests {
         let file = dir.path().join("config.toml");
         assert_eq!(of("logs.max_line").from, format!("{}:3", file.display()));
         assert_eq!(of("log_level").from, "flag --log-level");
+        assert_eq!(of("handlers.sh.runtime_path").from, format!("{}:5", file.display()));
+        assert_eq!(of("handlers.sh.create_timeout").from, "default");
         assert_eq!(of("log_level").value, Some("debug".into()));
         assert_eq!(of("network.bridge").from, "default");
         assert_eq!(of("cgroup_driver").from, "this host");
@@ -168,6 +181,40 @@ mod tests {
                 "config.toml:3: streaming.tls_certificate and streaming.tls_key",
             ),
             ("[streaming]\ntls_client_ca = \"/c\"", "config.toml:2: streaming.tls_client_ca needs"),
+            (
+                "[handlers.x]\nruntime_path = \"runc\"",
+                "config.toml:2: handlers.x.runtime_path: runc must be an absolute path",
+            ),
+            (
+                "[handlers.x]\nruntime_path = \"/no/runc\"",
+                "config.toml:2: handlers.x.runtime_path: /no/runc: No such file",
+            ),
+            (
+                "[handlers.x]\nruntime_path = \"/etc/passwd\"",
+                "config.toml:2: handlers.x.runtime_path: /etc/passwd is not executable",
+            ),
+            (
+                "[handlers.x]\nruntime_path = \"/etc\"",
+                "config.toml:2: handlers.x.runtime_path: /etc is no file",
+            ),
+            (
+                "[handlers.x]\nruntime_root = \"state\"",
+                "config.toml:2: handlers.x.runtime_root = state: must be an absolute",
+            ),
+            (
+                "[handlers.slipway]\nruntime_path = \"/bin/sh\"",
+                "config.toml:2: handlers.slipway is Slipway itself",
+            ),
+            (
+                "runtime_handlers = [\"x\"]\n[handlers.x]\nruntime_path = \"/bin/sh\"",
+                "config.toml:3: handlers.x has a runtime_path, and",
+            ),
+            ("[handlers.Runc]\n", "[handlers.\"Runc\"]: a handler's name is"),
+            ("[handlers.x]\nruntime_pth = \"/bin/sh\"", "did you mean \"handlers.*.runtime_path\"?"),
+            (
+                "[handlers.x]\ncreate_timeout = \"5\"",
+                "config.toml:2: handlers.x.create_timeout: \"5\" has no unit",
+            ),
         ] {
             let (_dir, args) = loaded(text, None);
             let error = format!("{:#}", Config::load(&args, Path::new("/run/x.sock")).expect_err(text));

@@ -8,6 +8,7 @@ use super::values::{Bytes, Collector, Level, Mode, PerMillion, Sysctl, Time, Uli
 use crate::cgroups::{Cgroups, Driver};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -29,6 +30,9 @@ pub(crate) struct File {
     /// Names of runtime classes' handlers that this node answers to beside "" and "slipway", such as "runc": all mean
     /// Slipway itself.
     pub(crate) runtime_handlers: Vec<String>,
+    /// Handlers of runtime classes with settings of their own, a table for each by its name. With runtime_path its containers
+    /// are run by that OCI runtime (runc, crun, youki, runsc) under Slipway's keeper; without it by Slipway itself.
+    pub(crate) handlers: BTreeMap<String, Handler>,
     /// The socket for the kubelet, crictl and slipway's own commands; --address says where it is.
     pub(crate) socket: Socket,
     /// The parent of all containers.
@@ -57,6 +61,42 @@ pub(crate) struct File {
     pub(crate) metrics: Metrics,
     /// Traces by OpenTelemetry: a span for each request, below the kubelet's own where it has one, and for each of its steps.
     pub(crate) tracing: Tracing,
+}
+
+/// One handler.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub(crate) struct Handler {
+    /// The OCI runtime's program, an absolute path, such as "/usr/sbin/runc". Without it: Slipway itself.
+    pub(crate) runtime_path: Option<PathBuf>,
+    /// Where that runtime keeps its state (its option --root). Without it: runtimes/NAME below the daemon's --state.
+    pub(crate) runtime_root: Option<PathBuf>,
+    /// Arguments before each of its commands, such as "--debug", or "--platform=systrap" of runsc. --systemd-cgroup is given
+    /// by itself where cgroup_driver is systemd.
+    pub(crate) runtime_args: Vec<String>,
+    /// How long it may take to make a container; then it is killed, and the request fails.
+    pub(crate) create_timeout: Time,
+    /// Each container is announced to the runtime as a sandbox of its own (annotation io.kubernetes.cri.container-type): for
+    /// runsc and others that look for a pause container otherwise. Pods of one container are what such a runtime can do.
+    pub(crate) sandbox_per_container: bool,
+    /// Privileged containers get the usual devices instead of all of the host's, as with containerd's option of this name.
+    pub(crate) privileged_without_host_devices: bool,
+    /// With that: they may make and use any device all the same.
+    pub(crate) privileged_without_host_devices_all_devices_allowed: bool,
+}
+
+impl Default for Handler {
+    fn default() -> Self {
+        Self {
+            runtime_path: None,
+            runtime_root: None,
+            runtime_args: Vec::new(),
+            create_timeout: seconds(60),
+            sandbox_per_container: false,
+            privileged_without_host_devices: false,
+            privileged_without_host_devices_all_devices_allowed: false,
+        }
+    }
 }
 
 /// How the daemon logs.

@@ -1,16 +1,23 @@
 //! Every key there is, from the types' own doc comments: known names, and the reference that people read.
 
-use super::file::File;
+use super::file::{File, Handler};
 use schemars::generate::SchemaSettings;
 use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// Keys that a running daemon takes over at SIGHUP (see [`super::reload`]); all others need a restart.
-pub(crate) const LIVE: [&str; 11] = [
+pub(crate) const LIVE: [&str; 18] = [
     "cdi.spec_dirs",
     "containers.default_ulimits",
     "containers.device_ownership_from_security_context",
     "containers.writable_layer_limit",
+    "handlers.*.create_timeout",
+    "handlers.*.privileged_without_host_devices",
+    "handlers.*.privileged_without_host_devices_all_devices_allowed",
+    "handlers.*.runtime_args",
+    "handlers.*.runtime_path",
+    "handlers.*.runtime_root",
+    "handlers.*.sandbox_per_container",
     "images.auth_file",
     "images.hosts_dirs",
     "images.parallel_layers",
@@ -21,10 +28,13 @@ pub(crate) const LIVE: [&str; 11] = [
     "runtime_handlers",
 ];
 
+/// Stands for a name that is the user's to choose, in the paths of keys and tables.
+const ANY: &str = "*";
+
 /// One key.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Key {
-    /// `network.bridge`.
+    /// `network.bridge`; `handlers.*.runtime_path`.
     pub(crate) path: String,
     /// For people: `text`, `list of texts`, `"text" or "json"`.
     pub(crate) kind: String,
@@ -38,6 +48,25 @@ pub(crate) struct Key {
 impl Key {
     pub(crate) fn is_live(&self) -> bool {
         LIVE.contains(&self.path.as_str())
+    }
+
+    /// Whether a key as somebody wrote it is this one.
+    pub(crate) fn fits(&self, written: &str) -> bool {
+        fits(&self.path, written)
+    }
+
+    /// Of `written` keys those that are this one; without a `*` in it that is itself, written or not.
+    pub(crate) fn instances<'a>(&self, written: impl Iterator<Item = &'a String>) -> Vec<String> {
+        if self.is_of_many() {
+            written.filter(|written| self.fits(written)).cloned().collect()
+        } else {
+            vec![self.path.clone()]
+        }
+    }
+
+    /// It is there once for each table of a name that is the user's.
+    pub(crate) fn is_of_many(&self) -> bool {
+        self.path.split('.').any(|part| part == ANY)
     }
 
     /// `network` of `network.bridge`; empty for those above all tables.
@@ -76,6 +105,12 @@ impl Keys {
             if schema["properties"].is_object() {
                 self.tables.insert(path.clone(), about);
                 self.walk(&path, schema, defaults);
+            } else if schema["additionalProperties"]["properties"].is_object() {
+                // Tables of any name.
+                let each = format!("{path}.{ANY}");
+                self.tables.insert(path, about.clone());
+                self.tables.insert(each.clone(), about);
+                self.walk(&each, &schema["additionalProperties"], defaults);
             } else {
                 let default = defaults.get(&path).map(toml::Value::to_string);
                 let fields = fields(&path, schema);
@@ -85,11 +120,11 @@ impl Keys {
     }
 
     pub(crate) fn find(&self, path: &str) -> Option<&Key> {
-        self.keys.iter().find(|key| key.path == path)
+        self.keys.iter().find(|key| key.fits(path))
     }
 
     pub(crate) fn is_table(&self, path: &str) -> bool {
-        self.tables.contains_key(path)
+        self.tables.keys().any(|table| fits(table, path))
     }
 
     /// The key or table that somebody who wrote `path` most likely meant.
@@ -117,6 +152,17 @@ fn fields(above: &str, schema: &Value) -> Vec<Key> {
     keys.keys
 }
 
+fn fits(pattern: &str, written: &str) -> bool {
+    let (mut pattern, mut written) = (pattern.split('.'), written.split('.'));
+    loop {
+        match (pattern.next(), written.next()) {
+            (None, None) => return true,
+            (Some(one), Some(other)) if one == ANY || one == other => {}
+            _ => return false,
+        }
+    }
+}
+
 /// Leaves of a file's values by their paths.
 pub(crate) fn flat(file: &File) -> BTreeMap<String, toml::Value> {
     let mut leaves = BTreeMap::new();
@@ -128,7 +174,8 @@ pub(crate) fn flat(file: &File) -> BTreeMap<String, toml::Value> {
 }
 
 fn flat_defaults() -> BTreeMap<String, toml::Value> {
-    flat(&File::default())
+    let handlers = [(ANY.to_owned(), Handler::default())].into();
+    flat(&File { handlers, ..File::default() })
 }
 
 fn flatten(above: &str, table: &toml::Table, leaves: &mut BTreeMap<String, toml::Value>) {
@@ -180,7 +227,7 @@ pub(crate) fn reference() -> String {
             table = Some(key.table());
             if !key.table().is_empty() {
                 let about = keys.tables.get(key.table()).map_or("", String::as_str);
-                text += &format!("\n## [{}]\n\n{about}\n", key.table());
+                text += &format!("\n## [{}]\n\n{about}\n", key.table().replace(ANY, "NAME"));
             }
             text += "\n| key | what | default | SIGHUP |\n|---|---|---|---|\n";
         }
@@ -209,11 +256,14 @@ pub(crate) fn default_file() -> String {
         if table != key.table() {
             table = key.table();
             let about = keys.tables.get(table).map_or("", String::as_str);
-            text += &format!("\n{}[{table}]\n", wrapped(about));
+            // A table of no certain name is an example.
+            let mark = if key.is_of_many() { "#" } else { "" };
+            text += &format!("\n{}{mark}[{}]\n", wrapped(about), table.replace(ANY, "NAME"));
         }
         text += "\n";
         text += &wrapped(&key.about);
         match &key.default {
+            Some(value) if key.is_of_many() => text += &format!("#{} = {value}\n", key.name()),
             Some(value) => text += &format!("{} = {value}\n", key.name()),
             None => text += &format!("#{} =\n", key.name()),
         }
@@ -285,6 +335,7 @@ mod tests {
             ("cgroup_drivr", "cgroup_driver"),
             ("netwrok", "network"),
             ("cni.bin_dir", "cni.bin_dirs"),
+            ("handlers.runc.runtime_pat", "handlers.*.runtime_path"),
         ] {
             assert_eq!(keys.nearest(written), Some(meant), "{written}");
         }

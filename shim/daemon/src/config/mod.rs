@@ -10,6 +10,7 @@
 mod changes;
 pub(crate) mod command;
 mod file;
+mod handlers;
 mod import;
 mod keys;
 mod policy;
@@ -17,7 +18,7 @@ mod sources;
 mod values;
 
 pub(crate) use changes::Changes;
-pub(crate) use file::{Checkpoints, Containers, File, LogFormat, Tracing, seconds};
+pub(crate) use file::{Checkpoints, Containers, File, Handler, LogFormat, Tracing, seconds};
 pub(crate) use values::{Level, Sysctl, Time, Ulimit};
 
 use crate::cgroups::Cgroups;
@@ -109,6 +110,10 @@ impl Config {
         sources.blame(tls.iter().find(|key| written(key)).unwrap_or(&tls[0]), file.streaming.tls())?;
         let rules = sources.blame("images.policy", policy::rules(&file.images.policy))?;
         let (policy, faults) = slipway_images::Policy::load(&rules);
+        for (name, handler) in &file.handlers {
+            let (key, checked) = handlers::check(&file, name, handler);
+            sources.blame(&key, checked)?;
+        }
         file.settle(&cgroups, Some(&keeper), &state);
         Ok(Self {
             address: absolute(address)?,

@@ -4,11 +4,11 @@ use super::{ContainerRecord, Phase, parse};
 use crate::checkpoints::Source;
 use crate::daemon::{Container, Daemon, Pod, blocking};
 use crate::error::{Error, Result};
-use crate::keeper::NewTask;
+use crate::keeper::{NewTask, Runtime};
 use crate::pods::PodPhase;
 use crate::rollback::Rollback;
 use crate::telemetry::laps;
-use crate::{cdi, signals, spec};
+use crate::{cdi, handlers, signals, spec};
 use cri_proto::nri::Event;
 use cri_proto::v1::{self, ContainerEventType};
 use slipway_images::Image;
@@ -99,6 +99,11 @@ impl Daemon {
         if sandbox.phase != PodPhase::Ready {
             return Err(Error::state("the pod is not ready: it was stopped, or its namespaces are gone"));
         }
+        let handler = handlers::find(&self.live(), &sandbox.handler).ok_or_else(|| {
+            let name = &sandbox.handler;
+            Error::state(format!("the pod's runtime_handler {name:?} is not in the configuration any more"))
+        })?;
+        handlers::check_container(self, &sandbox.handler, &handler, &config).await?;
         let id = crate::ids::new()?;
         let wanted = config.image.as_ref().map(|i| i.image.clone()).unwrap_or_default();
         let (image, thawing) = match source.or_else(|| self.checkpoint_named(&wanted)) {
@@ -146,6 +151,7 @@ impl Daemon {
             volumes: &volumes,
             cdi: &cdi,
             defaults: &self.live().containers,
+            handler: &handler,
             target_pid: target,
         })?;
         let profile = built.process().as_ref().and_then(|process| process.apparmor_profile().as_deref());
@@ -170,6 +176,7 @@ impl Daemon {
         self.telemetry.phase(METHOD, "bundle", written).await?;
         let (daemon, task) = (Arc::clone(self), id.clone());
         rollback.push("task", async move { daemon.discard_task(&task).await });
+        let runtime = Runtime::of(&handler, &sandbox.handler, &self.config.state);
         let task = NewTask {
             id: &id,
             bundle: &record.bundle,
@@ -178,6 +185,7 @@ impl Daemon {
             log: self.log_uri(&record),
             checkpoint: thawing.map(|thawing| thawing.images()),
             criu: self.config.file.checkpoints.criu.as_deref(),
+            runtime: runtime.as_ref(),
         };
         let made = laps::traced(&self.keeper, &id, self.keeper.create_task(&task));
         self.telemetry.phase(METHOD, "keeper: create", made).await?;

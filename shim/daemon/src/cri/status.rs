@@ -54,7 +54,7 @@ pub(super) async fn status(daemon: &Daemon, verbose: bool) -> v1::StatusResponse
     v1::StatusResponse {
         status: Some(v1::RuntimeStatus { conditions }),
         info,
-        runtime_handlers: handlers::list(&daemon.live().runtime_handlers, user_namespaces),
+        runtime_handlers: handlers::list(daemon).await,
         features: Some(v1::RuntimeFeatures {
             supplemental_groups_policy: true,
             mount_options: true,

@@ -3,6 +3,9 @@
 //! The daemon reaches containers only through here, with the same messages that containerd sends.
 
 mod connection;
+mod foreign;
+
+pub(crate) use foreign::Runtime;
 
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -170,8 +173,12 @@ impl Keeper {
         request.terminal = task.terminal;
         request.stdout = task.log.clone();
         request.checkpoint = task.checkpoint.as_ref().map(|p| p.display().to_string()).unwrap_or_default();
-        request.options = task.criu.map(runtime_options).transpose()?.into();
-        let mut context = quick();
+        request.options = match task.runtime {
+            Some(runtime) => Some(runtime.options()),
+            None => task.criu.map(runtime_options).transpose()?,
+        }
+        .into();
+        let mut context = with_duration(task.runtime.map_or(QUICK, Runtime::patience));
         if crate::telemetry::is_sampled() {
             context.add(CLOCKED.into(), "1".into());
         }
@@ -556,6 +563,8 @@ pub(crate) struct NewTask<'a> {
     pub(crate) checkpoint: Option<PathBuf>,
     /// CRIU's program, where it is not the one in PATH.
     pub(crate) criu: Option<&'a Path>,
+    /// Who makes it, if not Slipway itself.
+    pub(crate) runtime: Option<&'a Runtime>,
 }
 
 /// What the keeper takes from a handler's table in containerd's configuration.

@@ -27,17 +27,17 @@ impl Daemon {
         }
         super::parse::check(&config)?;
         let live = self.live();
-        let known = crate::handlers::names(&live.runtime_handlers);
-        if !known.contains(&handler) {
+        let Some(settings) = crate::handlers::find(&live, &handler) else {
             return Err(Error::invalid(format!(
-                "runtime_handler {handler:?} is unknown; there is{} (or empty); runtime_handlers in the configuration adds names",
-                known.join(" ")
+                "runtime_handler {handler:?} is unknown; there is{} (or empty); runtime_handlers and [handlers.NAME] in the configuration add names",
+                crate::handlers::names(&live).join(" ")
             )));
-        }
+        };
         super::parse::add_sysctls(&mut config, &live.pods.default_sysctls);
         let options =
             config.linux.as_ref().and_then(|l| l.security_context.as_ref()?.namespace_options.as_ref());
         if options.map(super::user::mappings).transpose()?.flatten().is_some() {
+            crate::handlers::check_pod(&self, &handler, &settings, true).await?;
             let root = self.config.root.clone();
             blocking(move || super::user::possible(&root)).await?;
         }

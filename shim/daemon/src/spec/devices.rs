@@ -10,13 +10,17 @@ use std::path::{Path, PathBuf};
 pub(super) fn apply(linux: &mut Value, inputs: &Inputs<'_>) -> Result<()> {
     let mut nodes = Vec::new();
     let mut rules = Vec::new();
-    if inputs.security().privileged {
+    let privileged = inputs.security().privileged;
+    // The words are containerd's (CRI-CAP-09).
+    if privileged && !inputs.handler.privileged_without_host_devices {
         rules.push(json!({"allow": true, "access": "rwm"}));
         for path in below(Path::new("/dev")) {
             if let Some(node) = node(&path, &path.display().to_string())? {
                 nodes.push(node);
             }
         }
+    } else if privileged && inputs.handler.privileged_without_host_devices_all_devices_allowed {
+        rules.push(json!({"allow": true, "access": "rwm"}));
     } else {
         rules = default_rules();
     }

@@ -41,6 +41,8 @@ pub(crate) struct Inputs<'a> {
     pub(crate) cdi: &'a [Edits],
     /// What the configuration gives every container.
     pub(crate) defaults: &'a crate::config::Containers,
+    /// What runs it.
+    pub(crate) handler: &'a crate::config::Handler,
     /// Init of the container whose PID namespace is joined (pid=TARGET).
     pub(crate) target_pid: Option<u32>,
 }
@@ -218,6 +220,14 @@ pub(crate) mod tests {
         pod: &PodRecord,
         change: impl FnOnce(&mut v1::ContainerConfig, &mut v1::LinuxContainerSecurityContext),
     ) -> Result<Value> {
+        spec_under(&crate::config::Handler::default(), pod, change)
+    }
+
+    pub(crate) fn spec_under(
+        handler: &crate::config::Handler,
+        pod: &PodRecord,
+        change: impl FnOnce(&mut v1::ContainerConfig, &mut v1::LinuxContainerSecurityContext),
+    ) -> Result<Value> {
         let mut container = container();
         let mut security = v1::LinuxContainerSecurityContext {
             namespace_options: Some(v1::NamespaceOption {
@@ -248,6 +258,7 @@ pub(crate) mod tests {
                 default_ulimits: vec!["nofile=5:6".to_owned().try_into().map_err(Error::invalid)?],
                 device_ownership_from_security_context: true,
             },
+            handler,
             target_pid: Some(77),
         })?;
         serde_json::to_value(built).map_err(|e| Error::internal(e.to_string()))

@@ -199,7 +199,7 @@ impl shim_async::Task for TaskService {
         let task = answer(self.task(&request.id))?;
         let resources = serde_json::from_slice(&request.resources.value)
             .map_err(|error| Error::invalid(format!("update {}: resources: {error}", request.id)));
-        answer(task.update(answer(resources)?).await).map(|()| Empty::default())
+        answer(task.update(&self.0, answer(resources)?).await).map(|()| Empty::default())
     }
 
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {

@@ -4,6 +4,7 @@ use super::{Lifecycle, Phase, SIGKILL, Task};
 use crate::client_log;
 use crate::error::{Error, Result};
 use crate::events::timestamp;
+use crate::foreign;
 use crate::keeper::{Keeper, blocking, detached};
 use crate::logger;
 use crate::mounts;
@@ -112,6 +113,12 @@ impl Task {
         remove_cgroup(&self.facts.cgroup)?;
         if self.facts.mounted {
             mounts::unmount_all(&self.facts.bundle);
+        }
+        if let Some(foreign) = self.foreign(&keeper.layout) {
+            foreign.remove();
+            // What such a runtime made for itself in hierarchies that had nothing of ours.
+            remove_cgroup(&self.facts.cgroup)?;
+            foreign::sweep(keeper);
         }
         keeper.engine.remove(&self.facts.id);
         keeper.guardian.forget_all(&self.prefix());

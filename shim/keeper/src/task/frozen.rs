@@ -34,6 +34,12 @@ impl Task {
         let (task, keeper) = (Arc::clone(self), Arc::clone(keeper));
         detached(async move {
             let _changing = task.changing.lock().await;
+            if let Some(runtime) = &task.facts.foreign {
+                let (id, path) = (&task.facts.id, runtime.path.display());
+                return Err(Error::unimplemented(format!(
+                    "checkpoint container {id}: it is run by {path}, and checkpoints are of Slipway's own containers"
+                )));
+            }
             let process = match &*task.lock() {
                 Lifecycle::Running { process, .. } => process.clone(),
                 _ => return Err(task.wrong("checkpoint", "it is not running")),

@@ -1,12 +1,13 @@
 //! Making a container: from a decoded request to a parked process, and back to nothing if anything fails.
 
 use super::end::remove_cgroup;
-use super::{Facts, Lifecycle, NewTask, Task, prefix};
+use super::{Facts, Gate, Lifecycle, NewTask, Task, prefix};
 use crate::checkpoint::Frozen;
 use crate::client_log;
 use crate::error::{Error, Result};
+use crate::foreign;
 use crate::keeper::{Keeper, blocking, detached};
-use crate::layout::is_valid_id;
+use crate::layout::{Layout, is_valid_id};
 use crate::logger::Logger;
 use crate::logs::Log;
 use crate::mounts;
@@ -20,9 +21,9 @@ use crate::terminal;
 use containerd_shim_protos::events::task::{TaskCreate, TaskIO};
 use oci_spec::runtime::Spec;
 use slipway_runtime::cgroup::Cgroup;
-use slipway_runtime::container::{self, CreateRequest, Created, Parked, StartPipe, StartRequest, Subject};
+use slipway_runtime::container::{self, Clocked, CreateRequest, Created, Parked, StartRequest, Subject};
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -41,7 +42,15 @@ impl Task {
             let task = blocking(move || match new.checkpoint.clone() {
                 from if from.is_empty() => make(&maker, new),
                 from => {
-                    let frozen = Frozen::find(&from, &Options::parse(new.options.as_ref())?)?;
+                    let options = Options::parse(new.options.as_ref())?;
+                    if let Some(runtime) = &options.runtime {
+                        let path = runtime.path.display();
+                        return Err(Error::unimplemented(format!(
+                            "restore container {}: checkpoints are Slipway's own: {path} cannot start from one",
+                            new.id
+                        )));
+                    }
+                    let frozen = Frozen::find(&from, &options)?;
                     Self::freeze_made(&maker, new, frozen)
                 }
             })
@@ -116,7 +125,12 @@ fn create_event(new: &NewTask) -> TaskCreate {
 
 impl Task {
     /// Lets the parked process go, with the hooks and the seccomp agent that its spec names. Blocks.
-    pub(super) fn release(&self, process: &Process, start: &StartPipe) -> Result<()> {
+    pub(super) fn release(&self, layout: &Layout, process: &Process, start: &Gate) -> Result<()> {
+        let start = match (start, self.foreign(layout)) {
+            (Gate::Pipe(pipe), _) => pipe,
+            (Gate::Foreign, Some(foreign)) => return foreign.start(),
+            (Gate::Foreign, None) => return Err(self.wrong("start", "its runtime is not known any more")),
+        };
         if !self.facts.attended {
             return Ok(start.start()?);
         }
@@ -168,9 +182,11 @@ impl Facts {
             oom_before: None,
             streams: new.streams,
             foreign_pids: namespaces.foreign_pids,
-            attended: container::is_attended(&spec),
+            // A foreign runtime does all that by itself.
+            attended: options.runtime.is_none() && container::is_attended(&spec),
             io_owner: options.io_owner(),
             criu: if options.criu_path.is_empty() { "criu".into() } else { options.criu_path.clone().into() },
+            foreign: options.runtime.clone(),
         };
         Ok((facts, spec, namespaces, options))
     }
@@ -183,6 +199,34 @@ fn wishes(options: &Options) -> container::Options {
         no_new_keyring: options.no_new_keyring,
         ..container::Options::default()
     }
+}
+
+/// A container before its start, whoever made it.
+struct Made {
+    process: Process,
+    cgroup: Cgroup,
+    pty: Option<OwnedFd>,
+    gate: Gate,
+    clocked: Clocked,
+}
+
+fn by_ourselves(
+    facts: &Facts,
+    spec: Spec,
+    namespaces: Namespaces,
+    stdio: container::Stdio,
+    options: container::Options,
+) -> Result<Made> {
+    let Created { pid, pidfd, cgroup, pty, start, clocked } = container::create(CreateRequest {
+        id: facts.id.clone(),
+        bundle: facts.bundle.clone(),
+        spec,
+        rootfs: facts.rootfs.clone(),
+        join: namespaces.join,
+        stdio,
+        options,
+    })?;
+    Ok(Made { process: Process::new(pid, pidfd), cgroup, pty, gate: Gate::Pipe(start), clocked })
 }
 
 /// Makes the container; on error nothing is left of it. Blocks.
@@ -210,17 +254,35 @@ fn make(keeper: &Keeper, new: NewTask) -> Result<Arc<Task>> {
         mounts::mount_all(&mounts, &bundle)?;
         rollback.push("root filesystem", move || mounts::unmount_all(&bundle));
     }
-    let Created { pid, pidfd, cgroup, pty, start, clocked } =
-        slipway_runtime::container::create(CreateRequest {
-            id: facts.id.clone(),
-            bundle: facts.bundle.clone(),
-            spec,
-            rootfs: facts.rootfs.clone(),
-            join: namespaces.join,
-            stdio: opened.child,
-            options: container::Options { clocked, ..wishes(&options) },
-        })?;
-    let process = Process::new(pid, pidfd);
+    let Made { process, cgroup, pty, gate, clocked } = match &facts.foreign {
+        None => {
+            let wishes = container::Options { clocked, ..wishes(&options) };
+            by_ourselves(&facts, spec, namespaces, opened.child, wishes)?
+        }
+        Some(runtime) => {
+            let foreign = runtime.container(&keeper.layout, &facts.id);
+            let overheard = opened.kept.get(key::ERR).map(AsFd::as_fd);
+            let made = foreign.create(foreign::New {
+                spec,
+                rootfs: &facts.rootfs,
+                bundle: &facts.bundle,
+                namespaces: &namespaces,
+                cgroup: &facts.cgroup,
+                stdio: opened.child,
+                overheard,
+            })?;
+            let (undo, id) = (runtime.clone(), facts.id.clone());
+            rollback.push("foreign container", move || undo.container(&keeper.layout, &id).remove());
+            Made {
+                process: made.process,
+                cgroup: made.cgroup,
+                pty: made.pty,
+                gate: Gate::Foreign,
+                clocked: Clocked::default(),
+            }
+        }
+    };
+    let pid = process.pid;
     facts.cgroup = cgroup.path().to_owned();
     let (undo_process, undo_cgroup) = (process.clone(), facts.cgroup.clone());
     rollback.push("process and control group", move || {
@@ -238,10 +300,13 @@ fn make(keeper: &Keeper, new: NewTask) -> Result<Arc<Task>> {
     let prefix = prefix(&facts.id);
     let undo_prefix = prefix.clone();
     rollback.push("kept descriptors", move || keeper.guardian.forget_all(&undo_prefix));
-    let more = [("pidfd", process.pidfd.as_fd()), ("start", start.socket.as_fd())];
+    let mut more = vec![("pidfd", process.pidfd.as_fd())];
+    if let Gate::Pipe(start) = &gate {
+        more.push(("start", start.socket.as_fd()));
+    }
     stdio::keep_all(&keeper.guardian, &prefix, &kept, &more)
         .map_err(|e| Error::io("keep the descriptors of", &facts.id, &e))?;
-    let state = Lifecycle::Created { process, start: Arc::new(start) };
+    let state = Lifecycle::Created { process, start: Arc::new(gate) };
     let task = Task::assemble(facts, state, kept, None, 0);
     task.laps.created(clocked);
     task.born.store(born(pid).unwrap_or_default(), Ordering::Relaxed);

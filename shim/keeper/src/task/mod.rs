@@ -23,7 +23,9 @@ pub(crate) use restore::Restored;
 use crate::checkpoint::Frozen;
 use crate::error::{Error, Result};
 use crate::exec::Exec;
+use crate::foreign::{self, Runtime};
 use crate::keeper::{Keeper, blocking, detached};
+use crate::layout::Layout;
 use crate::process::{Process, now};
 use crate::records::{self, Ended, Streams, TaskPhase, TaskRecord, VERSION};
 use crate::registry::Registry;
@@ -74,6 +76,26 @@ struct Facts {
     attended: bool,
     io_owner: Option<(u32, u32)>,
     criu: PathBuf,
+    /// The OCI runtime that makes and runs it, where that is not ours.
+    foreign: Option<Runtime>,
+}
+
+/// What holds a container back until its start.
+#[derive(Debug)]
+pub(crate) enum Gate {
+    Pipe(StartPipe),
+    /// Its runtime does, and lets it go.
+    Foreign,
+}
+
+impl Gate {
+    /// As [`StartPipe::steps`].
+    fn steps(&self) -> Vec<String> {
+        match self {
+            Self::Pipe(pipe) => pipe.steps.clone(),
+            Self::Foreign => Vec::new(),
+        }
+    }
 }
 
 /// How far the container is.
@@ -86,11 +108,11 @@ enum Lifecycle {
     },
     Created {
         process: Process,
-        start: Arc<StartPipe>,
+        start: Arc<Gate>,
     },
     Starting {
         process: Process,
-        start: Arc<StartPipe>,
+        start: Arc<Gate>,
     },
     Running {
         process: Process,
@@ -167,9 +189,12 @@ impl Task {
             // Taken before, as the process may end before we hear that it began.
             let started_at = now();
             let (starter, started) = (Arc::clone(&task), process.clone());
+            let layout = keeper.layout.clone();
             blocking(move || {
-                starter.release(&started, &start)?;
-                starter.laps.started(&start.steps);
+                starter.release(&layout, &started, &start)?;
+                if let Gate::Pipe(pipe) = &*start {
+                    starter.laps.started(&pipe.steps);
+                }
                 Ok(())
             })
             .await?;
@@ -203,7 +228,7 @@ impl Task {
                 (process.clone(), false)
             }
         };
-        let task = Arc::clone(self);
+        let (task, layout) = (Arc::clone(self), keeper.layout.clone());
         blocking(move || {
             let cgroup = || Cgroup::open(&task.facts.cgroup);
             let killed = all && signal == SIGKILL;
@@ -216,6 +241,9 @@ impl Task {
                 for pid in cgroup()?.pids()? {
                     signal_pid(pid, signal);
                 }
+            }
+            if signal != SIGKILL && task.signal_by_runtime(&layout, &process, signal)? {
+                return Ok(());
             }
             // Init always gets it itself: the control group may be one it has not entered yet.
             match process.signal(signal) {
@@ -265,15 +293,23 @@ impl Task {
     }
 
     /// Update of limits (SHIM-TSK-29).
-    pub(crate) async fn update(self: &Arc<Self>, resources: LinuxResources) -> Result<()> {
-        let task = Arc::clone(self);
+    pub(crate) async fn update(
+        self: &Arc<Self>,
+        keeper: &Arc<Keeper>,
+        resources: LinuxResources,
+    ) -> Result<()> {
+        let (task, layout) = (Arc::clone(self), keeper.layout.clone());
         detached(async move {
             let _changing = task.changing.lock().await;
             if task.ended().is_some() {
                 return Err(task.wrong("update", "it has ended"));
             }
-            let cgroup = task.facts.cgroup.clone();
-            blocking(move || Ok(Cgroup::open(&cgroup)?.update(&resources)?)).await
+            let updated = Arc::clone(&task);
+            blocking(move || match updated.foreign(&layout) {
+                Some(foreign) => foreign.update(&resources),
+                None => Ok(Cgroup::open(&updated.facts.cgroup)?.update(&resources)?),
+            })
+            .await
         })
         .await
     }
@@ -397,6 +433,28 @@ impl Task {
         &self.facts.cgroup
     }
 
+    /// The container as the OCI runtime knows it that made it, where that is not ours.
+    pub(crate) fn foreign(&self, layout: &Layout) -> Option<foreign::Container<'_>> {
+        let runtime = self.facts.foreign.as_ref()?;
+        Some(runtime.container(layout, &self.facts.id))
+    }
+
+    /// A signal by way of a foreign runtime. False: it is for us to send. Blocks.
+    fn signal_by_runtime(&self, layout: &Layout, process: &Process, signal: i32) -> Result<bool> {
+        let Some(foreign) = self.foreign(layout) else { return Ok(false) };
+        if process.has_ended() {
+            return Err(self.finished());
+        }
+        match foreign.signal(signal) {
+            Ok(()) => Ok(true),
+            Err(_) if process.has_ended() => Err(self.finished()),
+            Err(error) => {
+                tracing::warn!(id = self.facts.id, "{error}; the process that we see gets the signal");
+                Ok(false)
+            }
+        }
+    }
+
     fn ended(&self) -> Option<Ended> {
         match &*self.lock() {
             Lifecycle::Stopped { ended, .. } => Some(*ended),
@@ -456,10 +514,10 @@ impl Task {
                 TaskPhase::Frozen { frozen: frozen.clone(), begun: *begun }
             }
             Lifecycle::Created { process, start } => {
-                TaskPhase::Created { pid: process.pid, steps: start.steps.clone() }
+                TaskPhase::Created { pid: process.pid, steps: start.steps() }
             }
             Lifecycle::Starting { process, start } => {
-                TaskPhase::Starting { pid: process.pid, steps: start.steps.clone() }
+                TaskPhase::Starting { pid: process.pid, steps: start.steps() }
             }
             Lifecycle::Running { process, started_at, paused } => {
                 TaskPhase::Running { pid: process.pid, started_at: *started_at, paused: *paused }
@@ -529,6 +587,7 @@ impl Facts {
             attended: self.attended,
             io_owner: self.io_owner,
             criu: self.criu.clone(),
+            foreign: self.foreign.clone(),
             born,
             dropped,
             phase,

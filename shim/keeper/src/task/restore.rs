@@ -1,14 +1,14 @@
 //! Containers of a former keeper; see [`crate::recovery`].
 
-use super::{Facts, Lifecycle, Task};
+use super::{Facts, Gate, Lifecycle, Task};
 use crate::checkpoint::Frozen;
 use crate::client_log;
 use crate::error::Result;
 use crate::keeper::{Keeper, blocking};
+use crate::layout::Layout;
 use crate::process::{Awaited, Process, now};
 use crate::records::{self, Ended, TaskRecord};
 use crate::stdio::Kept;
-use slipway_runtime::container::StartPipe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -20,7 +20,7 @@ pub(crate) enum Restored {
     /// `sent`: the start byte may have been sent.
     Parked {
         process: Process,
-        start: StartPipe,
+        start: Gate,
         sent: bool,
     },
     Running {
@@ -68,6 +68,7 @@ impl Task {
             attended: record.attended,
             io_owner: record.io_owner,
             criu: record.criu,
+            foreign: record.foreign,
         };
         client_log::add(&facts.bundle);
         let task = Self::assemble(facts, state, kept, ended, record.dropped);
@@ -100,8 +101,8 @@ impl Task {
         if let Some((process, start)) = starting {
             // A client that asks for the start meanwhile waits for this one.
             let _changing = self.changing.lock().await;
-            let (task, starting) = (Arc::clone(self), process.clone());
-            match blocking(move || task.finish_start(&starting, &start)).await {
+            let (task, starting, layout) = (Arc::clone(self), process.clone(), keeper.layout.clone());
+            match blocking(move || task.finish_start(&layout, &starting, &start)).await {
                 Ok(()) => {
                     let pid = process.pid;
                     let running = Lifecycle::Running { process, started_at: now(), paused: false };
@@ -118,11 +119,20 @@ impl Task {
 
     /// A start whose byte the former keeper may have sent. The process's end of the socket closes with execve; while it
     /// is open, a second byte does no harm, as only one is read.
-    fn finish_start(&self, process: &Process, start: &StartPipe) -> Result<()> {
+    fn finish_start(&self, layout: &Layout, process: &Process, start: &Gate) -> Result<()> {
         use rustix::net::{RecvFlags, recv};
-        match recv(&start.socket, &mut [0u8; 1][..], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
-            Ok((_, 0)) => Ok(()),
-            _ => self.release(process, start),
-        }
+        let is_done = match (start, self.foreign(layout)) {
+            (Gate::Pipe(pipe), _) => matches!(
+                recv(&pipe.socket, &mut [0u8; 1][..], RecvFlags::PEEK | RecvFlags::DONTWAIT),
+                Ok((_, 0))
+            ),
+            (Gate::Foreign, Some(foreign)) => {
+                // Perhaps it is at it still.
+                foreign.end_calls();
+                !foreign.is_waiting()?
+            }
+            (Gate::Foreign, None) => false,
+        };
+        if is_done { Ok(()) } else { self.release(layout, process, start) }
     }
 }

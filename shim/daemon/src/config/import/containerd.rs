@@ -1,5 +1,6 @@
 //! containerd's config.toml, versions 1 to 4.
 
+use super::handlers::{self, Found};
 use super::leaves::{self, Leaf};
 use super::registries::{Server, Tls, place_tls};
 use super::rules::{Fate, Rules, apply, criu, set_time};
@@ -58,6 +59,7 @@ fn translate(leaves: &[Leaf]) -> Import {
     }
     tls(&mut import, leaves);
     streaming_tls(&mut import, leaves);
+    runtimes(&mut import, leaves);
     traces::sampling(&mut import, leaves);
     import
 }
@@ -151,8 +153,18 @@ const RULES: &Rules = &[
     ("cri/containerd/untrusted_workload_runtime/**", Fate::Needless),
     ("cri/containerd/runtimes/*/runtime_type", Fate::With(handler)),
     ("cri/containerd/runtimes/*/options/SystemdCgroup", Fate::With(systemd)),
-    ("cri/containerd/runtimes/*/options/BinaryName", Fate::Cannot("Slipway runs containers itself")),
-    ("cri/containerd/runtimes/*/runtime_path", Fate::Cannot("Slipway runs containers itself")),
+    // Put together by `runtimes`.
+    ("cri/containerd/runtimes/*/options/BinaryName", Fate::Needless),
+    ("cri/containerd/runtimes/*/options/Root", Fate::Needless),
+    (
+        "cri/containerd/runtimes/*/runtime_path",
+        Fate::Cannot("other shims cannot be run; an OCI runtime can, by [handlers.NAME]"),
+    ),
+    ("cri/containerd/runtimes/*/privileged_without_host_devices", Fate::With(handlers::setting)),
+    (
+        "cri/containerd/runtimes/*/privileged_without_host_devices_all_devices_allowed",
+        Fate::With(handlers::setting),
+    ),
     ("cri/containerd/runtimes/*/sandboxer", Fate::Needless),
     ("cri/containerd/runtimes/*/snapshotter", Fate::With(snapshotter)),
     ("cri/containerd/runtimes/*/cni_conf_dir", Fate::Cannot("all handlers share cni.conf_dir")),
@@ -381,13 +393,34 @@ fn handler_name(import: &mut Import, leaf: &Leaf, _: &[&str]) -> Outcome {
     Ok(())
 }
 
+const RUNC: [&str; 3] = ["io.containerd.runc.v2", "io.containerd.runc.v1", "io.containerd.runtime.v1.linux"];
+const OURS: &str = "io.containerd.slipway.v1";
+
+/// Handlers of runc's shim that name the program which that is to call.
+fn runtimes(import: &mut Import, leaves: &[Leaf]) {
+    let (mut found, mut default) = (BTreeMap::<&str, Found<'_>>::new(), "runc");
+    for leaf in leaves {
+        let path: Vec<&str> = leaf.path.iter().map(String::as_str).collect();
+        let Some(at) = path.iter().position(|part| *part == "containerd") else { continue };
+        match path[at + 1..] {
+            ["default_runtime_name"] => default = leaf.text(),
+            ["runtimes", name, "runtime_type"] => {
+                let handler = found.entry(name).or_default();
+                handler.is_oci = RUNC.contains(&leaf.text());
+                handler.is_ours = leaf.text() == OURS;
+            }
+            ["runtimes", name, "options", "BinaryName"] => found.entry(name).or_default().binary = Some(leaf),
+            ["runtimes", name, "options", "Root"] => found.entry(name).or_default().root = Some(leaf),
+            _ => {}
+        }
+    }
+    handlers::settle(import, found, default);
+}
+
 /// Runtimes that do what ours does; sandboxes with a kernel of their own do not.
 fn handler(import: &mut Import, leaf: &Leaf, stars: &[&str]) -> Outcome {
     match leaf.text() {
-        "io.containerd.runc.v2"
-        | "io.containerd.runc.v1"
-        | "io.containerd.runtime.v1.linux"
-        | "io.containerd.slipway.v1" => {
+        kind if RUNC.contains(&kind) || kind == OURS => {
             import.add("runtime_handlers", stars.first().copied().unwrap_or_default());
             Ok(())
         }
@@ -510,6 +543,17 @@ runtime_type = "io.containerd.runc.v2"
 SystemdCgroup = true
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.kata]
 runtime_type = "io.containerd.kata.v2"
+privileged_without_host_devices = true
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.nvidia]
+runtime_type = "io.containerd.runc.v2"
+privileged_without_host_devices = true
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.nvidia.options]
+BinaryName = "/usr/bin/nvidia-container-runtime"
+Root = "/run/nvidia"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.lost]
+runtime_type = "io.containerd.runc.v2"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.lost.options]
+BinaryName = "no-such-runtime"
 [plugins."io.containerd.grpc.v1.cri".registry.mirrors."docker.io"]
 endpoint = ["https://mirror.example:5000", "https://registry-1.docker.io"]
 [plugins."io.containerd.grpc.v1.cri".registry.configs."mirror.example:5000".tls]
@@ -533,7 +577,11 @@ plugin_request_timeout = "1.5s"
         let wanted: super::super::super::File = toml::from_str(
             r#"cgroup_driver = "systemd"
 log_level = "debug"
-runtime_handlers = ["runc"]
+runtime_handlers = ["runc", "lost"]
+[handlers.nvidia]
+runtime_path = "/usr/bin/nvidia-container-runtime"
+runtime_root = "/run/nvidia"
+privileged_without_host_devices = true
 [socket]
 group = "998"
 mode = "0660"
@@ -573,7 +621,7 @@ plugin_request_timeout = "1500ms"
             .collect();
         assert_eq!(
             left,
-            [(23, "max_conf_num"), (26, "snapshotter"), (32, "runtime_type")],
+            [(23, "max_conf_num"), (26, "snapshotter"), (32, "runtime_type"), (43, "BinaryName")],
             "{:?}",
             import.left
         );

@@ -1,6 +1,7 @@
 //! CRI-O's crio.conf with its drop-ins, and containers-registries.conf.
 
 use super::containerd::{address_part, streaming_files};
+use super::handlers::{self, Found};
 use super::leaves::{self, Leaf};
 use super::registries::Server;
 use super::rules::{Fate, Rules, apply, criu, set_time};
@@ -43,6 +44,7 @@ fn translate(leaves: &[Leaf]) -> Import {
         apply(&mut import, RULES, leaf, path.strip_prefix(&["crio"]).unwrap_or(&path));
     }
     pairs(&mut import, leaves);
+    runtimes(&mut import, leaves);
     import
 }
 
@@ -99,8 +101,11 @@ const RULES: &Rules = &[
     ("runtime/pids_limit", Fate::With(pids)),
     ("runtime/default_runtime", Fate::With(handler)),
     ("runtime/runtimes/*/runtime_type", Fate::With(runtime_type)),
-    ("runtime/runtimes/*/runtime_path", Fate::With(runtime_path)),
+    // Put together by `runtimes`.
+    ("runtime/runtimes/*/runtime_path", Fate::Needless),
     ("runtime/runtimes/*/runtime_root", Fate::Needless),
+    ("runtime/runtimes/*/privileged_without_host_devices", Fate::With(handlers::setting)),
+    ("runtime/runtimes/*/container_create_timeout", Fate::With(create_timeout)),
     ("runtime/runtimes/*/monitor_path", Fate::Needless),
     ("runtime/runtimes/*/monitor_cgroup", Fate::Needless),
     ("runtime/runtimes/*/monitor_env", Fate::Needless),
@@ -312,6 +317,15 @@ fn handler(import: &mut Import, leaf: &Leaf, _: &[&str]) -> Outcome {
     Ok(())
 }
 
+/// Seconds.
+fn create_timeout(import: &mut Import, leaf: &Leaf, stars: &[&str]) -> Outcome {
+    let seconds =
+        leaf.value.as_integer().filter(|seconds| *seconds > 0).ok_or("it is no number of seconds")?;
+    let name = stars.first().copied().unwrap_or_default();
+    import.set(&format!("handlers.{name}.create_timeout"), format!("{seconds}s").into());
+    Ok(())
+}
+
 fn runtime_type(import: &mut Import, leaf: &Leaf, stars: &[&str]) -> Outcome {
     match leaf.text() {
         "oci" => {
@@ -324,13 +338,26 @@ fn runtime_type(import: &mut Import, leaf: &Leaf, stars: &[&str]) -> Outcome {
     }
 }
 
-fn runtime_path(import: &mut Import, leaf: &Leaf, stars: &[&str]) -> Outcome {
-    let program = leaf.text().rsplit('/').next().unwrap_or_default();
-    if ["runc", "crun", "youki"].contains(&program) {
-        import.add("runtime_handlers", stars.first().copied().unwrap_or_default());
-        return Ok(());
+/// Handlers that name the OCI runtime which CRI-O is to call.
+fn runtimes(import: &mut Import, leaves: &[Leaf]) {
+    let (mut found, mut default) = (BTreeMap::<&str, Found<'_>>::new(), "");
+    for leaf in leaves {
+        let path: Vec<&str> = leaf.path.iter().map(String::as_str).collect();
+        match path.strip_prefix(&["crio", "runtime"]).unwrap_or_default() {
+            ["default_runtime"] => default = leaf.text(),
+            ["runtimes", name, key @ ("runtime_type" | "runtime_path" | "runtime_root")] => {
+                // "" is "oci".
+                let handler = found.entry(name).or_insert_with(|| Found { is_oci: true, ..Found::default() });
+                match *key {
+                    "runtime_type" => handler.is_oci = matches!(leaf.text(), "" | "oci"),
+                    "runtime_path" => handler.binary = Some(leaf),
+                    _ => handler.root = Some(leaf),
+                }
+            }
+            _ => {}
+        }
     }
-    Err("Slipway runs containers itself".into())
+    handlers::settle(import, found, default);
 }
 
 fn insecure(import: &mut Import, leaf: &Leaf, _: &[&str]) -> Outcome {
@@ -461,8 +488,14 @@ default_runtime = "crun"
 [crio.runtime.runtimes.crun]
 runtime_path = "/usr/libexec/crio/crun"
 allowed_annotations = ["io.kubernetes.cri-o.Devices"]
+[crio.runtime.runtimes.runsc]
+runtime_type = "oci"
+runtime_path = "/usr/local/bin/runsc"
+runtime_root = "/run/runsc"
+container_create_timeout = 120
 [crio.runtime.runtimes.kata]
 runtime_type = "vm"
+runtime_path = "/usr/bin/containerd-shim-kata-v2"
 [crio.image]
 global_auth_file = "/etc/crio/auth.json"
 pause_image = "registry.k8s.io/pause:3.10"
@@ -490,6 +523,11 @@ log_level = "warn"
 runtime_handlers = ["crun"]
 [checkpoints]
 restore_images = true
+[handlers.runsc]
+runtime_path = "/usr/local/bin/runsc"
+runtime_root = "/run/runsc"
+create_timeout = "120s"
+sandbox_per_container = true
 [images]
 auth_file = "/etc/crio/auth.json"
 [containers]

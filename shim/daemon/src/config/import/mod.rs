@@ -9,6 +9,7 @@
 
 mod containerd;
 mod crio;
+mod handlers;
 mod leaves;
 mod output;
 mod policy;
@@ -115,6 +116,15 @@ impl Import {
             list.push(value.into());
         }
         self.set(key, toml::Value::Array(list));
+    }
+
+    /// Takes from one of our keys that is a list, and stands above all tables; a list of nothing goes.
+    fn take(&mut self, key: &str, value: &str) {
+        let Some(toml::Value::Array(list)) = self.config.get_mut(key) else { return };
+        list.retain(|known| known.as_str() != Some(value));
+        if list.is_empty() {
+            self.config.remove(key);
+        }
     }
 
     /// Notes that `leaf` has no translation.
