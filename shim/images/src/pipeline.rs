@@ -28,7 +28,7 @@ use tokio::sync::mpsc;
 #[derive(Clone)]
 pub(crate) enum Source {
     /// A layer; or a blob of an artifact, as the file that it becomes.
-    Registry(Arc<Registry>, Descriptor, Option<Blob>),
+    Registry(Arc<Registry>, Box<Descriptor>, Option<Blob>),
     /// Part of a file; its digest and size are checked if they are known.
     File(Section, Option<Digest>),
 }

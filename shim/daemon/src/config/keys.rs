@@ -6,7 +6,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// Keys that a running daemon takes over at SIGHUP (see [`super::reload`]); all others need a restart.
-pub(crate) const LIVE: [&str; 18] = [
+pub(crate) const LIVE: [&str; 19] = [
     "cdi.spec_dirs",
     "containers.default_ulimits",
     "containers.device_ownership_from_security_context",

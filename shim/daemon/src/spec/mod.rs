@@ -257,6 +257,7 @@ pub(crate) mod tests {
             defaults: &crate::config::Containers {
                 default_ulimits: vec!["nofile=5:6".to_owned().try_into().map_err(Error::invalid)?],
                 device_ownership_from_security_context: true,
+                writable_layer_limit: None,
             },
             handler,
             target_pid: Some(77),

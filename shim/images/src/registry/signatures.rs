@@ -4,7 +4,7 @@
 use super::request::Endpoint;
 use super::{Fetched, Registry, Worst, accept, read_document};
 use crate::digest::Digest;
-use crate::manifest::{Descriptor, Document, Manifest, parse};
+use crate::manifest::{Descriptor, Document, parse};
 use crate::{Error, Kind, Result};
 use reqwest::Method;
 
@@ -151,7 +151,7 @@ impl Registry {
 
 fn layers(manifest: &Fetched, object: &str) -> Result<Vec<Descriptor>> {
     match parse(&manifest.bytes, &manifest.content_type, object)? {
-        Document::Manifest(Manifest { layers, .. }) => Ok(layers),
+        Document::Manifest(manifest) => Ok(manifest.layers),
         Document::Index(_) => {
             Err(Error::corrupt("read signatures", object, "is an index where a manifest was wanted"))
         }
