@@ -231,7 +231,7 @@ impl Bundle {
                 let config =
                     parse_config(self.verified(&manifest.config, MAX_CONFIG)?, &manifest.config.digest)?;
                 let fits = Platform::host().rank(&config.platform).is_some();
-                Ok(fits.then_some(Chosen { manifest, config, size: bytes.len() as u64 }))
+                Ok(fits.then_some(Chosen { manifest: *manifest, config, size: bytes.len() as u64 }))
             }
             Document::Index(_) if depth == 4 => Err(self.wrong("indexes nested too deep")),
             Document::Index(entries) => {

@@ -73,7 +73,7 @@ struct Wire {
 #[derive(Debug)]
 pub(crate) enum Document {
     Index(Vec<Descriptor>),
-    Manifest(Manifest),
+    Manifest(Box<Manifest>),
 }
 
 #[derive(Debug)]
@@ -125,7 +125,7 @@ pub(crate) fn parse(bytes: &[u8], content_type: &str, object: &str) -> Result<Do
         (Some(manifests), None, None) => Ok(Document::Index(manifests)),
         (None, Some(config), Some(layers)) => {
             let annotations = wire.annotations.unwrap_or_default();
-            manifest(config, layers, annotations, object).map(Document::Manifest)
+            manifest(config, layers, annotations, object).map(Box::new).map(Document::Manifest)
         }
         (Some(_), _, _) => Err(bad("has both manifests and layers or config".to_owned())),
         (None, _, _) => {

@@ -148,7 +148,7 @@ fn select(registry: &Registry, digest: Digest, document: Fetched, depth: usize) 
             Document::Manifest(manifest) if manifest.is_artifact() && depth > 0 => Ok(None),
             Document::Manifest(manifest) if manifest.is_artifact() => {
                 let config = artifact::config(&manifest, &object)?;
-                Ok(Some(Chosen { manifest, config, size: document.bytes.len() as u64 }))
+                Ok(Some(Chosen { manifest: *manifest, config, size: document.bytes.len() as u64 }))
             }
             Document::Manifest(manifest) => {
                 let size = manifest.config.size()?;
@@ -163,7 +163,7 @@ fn select(registry: &Registry, digest: Digest, document: Fetched, depth: usize) 
                 let bytes = registry.small_blob(&config_digest, size).await?;
                 let config = parse_config(bytes, config_digest.as_str())?;
                 let fits = Platform::host().rank(&config.platform).is_some();
-                Ok(fits.then_some(Chosen { manifest, config, size: document.bytes.len() as u64 }))
+                Ok(fits.then_some(Chosen { manifest: *manifest, config, size: document.bytes.len() as u64 }))
             }
             Document::Index(_) if depth == MAX_NESTING => Err(Error::corrupt(
                 "read index",
