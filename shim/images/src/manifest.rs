@@ -127,7 +127,7 @@ pub(crate) fn parse(bytes: &[u8], content_type: &str, object: &str) -> Result<Do
         (Some(manifests), None, None) => Ok(Document::Index(manifests)),
         (None, Some(config), Some(layers)) => {
             let annotations = wire.annotations.unwrap_or_default();
-            manifest(config, layers, annotations, object).map(|found| Document::Manifest(Box::new(found)))
+            manifest(config, layers, annotations, object).map(Box::new).map(Document::Manifest)
         }
         (Some(_), _, _) => Err(bad("has both manifests and layers or config".to_owned())),
         (None, _, _) => {

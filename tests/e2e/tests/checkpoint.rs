@@ -377,7 +377,8 @@ async fn cannot(node: &mut Node) -> Result<()> {
     ] {
         refused(create(from, nothing).await, code, word)?;
     }
-    let other: [(&str, fn(&mut v1::ContainerConfig)); 3] = [
+    type Change = fn(&mut v1::ContainerConfig);
+    let other: [(&str, Change); 3] = [
         ("capabilities", |c| {
             let more = v1::Capability { add_capabilities: vec!["SYS_ADMIN".into()], ..Default::default() };
             security(c).capabilities = Some(more);

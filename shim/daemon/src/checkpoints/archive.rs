@@ -100,6 +100,8 @@ pub(super) fn write(record: &ContainerRecord, captured: &Path, to: &Path) -> Res
     for (name, text) in &dumps {
         packer.bytes(name, text)?;
     }
+    // checkpointctl wants it named.
+    packer.directory(IMAGES)?;
     for name in names(&captured.join(IMAGES))? {
         let path = captured.join(IMAGES).join(&name);
         packer.file(&format!("{IMAGES}/{name}"), &open(&path)?)?;

@@ -46,7 +46,17 @@ impl<W: Write> Packer<W> {
         self.pad(name, content.len() as u64)
     }
 
-    /// The same, with the content of an open file, from its beginning.
+    /// A directory of root's alone.
+    ///
+    /// # Errors
+    /// As for [`Packer::bytes`].
+    pub fn directory(&mut self, name: &str) -> Result<()> {
+        let mut entry = EntryBuilder::new_ustar();
+        entry.path(format!("{name}/")).entry_type(EntryType::Directory);
+        self.header(name, entry.mode(0o700).and_then(|e| e.size(0)))
+    }
+
+    /// The same as [`Packer::bytes`], with the content of an open file, from its beginning.
     ///
     /// # Errors
     /// As for [`Packer::bytes`].
