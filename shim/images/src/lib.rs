@@ -40,4 +40,4 @@ pub use error::{Error, Kind, Result};
 pub use policy::{Demand, Identity, Policy, PolicyRule, PolicyTold, Prefix, SignedBy, Verification};
 pub use registry::{EndpointAsked, Explanation, FileLooked, explain};
 pub use store::{Store, Verdict, Verified};
-pub use types::{Auth, FsInfo, Image, ImageConfig, Options, Progress, ProgressFn, Registries};
+pub use types::{Auth, FsInfo, Image, ImageConfig, Imported, Options, Progress, ProgressFn, Registries};

@@ -28,12 +28,15 @@ impl local::local_server::Local for LocalApi {
             return answer("Import", Err(Error::invalid(format!("path {:?} is not absolute", request.path))));
         }
         let imported = self.0.images.import(Path::new(&request.path), name).await;
-        let images = imported.map_err(Error::from).map(|images| {
+        let images = imported.map_err(Error::from).map(|imported| {
             let one = |i: &Arc<slipway_images::Image>| local::ImportedImage {
                 id: i.id.clone(),
                 names: i.repo_tags.clone(),
             };
-            local::ImportResponse { images: images.iter().map(one).collect() }
+            local::ImportResponse {
+                images: imported.images.iter().map(one).collect(),
+                skipped: imported.skipped,
+            }
         });
         answer("Import", images)
     }
