@@ -21,6 +21,7 @@ mod artifact;
 mod credentials;
 mod digest;
 mod error;
+mod export;
 mod flight;
 mod hosts;
 mod import;

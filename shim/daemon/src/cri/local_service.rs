@@ -1,6 +1,6 @@
 //! Our own small service beside CRI: import, and pull with progress.
 
-use super::{Streamed, answer};
+use super::{Streamed, answer, export};
 use crate::daemon::Daemon;
 use crate::error::Error;
 use cri_proto::slipway as local;
@@ -49,6 +49,15 @@ impl local::local_server::Local for LocalApi {
         let verified = self.0.images.verify(&request.images, request.repair).await;
         let layers = verified.map(|layers| layers.into_iter().map(verified_layer).collect());
         answer("Verify", layers.map(|layers| local::VerifyResponse { layers }).map_err(Error::from))
+    }
+
+    type ExportStream = Streamed<local::ExportPiece>;
+
+    async fn export(
+        &self,
+        request: Request<local::ExportRequest>,
+    ) -> Result<Response<Self::ExportStream>, Status> {
+        Ok(Response::new(export::pieces(self.0.images.clone(), request.into_inner().images)))
     }
 
     type PullStream = Streamed<local::PullEvent>;

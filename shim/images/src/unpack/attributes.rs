@@ -45,7 +45,7 @@ impl From<&Entry> for Attributes {
 }
 
 /// Marks from an archive would forge opaque directories, redirects and metacopies (IMG-UNP-18).
-pub(super) fn is_overlay_mark(name: &[u8]) -> bool {
+pub(crate) fn is_overlay_mark(name: &[u8]) -> bool {
     name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.")
 }
 
