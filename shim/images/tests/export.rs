@@ -105,7 +105,7 @@ async fn what_comes_back_is_what_went_out() {
     let (other_dir, other) = store();
     let imported = other.import(&archive, None).await.unwrap().images;
     assert_eq!(imported.len(), 1);
-    assert_eq!(imported[0].repo_tags, [name.clone()]);
+    assert_eq!(imported[0].repo_tags, [name.as_str()]);
     assert_eq!(imported[0].config, image.config);
     assert_ne!(imported[0].id, image.id, "layers are packed anew, and so it is another image");
     assert_eq!(files(&other_dir, &other, &imported[0]), before);
@@ -255,12 +255,12 @@ async fn failures_are_told_and_leave_the_store_alone() {
     let (dir, source) = store();
     let image = pulled(&registry, &everything(), &source, "all").await;
     let mut all = Vec::new();
-    source.export(&[image.id.clone()], &mut all).unwrap();
+    source.export(std::slice::from_ref(&image.id), &mut all).unwrap();
     for room in [0, 100, 512, 5000, all.len() - 1] {
-        let error = source.export(&[image.id.clone()], &mut Full(room)).unwrap_err();
+        let error = source.export(std::slice::from_ref(&image.id), &mut Full(room)).unwrap_err();
         assert_eq!(error.kind, Kind::Io, "{error}");
     }
-    source.export(&[image.id.clone()], &mut Full(all.len())).unwrap();
+    source.export(std::slice::from_ref(&image.id), &mut Full(all.len())).unwrap();
     let mut nothing = Vec::new();
     let error = source.export(&[image.id.clone(), "absent.example/x:1".into()], &mut nothing).unwrap_err();
     assert!(error.kind == Kind::NotFound && nothing.is_empty(), "{error}");

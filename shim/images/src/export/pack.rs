@@ -122,14 +122,14 @@ impl Packing<'_> {
     fn all(&mut self) -> Result<()> {
         if let Some(root) = self.layer.attributes {
             let stat = rustix::fs::fstat(&self.layer.root).map_err(|e| self.layer.failed(&[], e))?;
-            let mut entry = self.entry(b"./".to_vec(), EntryType::Directory, &stat, &[])?;
+            let mut entry = self.entry(b"./", EntryType::Directory, &stat, &[])?;
             let own = entry.mode(root.mode).and_then(|e| e.uid(root.uid.into()));
             own.and_then(|e| e.gid(root.gid.into())).map_err(|e| Error::invalid("export layer", "/", e))?;
             let attributes = xattrs(&self.layer.root).map_err(|e| self.layer.failed(&[], e))?;
             self.finish(entry, &attributes, &[])?;
         }
         if self.layer.is_opaque {
-            self.mark(b".wh..wh..opq".to_vec())?;
+            self.mark(b".wh..wh..opq")?;
         }
         let mut todo: Vec<Components> = self.below(&Components::new())?;
         while let Some(path) = todo.pop() {
@@ -156,23 +156,23 @@ impl Packing<'_> {
         let full = path.join(&b'/');
         if is_whiteout(&stat) {
             let hidden = [&b".wh."[..], name].concat();
-            self.mark([above, &[hidden]].concat().join(&b'/'))?;
+            self.mark(&[above, &[hidden]].concat().join(&b'/'))?;
             return Ok(false);
         }
         let kind = FileType::from_raw_mode(stat.st_mode);
         if kind == FileType::Directory {
             let directory = layer.directory(path)?;
             let attributes = xattrs(&directory).map_err(failed)?;
-            let entry = self.entry([&full[..], b"/"].concat(), EntryType::Directory, &stat, path)?;
+            let entry = self.entry(&[&full[..], b"/"].concat(), EntryType::Directory, &stat, path)?;
             self.finish(entry, &attributes, path)?;
             if is_opaque(&directory) {
-                self.mark([&full[..], b"/.wh..wh..opq"].concat())?;
+                self.mark(&[&full[..], b"/.wh..wh..opq"].concat())?;
             }
             return Ok(true);
         }
         if stat.st_nlink > 1 {
             if let Some(first) = self.links.get(&stat.st_ino).cloned() {
-                let mut entry = self.entry(full, EntryType::Link, &stat, path)?;
+                let mut entry = self.entry(&full, EntryType::Link, &stat, path)?;
                 entry.link_name(&first);
                 self.finish(entry, &[], path)?;
                 return Ok(false);
@@ -181,23 +181,23 @@ impl Packing<'_> {
         }
         let of_link = || link_xattrs(&parent, name).map_err(failed);
         match kind {
-            FileType::RegularFile => self.file(&parent, path, full, &stat)?,
+            FileType::RegularFile => self.file(&parent, path, &full, &stat)?,
             FileType::Symlink => {
                 let target = readlinkat(&parent, os(name), Vec::new()).map_err(failed)?;
-                let mut entry = self.entry(full, EntryType::Symlink, &stat, path)?;
+                let mut entry = self.entry(&full, EntryType::Symlink, &stat, path)?;
                 entry.link_name(target.to_bytes());
                 self.finish(entry, &of_link()?, path)?;
             }
             FileType::CharacterDevice | FileType::BlockDevice => {
                 let is_char = kind == FileType::CharacterDevice;
                 let kind = if is_char { EntryType::Char } else { EntryType::Block };
-                let mut entry = self.entry(full, kind, &stat, path)?;
+                let mut entry = self.entry(&full, kind, &stat, path)?;
                 let device = entry.device(major(stat.st_rdev), minor(stat.st_rdev));
                 device.map_err(|e| Error::invalid("export layer", joined(path).display(), e))?;
                 self.finish(entry, &of_link()?, path)?;
             }
             FileType::Fifo => {
-                let entry = self.entry(full, EntryType::Fifo, &stat, path)?;
+                let entry = self.entry(&full, EntryType::Fifo, &stat, path)?;
                 self.finish(entry, &of_link()?, path)?;
             }
             // No archive holds a socket, so no layer has one.
@@ -212,7 +212,7 @@ impl Packing<'_> {
         Ok(false)
     }
 
-    fn file(&mut self, parent: &OwnedFd, path: &Components, full: Vec<u8>, stat: &Stat) -> Result<()> {
+    fn file(&mut self, parent: &OwnedFd, path: &Components, full: &[u8], stat: &Stat) -> Result<()> {
         let layer = self.layer;
         let failed = |e| layer.failed(path, e);
         let name = path.last().map(Vec::as_slice).unwrap_or_default();
@@ -255,17 +255,17 @@ impl Packing<'_> {
     }
 
     /// An empty file: a whiteout or an opaque mark.
-    fn mark(&mut self, name: Vec<u8>) -> Result<()> {
+    fn mark(&mut self, name: &[u8]) -> Result<()> {
         let mut entry = EntryBuilder::new_ustar();
-        entry.path(&name).entry_type(EntryType::Regular);
+        entry.path(name).entry_type(EntryType::Regular);
         let numbers = entry.mode(0).and_then(|e| e.uid(0)).and_then(|e| e.gid(0)).and_then(|e| e.mtime(0));
-        numbers.map_err(|e| Error::invalid("export layer", String::from_utf8_lossy(&name), e))?;
+        numbers.map_err(|e| Error::invalid("export layer", String::from_utf8_lossy(name), e))?;
         self.out.write_all(&entry.finish_bytes()).map_err(unwritten)
     }
 
-    fn entry(&self, full: Vec<u8>, kind: EntryType, stat: &Stat, path: &[Vec<u8>]) -> Result<EntryBuilder> {
+    fn entry(&self, full: &[u8], kind: EntryType, stat: &Stat, path: &[Vec<u8>]) -> Result<EntryBuilder> {
         let mut entry = EntryBuilder::new_ustar();
-        entry.path(&full).entry_type(kind);
+        entry.path(full).entry_type(kind);
         let seconds = u64::try_from(stat.st_mtime).unwrap_or_default();
         let numbers = entry.mode(stat.st_mode & 0o7777).and_then(|e| e.uid(stat.st_uid.into()));
         let numbers = numbers.and_then(|e| e.gid(stat.st_gid.into())).and_then(|e| e.mtime(seconds));
