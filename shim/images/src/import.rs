@@ -1,6 +1,8 @@
 //! Images from a file: `docker save` (its own form, and the OCI layout inside newer ones), OCI layout as tar or
-//! directory, any of the tars compressed. Layers go through the same pipeline as those of a registry.
+//! directory, any of the tars compressed. Layers go through the same pipeline as those of a registry, and so do artifacts of
+//! OCI layouts that have a name; those without one (signatures, lists of parts) are left out and told.
 
+use crate::artifact::{self, Blob};
 use crate::digest::Digest;
 use crate::manifest::{
     Descriptor, Document, MAX_CONFIG, MAX_MANIFEST, Manifest, choose, no_match, parse, parse_config,
@@ -12,7 +14,7 @@ use crate::pull::{Chosen, check_counts, commit};
 use crate::reference::Reference;
 use crate::store::layout::Temporary;
 use crate::store::{Inner, NewImage, Store};
-use crate::types::Image;
+use crate::types::Imported;
 use crate::unpack::archive::{Archive, Limits, What, clean};
 use crate::unpack::decode::decode_unbuffered;
 use crate::{Error, Kind, Result};
@@ -23,12 +25,13 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub(crate) async fn import(store: &Store, archive: &Path, name: Option<&str>) -> Result<Vec<Arc<Image>>> {
+pub(crate) async fn import(store: &Store, archive: &Path, name: Option<&str>) -> Result<Imported> {
     let inner = &store.inner;
     let name = name.map(Reference::parse).transpose()?;
-    let found = {
+    let is_named = name.is_some();
+    let (found, skipped) = {
         let (inner, archive) = (inner.clone(), archive.to_owned());
-        let read = tokio::task::spawn_blocking(move || read(&inner, &archive)).await;
+        let read = tokio::task::spawn_blocking(move || read(&inner, &archive, is_named)).await;
         read.unwrap_or_else(|_| Err(Error::cancelled("import", "task")))?
     };
     let found = named(found, name.as_ref(), archive)?;
@@ -46,7 +49,7 @@ pub(crate) async fn import(store: &Store, archive: &Path, name: Option<&str>) ->
         let new = NewImage {
             id: image.id,
             config: image.config,
-            is_artifact: false,
+            is_artifact: image.is_artifact,
             checkpoint: image.checkpoint,
             size: image.size,
             chain_ids: plan.chain_ids().to_vec(),
@@ -57,7 +60,7 @@ pub(crate) async fn import(store: &Store, archive: &Path, name: Option<&str>) ->
         };
         images.push(commit(inner, new, pinned).await?);
     }
-    Ok(images)
+    Ok(Imported { images, skipped })
 }
 
 /// `name@digest` for each name, if the archive holds the manifest as the registry had it.
@@ -78,7 +81,11 @@ struct Found {
     names: Vec<Reference>,
     manifest: Option<Digest>,
     checkpoint: Option<String>,
+    is_artifact: bool,
 }
+
+/// What an archive holds, and what is left out of it, a sentence each.
+type Content = (Vec<Found>, Vec<String>);
 
 fn named(mut found: Vec<Found>, name: Option<&Reference>, archive: &Path) -> Result<Vec<Found>> {
     let wrong = |why: &str| Err(Error::invalid("import", archive.display(), why));
@@ -97,7 +104,8 @@ fn named(mut found: Vec<Found>, name: Option<&Reference>, archive: &Path) -> Res
     Ok(found)
 }
 
-fn read(inner: &Inner, path: &Path) -> Result<Vec<Found>> {
+/// `is_named`: the caller has a name for what has none.
+fn read(inner: &Inner, path: &Path, is_named: bool) -> Result<Content> {
     let bundle = Bundle::open(inner, path)?;
     let docker = match bundle.find("manifest.json") {
         Some(section) => bundle.json::<Vec<DockerImage>>(&section, "manifest.json")?,
@@ -107,6 +115,7 @@ fn read(inner: &Inner, path: &Path) -> Result<Vec<Found>> {
         Some(section) => bundle.oci(&section, &docker)?,
         None => docker.iter().map(|image| bundle.docker(image)).collect::<Result<_>>()?,
     };
+    let (found, skipped) = without_companions(found, is_named);
     if found.is_empty() {
         return Err(Error::invalid(
             "import",
@@ -114,7 +123,26 @@ fn read(inner: &Inner, path: &Path) -> Result<Vec<Found>> {
             "no image in it: neither index.json nor manifest.json",
         ));
     }
-    Ok(found)
+    Ok((found, skipped))
+}
+
+/// Artifacts without a name come with the images: they are left out, unless there is nothing else. A name of the caller's is for
+/// the image.
+fn without_companions(found: Vec<Found>, is_named: bool) -> Content {
+    let has_images = found.iter().any(|one| !one.is_artifact);
+    let is_companion = |one: &Found| one.is_artifact && has_images && (is_named || one.names.is_empty());
+    let (left, kept): (Vec<_>, Vec<_>) = found.into_iter().partition(is_companion);
+    let told = |one: Found| {
+        let digest = one.manifest.map(|digest| digest.to_string()).unwrap_or_default();
+        let names: Vec<_> = one.names.iter().map(ToString::to_string).collect();
+        let why = if names.is_empty() {
+            "an artifact without a name"
+        } else {
+            "an artifact beside the image that was named"
+        };
+        format!("{digest} {}: {why}", names.join(" "))
+    };
+    (kept, left.into_iter().map(told).collect())
 }
 
 /// An entry of manifest.json (`docker save`).
@@ -137,10 +165,10 @@ impl DockerImage {
 /// Files by name.
 struct Bundle {
     path: PathBuf,
-    content: Content,
+    content: Files,
 }
 
-enum Content {
+enum Files {
     Directory,
     Tar(HashMap<String, Section>),
 }
@@ -149,11 +177,11 @@ impl Bundle {
     fn open(inner: &Inner, path: &Path) -> Result<Self> {
         let failed = |e| Error::io("import", path, e);
         if std::fs::metadata(path).map_err(failed)?.is_dir() {
-            return Ok(Self { path: path.to_owned(), content: Content::Directory });
+            return Ok(Self { path: path.to_owned(), content: Files::Directory });
         }
         let file = File::open(path).map_err(failed)?;
         let file = Arc::new(plain(inner, file, path)?);
-        Ok(Self { path: path.to_owned(), content: Content::Tar(index(&file, path)?) })
+        Ok(Self { path: path.to_owned(), content: Files::Tar(index(&file, path)?) })
     }
 
     fn wrong(&self, why: impl std::fmt::Display) -> Error {
@@ -162,8 +190,8 @@ impl Bundle {
 
     fn find(&self, name: &str) -> Option<Section> {
         match &self.content {
-            Content::Tar(entries) => entries.get(name).cloned(),
-            Content::Directory => {
+            Files::Tar(entries) => entries.get(name).cloned(),
+            Files::Directory => {
                 let file = File::open(self.path.join(name)).ok()?;
                 let metadata = file.metadata().ok().filter(std::fs::Metadata::is_file)?;
                 Some(Section { file: Arc::new(file), offset: 0, length: metadata.len() })
@@ -233,8 +261,11 @@ impl Bundle {
     fn select(&self, entry: &Descriptor, depth: usize) -> Result<Option<Chosen>> {
         let bytes = self.verified(entry, MAX_MANIFEST)?;
         match parse(&bytes, &entry.media_type, &entry.digest)? {
+            // In an index they are what comes with an image.
+            Document::Manifest(manifest) if manifest.is_artifact() && depth > 0 => Ok(None),
             Document::Manifest(manifest) if manifest.is_artifact() => {
-                Err(self.wrong("is an artifact, no image: artifacts are pulled from a registry"))
+                let config = artifact::config(&manifest, &entry.digest)?;
+                Ok(Some(Chosen { manifest, config, size: bytes.len() as u64 }))
             }
             Document::Manifest(manifest) => {
                 let config =
@@ -257,6 +288,7 @@ impl Bundle {
 
     fn oci_image(&self, chosen: &Chosen, manifest: Digest) -> Result<Found> {
         check_counts(chosen, manifest.as_str())?;
+        let is_artifact = chosen.manifest.is_artifact();
         let layer = |(descriptor, diff_id): (&Descriptor, &Digest)| {
             let digest = descriptor.digest()?;
             let section = self.blob(&digest)?;
@@ -270,12 +302,17 @@ impl Bundle {
                 diff_id: diff_id.clone(),
                 name: digest.to_string(),
                 size: section.length,
-                source: Source::File(section, Some(digest)),
+                source: Source::File(
+                    section,
+                    Some(digest),
+                    is_artifact.then(|| Blob::of(descriptor)).transpose()?,
+                ),
             })
         };
-        let Manifest { config, layers, checkpoint } = &chosen.manifest;
+        let Manifest { layers, checkpoint, .. } = &chosen.manifest;
         Ok(Found {
-            id: config.digest()?,
+            id: chosen.id()?,
+            is_artifact,
             config: chosen.config.raw.clone(),
             size: chosen.manifest.total_size()?.saturating_add(chosen.size),
             layers: layers.iter().zip(&chosen.config.diff_ids).map(layer).collect::<Result<_>>()?,
@@ -309,7 +346,7 @@ impl Bundle {
                 diff_id: diff_id.clone(),
                 name: path.clone(),
                 size: section.length,
-                source: Source::File(section, None),
+                source: Source::File(section, None, None),
             });
         }
         Ok(Found {
@@ -320,6 +357,7 @@ impl Bundle {
             names: image.names()?,
             manifest: None,
             checkpoint: None,
+            is_artifact: false,
         })
     }
 }

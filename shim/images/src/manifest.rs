@@ -41,7 +41,7 @@ pub(crate) struct Descriptor {
     #[serde(default)]
     pub(crate) artifact_type: String,
     #[serde(default)]
-    pub(crate) platform: Option<Platform>,
+    pub(crate) platform: Option<Box<Platform>>,
     #[serde(default)]
     pub(crate) urls: Option<Vec<String>>,
     #[serde(default)]

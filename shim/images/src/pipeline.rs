@@ -29,8 +29,8 @@ use tokio::sync::mpsc;
 pub(crate) enum Source {
     /// A layer; or a blob of an artifact, as the file that it becomes.
     Registry(Arc<Registry>, Box<Descriptor>, Option<Blob>),
-    /// Part of a file; its digest and size are checked if they are known.
-    File(Section, Option<Digest>),
+    /// Part of a file; its digest and size are checked if they are known. A blob of an artifact as for a registry.
+    File(Section, Option<Digest>, Option<Blob>),
 }
 
 /// A part of an open file, read by position: many may read at once.
@@ -88,7 +88,8 @@ pub(crate) async fn run(
         let (inner, diff_id) = (inner.clone(), diff_id.clone());
         tokio::task::spawn_blocking(move || unpacked(&inner, Pieces::new(pieces, used), diff_id))
     };
-    let blob = if let Source::Registry(_, _, Some(blob)) = &source { Some(blob.identity()) } else { None };
+    let (Source::Registry(_, _, blob) | Source::File(_, _, blob)) = &source;
+    let blob = blob.as_ref().map(Blob::identity);
     let decoded = match source {
         Source::Registry(registry, descriptor, blob) => {
             let (chunks, queue) = mpsc::channel(CHUNKS);
@@ -120,8 +121,9 @@ pub(crate) async fn run(
                 _ => decoder.await,
             }
         }
-        Source::File(section, digest) => {
-            tokio::task::spawn_blocking(move || output.pump_file(&section, digest, &on_bytes)).await
+        Source::File(section, digest, blob) => {
+            let pump = move || output.pump_file(&section, digest, blob.as_ref(), &on_bytes);
+            tokio::task::spawn_blocking(pump).await
         }
     };
     let unpacked = unpacker.await.map_err(|_| Error::cancelled("unpack", diff_id))?;
@@ -131,7 +133,7 @@ pub(crate) async fn run(
         Err(Stop::NobodyListens) => return unpacked.and(Err(Error::cancelled("unpack", diff_id))),
     };
     let unpacked = unpacked?;
-    // The registry's client has compared a blob with its digest, of which its identity is made.
+    // A blob was compared with its digest, of which its identity is made.
     let found = blob.unwrap_or(found);
     if found == *diff_id {
         Ok(unpacked)
@@ -192,6 +194,7 @@ impl Output {
         self,
         section: &Section,
         digest: Option<Digest>,
+        blob: Option<&Blob>,
         on_bytes: &OnBytes,
     ) -> Result<Digest, Stop> {
         let Some(digest) = digest else {
@@ -199,7 +202,11 @@ impl Output {
         };
         let hasher = Arc::new(std::sync::Mutex::new(digest.hasher()));
         let reader = HashingReader { inner: section.reader(), hasher: hasher.clone() };
-        let found = self.pump(decode_unbuffered(reader))?;
+        let decoder: io::Result<Box<dyn Read + Send>> = match blob {
+            None => decode_unbuffered(reader),
+            Some(blob) => Ok(Box::new(blob.archive(reader).map_err(Stop::Failed)?)),
+        };
+        let found = self.pump(decoder)?;
         on_bytes(section.length);
         let hasher = hasher.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
         if hasher.finish() == digest {

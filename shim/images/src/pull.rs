@@ -155,7 +155,7 @@ pub(crate) struct Chosen {
 
 impl Chosen {
     /// An artifact has no config of its own, or an empty one that all of them share: that which we made names it.
-    fn id(&self) -> Result<Digest> {
+    pub(crate) fn id(&self) -> Result<Digest> {
         if self.manifest.is_artifact() {
             return Ok(Digest::sha256(self.config.raw.as_bytes()));
         }

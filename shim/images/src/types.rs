@@ -80,6 +80,14 @@ pub struct Image {
     pub verified: Vec<Verification>,
 }
 
+/// What an import brought.
+#[derive(Debug, Clone)]
+pub struct Imported {
+    pub images: Vec<Arc<Image>>,
+    /// What was left out, a sentence each.
+    pub skipped: Vec<String>,
+}
+
 /// One step of a pull, for progress bars and logs.
 #[derive(Debug, Clone)]
 pub enum Progress {

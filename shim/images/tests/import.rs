@@ -84,7 +84,7 @@ async fn oci_layouts() {
         } else {
             write(dir.path(), "in", &archive)
         };
-        let images = store.import(&path, None).await.unwrap();
+        let images = store.import(&path, None).await.unwrap().images;
         assert_eq!(images.len(), 1, "{what}");
         assert_eq!(images[0].id, built.id());
         assert_eq!(images[0].repo_tags, ["reg.example/a:1"]);
@@ -103,7 +103,7 @@ async fn oci_layouts() {
             strip_root(support::listing(&reference))
         );
         // Under a name of one's own.
-        let images = store.import(&path, Some("own.example/b")).await.unwrap();
+        let images = store.import(&path, Some("own.example/b")).await.unwrap().images;
         assert!(images[0].repo_tags.contains(&"own.example/b:latest".to_owned()));
     }
 }
@@ -126,7 +126,7 @@ async fn docker_save() {
         .file("z/layer.tar", &built.tars[1])
         .end();
     let path = write(dir.path(), "docker.tar", &tar);
-    let images = store.import(&path, None).await.unwrap();
+    let images = store.import(&path, None).await.unwrap().images;
     assert_eq!(images[0].id, built.id());
     assert_eq!(images[0].repo_tags, ["docker.io/library/b:2", "reg.example/a:1"]);
     assert!(images[0].repo_digests.is_empty());
@@ -141,7 +141,7 @@ async fn docker_save() {
     );
     files.push(("manifest.json".to_owned(), manifest.into_bytes()));
     let path = write(dir.path(), "docker-oci.tar", &tar_of(&files));
-    let images = store.import(&path, None).await.unwrap();
+    let images = store.import(&path, None).await.unwrap().images;
     assert!(images[0].repo_tags.contains(&"reg.example/c:3".to_owned()));
 }
 
@@ -188,6 +188,65 @@ async fn refused_archives_leave_nothing() {
     assert!(store.import(&dir.path().join("absent"), None).await.is_err());
     assert!(store.list().is_empty());
     let path = write(dir.path(), "in", &nameless);
-    let images = store.import(&path, Some("a:1")).await.unwrap();
+    let images = store.import(&path, Some("a:1")).await.unwrap().images;
     assert_eq!(images[0].repo_tags, ["docker.io/library/a:1"]);
+}
+
+/// Artifacts in an OCI layout: those with a name are taken in like any image, those without (what tools put beside images) are
+/// left out and told; none of them keeps the images out.
+#[tokio::test(flavor = "multi_thread")]
+async fn artifacts_beside_images() {
+    let built = image();
+    let content = b"a list of parts".to_vec();
+    let descriptor = |kind: &str, bytes: &[u8]| serde_json::json!({"mediaType": kind, "digest": sha256(bytes), "size": bytes.len()});
+    let manifest = serde_json::json!({
+        "schemaVersion": 2, "mediaType": support::OCI, "artifactType": "application/x-parts",
+        "config": descriptor("application/vnd.oci.empty.v1+json", b"{}"), "layers": [descriptor("text/plain", &content)],
+    });
+    let artifact = Built {
+        config: b"{}".to_vec(),
+        blobs: vec![content],
+        tars: Vec::new(),
+        manifest: manifest.to_string().into_bytes(),
+        media_type: support::OCI,
+    };
+    let (dir, store) = store();
+    let beside = layout_files(&[(&artifact, ""), (&built, &named("reg.example/a:1"))]);
+    let path = write(dir.path(), "in", &tar_of(&beside));
+    let imported = store.import(&path, None).await.unwrap();
+    assert_eq!(imported.images[0].repo_tags, ["reg.example/a:1"]);
+    assert_eq!(imported.images.len(), 1);
+    assert_eq!(imported.skipped.len(), 1);
+    assert!(imported.skipped[0].starts_with(&artifact.digest()), "{:?}", imported.skipped);
+    assert_layers(&dir, 2);
+
+    let both =
+        layout_files(&[(&built, &named("reg.example/a:1")), (&artifact, &named("reg.example/parts:1"))]);
+    let path = write(dir.path(), "in", &tar_of(&both));
+    let imported = store.import(&path, None).await.unwrap();
+    assert!(imported.images.len() == 2 && imported.skipped.is_empty(), "{imported:?}");
+    let parts = store.find("reg.example/parts:1").unwrap();
+    assert!(parts.is_artifact && !store.find("reg.example/a:1").unwrap().is_artifact);
+    assert_layers(&dir, 3);
+    // A name of one's own is the image's.
+    let imported = store.import(&path, Some("own.example/a:1")).await.unwrap();
+    assert!(imported.skipped[0].contains("reg.example/parts:1"), "{:?}", imported.skipped);
+    assert!(!store.find("own.example/a:1").unwrap().is_artifact);
+
+    // Alone it may be given one, too; and its blob is compared with its digest.
+    let alone = layout_files(&[(&artifact, "")]);
+    let path = write(dir.path(), "in", &tar_of(&alone));
+    assert_eq!(store.import(&path, None).await.unwrap_err().kind, Kind::Invalid);
+    store.import(&path, Some("own.example/parts:1")).await.unwrap();
+    assert_eq!(store.find("own.example/parts:1").unwrap().id, parts.id);
+    store.remove(&parts.id).await.unwrap();
+    let damaged = alone.into_iter().map(|(name, mut content)| {
+        if name == blob_name(&artifact.blobs[0]) {
+            content[0] ^= 1;
+        }
+        (name, content)
+    });
+    let path = write(dir.path(), "in", &tar_of(&damaged.collect::<Vec<_>>()));
+    assert_eq!(store.import(&path, Some("x:1")).await.unwrap_err().kind, Kind::Corrupt);
+    assert_layers(&dir, 2);
 }

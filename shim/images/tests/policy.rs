@@ -486,7 +486,7 @@ async fn what_is_in_the_store_is_judged_when_it_is_to_be_run() {
     let error = store.import(&path, None).await.unwrap_err();
     assert!(error.kind == Kind::Untrusted && error.to_string().contains("archives have none"), "{error}");
     set(&store, &[]);
-    let imported = store.import(&path, None).await.unwrap().remove(0);
+    let imported = store.import(&path, None).await.unwrap().images.remove(0);
     set(&store, &strict);
     assert!(store.admit(&imported, &bad).is_err());
     store.admit(&imported, free).unwrap();

@@ -16,6 +16,7 @@ mod events;
 mod exec;
 mod expand;
 pub(crate) mod explain;
+mod export;
 mod facts;
 mod forward;
 mod identity;
@@ -74,6 +75,9 @@ pub(crate) enum Cli {
     Pull(store::PullArgs),
     /// Load images from a `docker save` or OCI-layout archive
     Import(store::ImportArgs),
+    /// Write images into an archive that slipway, ctr, podman, skopeo and docker read. Layers are packed anew, uncompressed, so
+    /// the digests are not those of the registry
+    Export(export::ExportArgs),
     /// Remove images with all their names
     Rmi(store::RemoveArgs),
     /// Is what the image store holds what was unpacked; fails if something is damaged
@@ -117,6 +121,7 @@ pub(crate) async fn run(command: Cli, address: &Path, output: Output) -> Result<
         }
         Cli::Pull(args) => store::pull(client, &args, output).await,
         Cli::Import(args) => store::import(client, &args, output).await,
+        Cli::Export(args) => export::export(client, &args).await,
         Cli::Rmi(args) => store::remove(client, &args, output).await,
         Cli::Verify(args) => return verify::run(client, &args, output).await,
         Cli::Stats(args) => show::stats(client, &args, output).await,

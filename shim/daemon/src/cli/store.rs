@@ -54,6 +54,9 @@ pub(crate) async fn import(client: &mut Client, args: &ImportArgs, output: Outpu
     let request = ImportRequest { path: text.to_owned(), name: args.name.clone().unwrap_or_default() };
     let answer = client.local.import(request).await.map_err(said(&format!("import {text}")))?.into_inner();
     progress.end();
+    for skipped in &answer.skipped {
+        eprintln!("left out: {skipped}");
+    }
     let stored: Vec<_> =
         answer.images.into_iter().map(|image| Stored { id: image.id, names: image.names }).collect();
     show(&stored, output)

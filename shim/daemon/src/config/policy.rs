@@ -135,7 +135,7 @@ mod tests {
                 "prefix = \"*\"\nrule = \"accept\"\nkye = []",
                 "config.toml:4: unknown field `kye`, expected one of",
             ),
-            ("prefix = \"*\"", "config.toml:1: missing field `rule`"),
+            ("prefix = \"*\"", "config.toml:1: images.policy: missing field `rule`"),
             ("prefix = \"*\"\nrule = \"signed\"", "images.policy for *: rule = \"signed\" needs keys"),
             ("prefix = \"*\"\nrule = \"reject\"\nkeys = [\"/k\"]", "belong to rule = \"signed\""),
             (

@@ -1,6 +1,6 @@
 //! Our own small service beside CRI: import, and pull with progress.
 
-use super::{Streamed, answer};
+use super::{Streamed, answer, export};
 use crate::daemon::Daemon;
 use crate::error::Error;
 use cri_proto::slipway as local;
@@ -28,12 +28,15 @@ impl local::local_server::Local for LocalApi {
             return answer("Import", Err(Error::invalid(format!("path {:?} is not absolute", request.path))));
         }
         let imported = self.0.images.import(Path::new(&request.path), name).await;
-        let images = imported.map_err(Error::from).map(|images| {
+        let images = imported.map_err(Error::from).map(|imported| {
             let one = |i: &Arc<slipway_images::Image>| local::ImportedImage {
                 id: i.id.clone(),
                 names: i.repo_tags.clone(),
             };
-            local::ImportResponse { images: images.iter().map(one).collect() }
+            local::ImportResponse {
+                images: imported.images.iter().map(one).collect(),
+                skipped: imported.skipped,
+            }
         });
         answer("Import", images)
     }
@@ -46,6 +49,15 @@ impl local::local_server::Local for LocalApi {
         let verified = self.0.images.verify(&request.images, request.repair).await;
         let layers = verified.map(|layers| layers.into_iter().map(verified_layer).collect());
         answer("Verify", layers.map(|layers| local::VerifyResponse { layers }).map_err(Error::from))
+    }
+
+    type ExportStream = Streamed<local::ExportPiece>;
+
+    async fn export(
+        &self,
+        request: Request<local::ExportRequest>,
+    ) -> Result<Response<Self::ExportStream>, Status> {
+        Ok(Response::new(export::pieces(self.0.images.clone(), request.into_inner().images)))
     }
 
     type PullStream = Streamed<local::PullEvent>;

@@ -1,5 +1,6 @@
 //! The gRPC services. Handlers decode, call, encode; they hold no rules. Each failure is logged once, here.
 
+mod export;
 mod filters;
 mod image_service;
 mod local_service;

@@ -67,6 +67,28 @@ impl Inner {
         Some(Pinned(Arc::new(Pin { inner: self.clone(), key })))
     }
 
+    /// Keeps the layer `key` of an image.
+    ///
+    /// # Errors
+    /// `NotFound` if it was removed meanwhile.
+    pub(crate) fn pin_layer(self: &Arc<Self>, key: &str) -> Result<Pinned> {
+        let mut ledger = self.shared.ledger();
+        if ledger.layer(key).is_none() {
+            return Err(Error::new(crate::Kind::NotFound, "find layer", key, "the image was removed"));
+        }
+        ledger.pin(key);
+        Ok(Pinned(Arc::new(Pin { inner: self.clone(), key: key.to_owned() })))
+    }
+
+    /// What is known of the layer `key`.
+    ///
+    /// # Errors
+    /// As [`Inner::pin_layer`].
+    pub(crate) fn layer_record(&self, key: &str) -> Result<LayerRecord> {
+        let record = self.shared.ledger().layer(key).cloned();
+        record.ok_or_else(|| Error::new(crate::Kind::NotFound, "find layer", key, "the image was removed"))
+    }
+
     /// Makes `unpacked` visible: settled with `below` (bottom first), under its diff id if nothing was to settle.
     pub(crate) fn commit_layer(
         self: &Arc<Self>,

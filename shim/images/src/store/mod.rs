@@ -21,7 +21,7 @@ use crate::digest::Digest;
 use crate::flight::Flights;
 use crate::policy::{Policy, Verification};
 use crate::pull::Pulled;
-use crate::types::{Auth, FsInfo, Image, Options, ProgressFn, Registries};
+use crate::types::{Auth, FsInfo, Image, Imported, Options, ProgressFn, Registries};
 use crate::{Error, Result};
 use catalog::Catalog;
 use janitor::{Janitor, Shared};
@@ -111,7 +111,10 @@ impl Store {
 
     /// Imports a `docker save` or OCI-layout archive (tar, or compressed tar), or an OCI layout directory. `name`
     /// replaces the names in the archive, and is needed when there are none.
-    pub async fn import(&self, archive: &Path, name: Option<&str>) -> Result<Vec<Arc<Image>>> {
+    ///
+    /// # Errors
+    /// As [`Store::pull`]; nothing half-made is left.
+    pub async fn import(&self, archive: &Path, name: Option<&str>) -> Result<Imported> {
         crate::import::import(self, archive, name).await
     }
 

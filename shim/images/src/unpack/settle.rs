@@ -1,7 +1,8 @@
 //! What a layer owes to the layers below it: attributes of implicit directories, hard links to lower files.
 
 use super::archive::Components;
-use super::attributes::{Attributes, Times, is_overlay_mark};
+pub(crate) use super::attributes::is_overlay_mark;
+use super::attributes::{Attributes, Times};
 use super::tree::{Tree, is_dir, is_opaque, is_whiteout, joined, open_dir_beneath, os, remove_tree, stat_at};
 use crate::{Error, Result};
 use rustix::fs::{
@@ -43,7 +44,8 @@ impl Found {
     }
 }
 
-fn xattrs(fd: &OwnedFd) -> rustix::io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+/// Extended attributes of an open file, without overlayfs' own marks.
+pub(crate) fn xattrs(fd: &OwnedFd) -> rustix::io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
     let mut names = vec![0u8; 64 << 10];
     let length = match flistxattr(fd, &mut names) {
         Ok(length) => length,

@@ -77,7 +77,7 @@ pub(crate) fn os(component: &[u8]) -> &OsStr {
     OsStr::from_bytes(component)
 }
 
-pub(super) fn joined(path: &[Vec<u8>]) -> PathBuf {
+pub(crate) fn joined(path: &[Vec<u8>]) -> PathBuf {
     if path.is_empty() { PathBuf::from(".") } else { path.iter().map(|c| os(c)).collect() }
 }
 
@@ -117,7 +117,7 @@ fn open_dir_in_root(root: impl AsFd, path: &Path) -> rustix::io::Result<OwnedFd>
 }
 
 /// Opens a directory below `root` by its real path.
-pub(super) fn open_dir_beneath(root: impl AsFd, path: &Path) -> rustix::io::Result<OwnedFd> {
+pub(crate) fn open_dir_beneath(root: impl AsFd, path: &Path) -> rustix::io::Result<OwnedFd> {
     let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
     retry(|| openat2(root.as_fd(), path, DIRECTORY, Mode::empty(), how))
 }
@@ -551,7 +551,7 @@ fn set_opaque(fd: impl AsFd) -> rustix::io::Result<()> {
     fsetxattr(fd, OPAQUE, b"y", XattrFlags::empty())
 }
 
-pub(super) fn is_opaque(fd: impl AsFd) -> bool {
+pub(crate) fn is_opaque(fd: impl AsFd) -> bool {
     let mut value = [0u8; 4];
     matches!(rustix::fs::fgetxattr(fd, OPAQUE, &mut value), Ok(1) if value[0] == b'y')
 }
