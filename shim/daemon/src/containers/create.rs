@@ -88,11 +88,8 @@ impl Daemon {
             let why = "is an artifact: files to be mounted as an image volume, with nothing to run";
             return Err(Error::invalid(format!("image {wanted:?} {why}")));
         }
-        let handler = handlers::find(&self.live(), &sandbox.handler).ok_or_else(|| {
-            let name = &sandbox.handler;
-            Error::state(format!("the pod's runtime_handler {name:?} is not in the configuration any more"))
-        })?;
-        handlers::check_container(self, &sandbox.handler, &handler, &config).await?;
+        let handler = &sandbox.settings;
+        handlers::check_container(self, &sandbox.handler, handler, &config).await?;
         let id = crate::ids::new()?;
         let mut record = self.intent(&id, &sandbox, config, &image)?;
 
@@ -126,7 +123,7 @@ impl Daemon {
             volumes: &volumes,
             cdi: &cdi,
             defaults: &self.live().containers,
-            handler: &handler,
+            handler,
             target_pid: target,
         })?;
         let profile = built.process().as_ref().and_then(|process| process.apparmor_profile().as_deref());
@@ -148,7 +145,7 @@ impl Daemon {
         rollback.push("task", async move { daemon.discard_task(&task).await });
         let log = self.log_uri(&record);
         let terminal = record.config.tty;
-        let runtime = Runtime::of(&handler, &sandbox.handler, &self.config.state);
+        let runtime = Runtime::of(handler, &sandbox.handler, &self.config.state);
         let (bundle, runtime) = (&record.bundle, runtime.as_ref());
         let task = NewTask { id: &id, bundle, rootfs: &overlay, terminal, log, runtime };
         self.telemetry.phase(METHOD, "keeper: create", self.keeper.create_task(&task)).await?;
