@@ -112,7 +112,9 @@ impl Options {
     pub(crate) fn note_ignored(&self) {
         for (key, value) in [("BinaryName", &self.binary_name), ("Root", &self.root)] {
             if !value.is_empty() {
-                tracing::info!("option {key} = {value:?} has no effect: there is no second program");
+                tracing::info!(
+                    "option {key} = {value:?} has no effect: Slipway runs containers itself, and Runtime.Path names another one"
+                );
             }
         }
     }

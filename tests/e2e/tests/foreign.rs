@@ -463,3 +463,42 @@ async fn options(node: &mut Node) -> Result<()> {
     ensure!(error.contains(CRUN) && error.contains("user namespaces"), "{error}");
     Ok(())
 }
+
+/// CRI-UNS-01: a pod's user namespace, joined by path by a runtime that says it can.
+#[test]
+fn a_user_namespace_is_the_pods_whoever_runs_it() {
+    on_a_node(Setup::default(), |node| Box::pin(users(node)));
+}
+
+async fn users(node: &mut Node) -> Result<()> {
+    let image = node.import("busybox").await?;
+    handler(node, "oci", &e2e::node::binary("slipway-oci"), "").await?;
+    let told = handlers(node).await?;
+    let able = |name: &str| {
+        let handler = told.iter().find(|h| h.name == name);
+        handler.and_then(|h| h.features).is_some_and(|features| features.user_namespaces)
+    };
+    // This machine and the test machines can (as in users.rs).
+    ensure!(able("oci") && able(""), "{told:?}");
+    // The test's own directory is nobody else's.
+    std::fs::set_permissions(node.path(""), std::fs::Permissions::from_mode(0o711))?;
+    let mut config = pod(node, "users");
+    let map = vec![v1::IdMapping { container_id: 0, host_id: 70000, length: 65536 }];
+    let user = v1::UserNamespace { mode: v1::NamespaceMode::Pod.into(), uids: map.clone(), gids: map };
+    pod_modes(&mut config).userns_options = Some(user);
+    let sandbox = node.run_pod_under(&config, "oci").await?;
+    let text = "cat /proc/self/uid_map; touch /mine && stat -c 'mine is of %u' /mine; exec sleep 1000";
+    let id = node.run(&sandbox, &config, in_pod(&config, shell("main", &image, text))).await?;
+    node.log_shows(&id, |line| line.split_whitespace().eq(["0", "70000", "65536"])).await?;
+    node.log_shows(&id, |line| line == "mine is of 0").await?;
+    ensure!(
+        node.sh(&id, "id -u; cat /proc/self/uid_map").await?.contains("70000"),
+        "and so are commands inside"
+    );
+    let init = Group::of(node, &id).await?.init;
+    let status = std::fs::read_to_string(format!("/proc/{init}/status"))?;
+    ensure!(status.lines().any(|line| line.starts_with("Uid:\t70000\t")), "{status}");
+    node.stop_container(&id, 0).await?;
+    ensure!(node.container_status(&id).await?.exit_code == 137);
+    Ok(())
+}

@@ -50,7 +50,7 @@ impl Daemon {
         let location = PathBuf::from(location);
         let place = location.clone();
         blocking(move || check_location(&place)).await?;
-        check_pod(&self.live(), &self.pods.get(&record.pod_id)?.record())?;
+        check_pod(&self.pods.get(&record.pod_id)?.record())?;
         criu::usable(&self.config.file.checkpoints).await?;
         limit.check()?;
         let temporary = beside(&location)?;

@@ -25,9 +25,7 @@ pub(crate) use intent::recover;
 pub(crate) use limit::asked as deadline;
 pub(crate) use restore::Source;
 
-use crate::config::File;
 use crate::error::{Error, Result};
-use crate::handlers;
 use crate::pods::PodRecord;
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
@@ -53,9 +51,8 @@ pub(crate) fn forget(root: &Path, container: &str) -> Result<()> {
 }
 
 /// The sentence for pods that criu cannot bring back, or whose containers are not ours to freeze.
-fn check_pod(file: &File, pod: &PodRecord) -> Result<()> {
-    let handler = handlers::find(file, &pod.handler).unwrap_or_default();
-    if let Some(path) = &handler.runtime_path {
+fn check_pod(pod: &PodRecord) -> Result<()> {
+    if let Some(path) = &pod.settings.runtime_path {
         let (pod, name, path) = (pod.label(), &pod.handler, path.display());
         return Err(Error::new(
             Code::Unimplemented,

@@ -69,7 +69,7 @@ impl Daemon {
         if record.phase != PodPhase::Ready {
             return Err(Error::state("it is not ready"));
         }
-        check_pod(&self.live(), &record)?;
+        check_pod(&record)?;
         let asked: Vec<_> =
             request.container_ids.iter().map(|id| self.containers.get(id)).collect::<Result<_>>()?;
         let asked = in_order(asked)?;

@@ -74,7 +74,7 @@ impl Daemon {
         pod: &PodRecord,
         rollback: &mut Rollback,
     ) -> Result<Thawing> {
-        check_pod(&self.live(), pod)?;
+        check_pod(pod)?;
         criu::usable(&self.config.file.checkpoints).await?;
         if let Source::Image(image) = source {
             self.may_restore(image)?;

@@ -99,11 +99,8 @@ impl Daemon {
         if sandbox.phase != PodPhase::Ready {
             return Err(Error::state("the pod is not ready: it was stopped, or its namespaces are gone"));
         }
-        let handler = handlers::find(&self.live(), &sandbox.handler).ok_or_else(|| {
-            let name = &sandbox.handler;
-            Error::state(format!("the pod's runtime_handler {name:?} is not in the configuration any more"))
-        })?;
-        handlers::check_container(self, &sandbox.handler, &handler, &config).await?;
+        let handler = &sandbox.settings;
+        handlers::check_container(self, &sandbox.handler, handler, &config).await?;
         let id = crate::ids::new()?;
         let wanted = config.image.as_ref().map(|i| i.image.clone()).unwrap_or_default();
         let (image, thawing) = match source.or_else(|| self.checkpoint_named(&wanted)) {
@@ -151,7 +148,7 @@ impl Daemon {
             volumes: &volumes,
             cdi: &cdi,
             defaults: &self.live().containers,
-            handler: &handler,
+            handler,
             target_pid: target,
         })?;
         let profile = built.process().as_ref().and_then(|process| process.apparmor_profile().as_deref());
@@ -176,7 +173,7 @@ impl Daemon {
         self.telemetry.phase(METHOD, "bundle", written).await?;
         let (daemon, task) = (Arc::clone(self), id.clone());
         rollback.push("task", async move { daemon.discard_task(&task).await });
-        let runtime = Runtime::of(&handler, &sandbox.handler, &self.config.state);
+        let runtime = Runtime::of(handler, &sandbox.handler, &self.config.state);
         let task = NewTask {
             id: &id,
             bundle: &record.bundle,

@@ -34,6 +34,9 @@ pub(crate) struct PodRecord {
     pub(crate) id: String,
     pub(crate) config: v1::PodSandboxConfig,
     pub(crate) handler: String,
+    /// What that meant when the pod was made: its containers are all run by the same. Of older records: Slipway itself.
+    #[serde(default)]
+    pub(crate) settings: crate::config::Handler,
     /// Nanoseconds since the epoch.
     pub(crate) created_at: i64,
     /// Pinned network namespace; none: the host's.
@@ -68,6 +71,7 @@ impl PodRecord {
             id,
             config,
             handler,
+            settings: crate::config::Handler::default(),
             created_at,
             netns: None,
             attachment: None,

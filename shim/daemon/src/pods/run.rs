@@ -44,7 +44,8 @@ impl Daemon {
         let id = crate::ids::new()?;
         let asked = config.linux.as_ref().map(|l| l.cgroup_parent.clone()).unwrap_or_default();
         let group = self.config.cgroups.pod(&asked, &id)?;
-        let record = PodRecord::intent(id, config, handler, group.path, group.own);
+        let mut record = PodRecord::intent(id, config, handler, group.path, group.own);
+        record.settings = settings;
         let (name, label) = (record.name(), record.label());
         let daemon = Arc::clone(self);
         let made = self.pod_names.enter(&name, company, async move { daemon.make_pod(record).await }).await;
