@@ -265,7 +265,7 @@ impl Bundle {
             Document::Manifest(manifest) if manifest.is_artifact() && depth > 0 => Ok(None),
             Document::Manifest(manifest) if manifest.is_artifact() => {
                 let config = artifact::config(&manifest, &entry.digest)?;
-                Ok(Some(Chosen { manifest, config, size: bytes.len() as u64 }))
+                Ok(Some(Chosen { manifest: *manifest, config, size: bytes.len() as u64 }))
             }
             Document::Manifest(manifest) => {
                 let config =

@@ -136,7 +136,7 @@ impl Node<'_> {
             id,
             config,
         };
-        let handler = crate::handlers::find(&self.file, &pod.handler).unwrap_or_default();
+        let handler = crate::handlers::find(self.file, &pod.handler).unwrap_or_default();
         if let Some(runtime) = &handler.runtime_path {
             anyhow::bail!(
                 "runtimeClassName {:?} is run by {}: what that does, only it can tell",

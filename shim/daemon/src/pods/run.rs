@@ -37,7 +37,7 @@ impl Daemon {
         let options =
             config.linux.as_ref().and_then(|l| l.security_context.as_ref()?.namespace_options.as_ref());
         if options.map(super::user::mappings).transpose()?.flatten().is_some() {
-            crate::handlers::check_pod(&self, &handler, &settings, true).await?;
+            crate::handlers::check_pod(self, &handler, &settings, true).await?;
             let root = self.config.root.clone();
             blocking(move || super::user::possible(&root)).await?;
         }

@@ -414,7 +414,7 @@ fn runtimes(import: &mut Import, leaves: &[Leaf]) {
             _ => {}
         }
     }
-    handlers::settle(import, found, default);
+    handlers::settle(import, &found, default);
 }
 
 /// Runtimes that do what ours does; sandboxes with a kernel of their own do not.

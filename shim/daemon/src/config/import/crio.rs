@@ -357,7 +357,7 @@ fn runtimes(import: &mut Import, leaves: &[Leaf]) {
             _ => {}
         }
     }
-    handlers::settle(import, found, default);
+    handlers::settle(import, &found, default);
 }
 
 fn insecure(import: &mut Import, leaf: &Leaf, _: &[&str]) -> Outcome {

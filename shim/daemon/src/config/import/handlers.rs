@@ -23,8 +23,8 @@ pub(super) struct Found<'a> {
 }
 
 /// Puts together what single keys could not say. `default`: the name of the handler that is used when none is asked for.
-pub(super) fn settle(import: &mut Import, found: BTreeMap<&str, Found<'_>>, default: &str) {
-    for (name, handler) in &found {
+pub(super) fn settle(import: &mut Import, found: &BTreeMap<&str, Found<'_>>, default: &str) {
+    for (name, handler) in found {
         let binary = handler.binary.filter(|leaf| !leaf.text().is_empty());
         let Some(binary) = binary.filter(|_| handler.is_oci) else { continue };
         let program = binary.text().rsplit('/').next().unwrap_or_default();
