@@ -49,7 +49,7 @@ impl Daemon {
     /// Opens stores and directories; starts nothing.
     pub(crate) fn open(config: Config) -> anyhow::Result<Arc<Self>> {
         for fault in &config.faults {
-            tracing::error!("{fault}; until then images below it are refused");
+            tracing::error!("{fault}");
         }
         let daemon = Arc::new(Self {
             keeper: Keeper::new(&config),

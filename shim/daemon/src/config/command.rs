@@ -217,7 +217,8 @@ mod tests {
             ),
         ] {
             let (_dir, args) = loaded(text, None);
-            let error = format!("{:#}", Config::load(&args, Path::new("/run/x.sock")).expect_err(text));
+            let loaded = Config::load(&args, Path::new("/run/x.sock")).and_then(Config::sound);
+            let error = format!("{:#}", loaded.expect_err(text));
             assert!(error.contains(wanted), "{text:?}: {error}");
         }
     }

@@ -1,7 +1,7 @@
 //! What is wrong with a handler's settings, if anything.
 
 use super::file::{File, Handler};
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
@@ -12,10 +12,9 @@ pub(super) fn check(file: &File, name: &str, handler: &Handler) -> (String, Resu
     if named.1.is_err() {
         return named;
     }
-    if let Some(path) = &handler.runtime_path
-        && let Err(error) = program(path)
-    {
-        return (key("runtime_path"), Err(error.context(key("runtime_path"))));
+    if let Some(path) = handler.runtime_path.as_ref().filter(|path| !path.is_absolute()) {
+        let error = anyhow::anyhow!("{}: {} must be an absolute path", key("runtime_path"), path.display());
+        return (key("runtime_path"), Err(error));
     }
     let relative = handler.runtime_root.as_ref().filter(|root| !root.is_absolute());
     if let Some(root) = relative {
@@ -44,9 +43,16 @@ fn name_of(file: &File, name: &str, handler: &Handler) -> Result<()> {
     Ok(())
 }
 
+/// Why its program cannot run now: no reason for a node not to start, whose other pods do without it.
+pub(super) fn fault(name: &str, handler: &Handler) -> (String, Result<()>) {
+    let key = format!("handlers.{name}.runtime_path");
+    let found = handler.runtime_path.as_deref().map_or(Ok(()), program);
+    let found = found.with_context(|| key.clone());
+    (key, found)
+}
+
 fn program(path: &Path) -> Result<()> {
     let shown = path.display();
-    ensure!(path.is_absolute(), "{shown} must be an absolute path");
     let meta = match std::fs::metadata(path) {
         Ok(meta) => meta,
         Err(error) => bail!("{shown}: {error}; install it, or take the handler out"),

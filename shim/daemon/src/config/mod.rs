@@ -79,8 +79,9 @@ pub(crate) struct Config {
     pub(crate) file: File,
     /// `images.policy` with its keys.
     pub(crate) policy: slipway_images::Policy,
-    /// What is wrong with those keys, a sentence each: the rules that name them refuse their images. A daemon that starts
-    /// goes on with that (its containers must not wait for a file); a reload does not take it over.
+    /// What is wrong beside the files themselves, a sentence each: keys of the policy that cannot be read (its rules refuse their
+    /// images), programs of handlers that are not there. A daemon that starts goes on with that (its containers must not wait
+    /// for a file); a reload does not take it over.
     pub(crate) faults: Vec<String>,
 }
 
@@ -109,10 +110,16 @@ impl Config {
         let tls = ["streaming.tls_certificate", "streaming.tls_key", "streaming.tls_client_ca"];
         sources.blame(tls.iter().find(|key| written(key)).unwrap_or(&tls[0]), file.streaming.tls())?;
         let rules = sources.blame("images.policy", policy::rules(&file.images.policy))?;
-        let (policy, faults) = slipway_images::Policy::load(&rules);
+        let (policy, unread) = slipway_images::Policy::load(&rules);
+        let unread = unread.iter().map(|fault| format!("{fault}; until then images below it are refused"));
+        let mut faults: Vec<String> = unread.collect();
         for (name, handler) in &file.handlers {
             let (key, checked) = handlers::check(&file, name, handler);
             sources.blame(&key, checked)?;
+            let (key, found) = handlers::fault(name, handler);
+            if let Err(error) = sources.blame(&key, found) {
+                faults.push(format!("{error:#}; until then its pods get no containers"));
+            }
         }
         file.settle(&cgroups, Some(&keeper), &state);
         Ok(Self {
