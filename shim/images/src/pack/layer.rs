@@ -66,7 +66,7 @@ impl<W: Write> Walk<W> {
         let name = [path, b"/"].concat();
         self.plain(&name, stat, EntryType::Directory, &xattrs, |_| {})?;
         if opaque {
-            self.mark(&[&name[..], b".wh..opq"].concat())?;
+            self.mark(&[&name[..], b".wh..wh..opq"].concat())?;
         }
         let mut names = Dir::read_from(fd)
             .and_then(|entries| {
