@@ -82,9 +82,8 @@ impl Clocked {
     pub fn start(&self, sentences: &[String]) -> Vec<Lap> {
         let Some(child) = &self.child else { return Vec::new() };
         let mut laps = read(child, sentences, parking(sentences) + 1..sentences.len());
-        if let (Some(before), Some(execve)) =
-            (laps.last(), sentences.get(parking(sentences) + 1 + laps.len()))
-        {
+        // A filter is loaded without a mark of its end: it counts as part of the last one.
+        if let (Some(before), Some(execve)) = (laps.last(), sentences.last()) {
             laps.push(Lap { step: execve.clone(), begun: before.ended, ended: now() });
         }
         laps

@@ -114,7 +114,9 @@ fn valid_host(host: &str) -> bool {
             None => (host, None),
         },
     };
-    if port.is_some_and(|port| port.parse::<u16>().is_err()) {
+    // One way to write each port: names that lead to the same server are to be the same.
+    let plain = |port: &str| port.parse::<u16>().is_ok_and(|number| number.to_string() == port);
+    if port.is_some_and(|port| !plain(port)) {
         return false;
     }
     if host.starts_with('[') {
@@ -195,6 +197,8 @@ mod tests {
             "-a",
             "a-",
             "reg.example:99999/a",
+            "reg.example:0443/a",
+            "reg.example:+443/a",
             "reg.example:/a",
             "[::1/a",
             "[::g]/a",

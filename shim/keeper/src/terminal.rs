@@ -34,8 +34,10 @@ impl Copying {
     /// Returns when all that the terminal's processes wrote is with the client (SHIM-EXIT-07), or it took too long. They have
     /// ended: the output's copying ends with the terminal.
     pub(crate) async fn drained(self) {
-        if let Some(output) = self.output {
-            let _ = tokio::time::timeout(DRAINED, output).await;
+        if let Some(mut output) = self.output {
+            let _ = tokio::time::timeout(DRAINED, &mut output).await;
+            // A client that does not read must not keep terminal and fifo for ever.
+            output.abort();
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Writable layers limited, and counted, by project quotas of the file system; what a node without them says.
+//! Writable layers limited by project quotas of the file system; what a node without them says.
 
 use anyhow::{Context, Result, ensure};
 use cri_proto::v1;
@@ -34,7 +34,6 @@ async fn limited(node: &mut Node) -> Result<()> {
     node.sh(&id, "rm /fill && dd if=/dev/zero of=/again bs=1M count=4 && mkdir /d && mv /again /d/moved")
         .await?;
 
-    // What the kernel counted, at once: no walk that is allowed to be some seconds old.
     let used = used(node, &other).await?;
     ensure!((4 * MIB..5 * MIB).contains(&used), "{used}");
 

@@ -2,6 +2,7 @@
 
 use super::archive::{self, IMAGES, LAYER, LOG, SPEC};
 use super::limit::Limit;
+use super::restore::open_log;
 use crate::containers::ContainerRecord;
 use crate::daemon::{Container, Daemon, blocking};
 use crate::error::{Error, Result};
@@ -66,7 +67,13 @@ impl Daemon {
             self.images.pack_volume(&record.id, number, create(&dir.join(archive::volume(number)))?)?;
         }
         if !record.log_path.is_empty() {
-            copy(Path::new(&record.log_path), &dir.join(LOG))?;
+            let mut text = create(&dir.join(LOG))?;
+            // It may have been rotated away.
+            if let Some(mut log) = open_log(record)? {
+                io::copy(&mut log, &mut text)
+                    .map_err(|e| Error::io("copy the log to", &dir.join(LOG), &e))?;
+            }
+            io::Write::flush(&mut text).map_err(|e| Error::io("write", &dir.join(LOG), &e))?;
         }
         Ok(())
     }
@@ -77,11 +84,6 @@ fn create(path: &Path) -> Result<io::BufWriter<File>> {
     Ok(io::BufWriter::with_capacity(1 << 20, file))
 }
 
-/// A missing source is an empty file: logs may be rotated away.
 fn copy(from: &Path, to: &Path) -> Result<()> {
-    match fs::copy(from, to) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => create(to).map(drop),
-        Err(e) => Err(Error::io("copy", from, &e)),
-        Ok(_) => Ok(()),
-    }
+    fs::copy(from, to).map(drop).map_err(|e| Error::io("copy", from, &e))
 }

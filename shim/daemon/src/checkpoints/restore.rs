@@ -273,6 +273,25 @@ fn own_parts(record: &ContainerRecord) -> usize {
         + 1
 }
 
+/// The log of a running container for reading; None if there is none. No planted link is followed, no fifo waited for.
+pub(super) fn open_log(record: &ContainerRecord) -> Result<Option<File>> {
+    let log = Path::new(&record.log_path);
+    let base = log.ancestors().nth(own_parts(record)).unwrap_or(Path::new("/"));
+    let below = log.strip_prefix(base).unwrap_or(log);
+    let fail = |e: io::Error| Error::io("read the log", log, &e);
+    let base = File::open(base).map_err(fail)?;
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file: File = match openat2(&base, below, flags, Mode::empty(), INSIDE) {
+        Ok(fd) => fd.into(),
+        Err(Errno::NOENT) => return Ok(None),
+        Err(e) => return Err(fail(e.into())),
+    };
+    if !file.metadata().map_err(fail)?.is_file() {
+        return Err(Error::invalid(format!("the log {} is no plain file", log.display())));
+    }
+    Ok(Some(file))
+}
+
 /// Begins the log with what the frozen container had written; one that is there already stays as it is. True if it was made.
 fn put_log(log: &Path, own: usize, mut text: File) -> Result<bool> {
     let base = log.ancestors().nth(own).unwrap_or(Path::new("/"));
@@ -287,7 +306,11 @@ fn put_log(log: &Path, own: usize, mut text: File) -> Result<bool> {
         Err(Errno::EXIST) => return Ok(false),
         Err(e) => return Err(fail(e.into())),
     };
-    io::copy(&mut text, &mut file).map_err(fail)?;
+    if let Err(error) = io::copy(&mut text, &mut file) {
+        // A part of it would be taken for the whole the next time.
+        let _ = std::fs::remove_file(log);
+        return Err(fail(error));
+    }
     Ok(true)
 }
 

@@ -124,11 +124,18 @@ pub(crate) fn canonical(reference: &Reference) -> String {
 }
 
 fn canonical_host(host: &str) -> String {
-    let host = host.to_ascii_lowercase();
-    let host = host.strip_suffix(":443").unwrap_or(&host);
-    match host {
+    // As the request's URL will have it: numbers and addresses can be written in many ways.
+    let host = match reqwest::Url::parse(&format!("https://{host}/")) {
+        Ok(url) => match (url.host_str(), url.port()) {
+            (Some(name), Some(port)) => format!("{name}:{port}"),
+            (Some(name), None) => name.to_owned(),
+            (None, _) => host.to_ascii_lowercase(),
+        },
+        Err(_) => host.to_ascii_lowercase(),
+    };
+    match host.as_str() {
         "registry-1.docker.io" | "index.docker.io" => "docker.io".to_owned(),
-        other => other.to_owned(),
+        _ => host,
     }
 }
 
@@ -147,6 +154,8 @@ mod tests {
             ("registry.example:443/a", "registry.example/a"),
             ("127.0.0.1:5000/a/b", "127.0.0.1:5000/a/b"),
             ("localhost", "localhost"),
+            ("127.1:5000/a", "127.0.0.1:5000/a"),
+            ("[0:0::1]:5000", "[::1]:5000"),
             ("[::1]:5000", "[::1]:5000"),
             ("index.docker.io/library", "docker.io/library"),
         ] {

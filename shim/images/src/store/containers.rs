@@ -102,14 +102,9 @@ impl Store {
         Ok(())
     }
 
-    /// Bytes (allocated blocks, hard links once) and inodes of `owner`'s writable layer (IMG-OVL-17): what the kernel counted,
-    /// which is all that was made for the container (its `VOLUME`s, too), where the file system has projects; a walk through the
-    /// tree elsewhere.
+    /// Bytes (allocated blocks, hard links once) and inodes of `owner`'s writable layer (IMG-OVL-17).
     pub fn usage(&self, owner: &str) -> Result<(u64, u64)> {
         check_owner(owner)?;
-        if let Some(held) = self.inner.projects.held(&self.inner.layout().container(owner)) {
-            return Ok((held.bytes, held.inodes));
-        }
         let upper = self.inner.layout().container(owner).join("upper");
         let failed = |path: &Path, e: std::io::Error| match e.kind() {
             ErrorKind::NotFound => Error::new(Kind::NotFound, "measure writable layer", owner, e),

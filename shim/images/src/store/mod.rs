@@ -241,18 +241,20 @@ impl Inner {
         let generation = 1 + catalog.images().map(|stored| stored.record.generation).max().unwrap_or(0);
         let moved = new.record.tags.clone();
         let (mut tags, mut digests) = (moved.clone(), new.record.digests.clone());
-        let mut verified = new.record.verified.clone();
+        let (mut verified, mut checkpoint) = (new.record.verified.clone(), new.record.checkpoint.clone());
         if let Some(old) = catalog.get(&new.record.id) {
             tags.extend_from_slice(&old.record.tags);
             digests.extend_from_slice(&old.record.digests);
             let more = old.record.verified.iter().filter(|one| !new.record.verified.contains(one));
             verified.extend(more.cloned());
+            // The same config and layers by another manifest: one publisher's word must not keep another's image from running.
+            checkpoint = old.record.checkpoint.clone().and(checkpoint);
         }
         for names in [&mut tags, &mut digests] {
             names.sort();
             names.dedup();
         }
-        let stored = new.renamed(tags, digests, generation).known_by(verified);
+        let stored = new.renamed(tags, digests, generation).known_by(verified).marked(checkpoint);
         self.write_image(&stored)?;
         let image = stored.image.clone();
         let has_moved = |tag: &String| moved.contains(tag);

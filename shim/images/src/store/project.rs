@@ -1,4 +1,5 @@
-//! Writable layers as projects of the file system, where it has them: the kernel counts what each holds, and limits it.
+//! Writable layers as projects of the file system, where they are to be limited and it can: the kernel counts what each holds.
+//! (Usage is not told by that count: the host's root, which many containers run as, can take files out of a project.)
 //!
 //! A project's number is nowhere but on the layer's directory itself, so nothing can disagree with it. All of a layer has to
 //! be in the same one: overlayfs moves files from work/ to upper/, and rename(2) across projects is EXDEV.
@@ -51,17 +52,16 @@ impl Projects {
 
     /// Makes the new directory of `owner` a project, before anything is in it that counts. `limit`: bytes, 0 for none.
     pub(crate) fn begin(&self, directory: &Path, owner: &str, limit: u64) -> Result<()> {
-        if self.support == Support::Nothing {
+        if limit == 0 || self.support != Support::Limits {
             return Ok(());
         }
         let failed = |e: io::Error| Error::io("set project quota", directory, e);
         let dir = File::open(directory).map_err(failed)?;
         let _choosing = self.choosing.lock().unwrap_or_else(PoisonError::into_inner);
         let project = free(&dir, owner)?;
-        if limit > 0 && self.support == Support::Limits {
-            quota::limit(dir.as_fd(), project, limit).map_err(failed)?;
-        }
-        quota::join(dir.as_fd(), project).map_err(failed)
+        // In this order a number that nobody has is never left with a limit.
+        quota::join(dir.as_fd(), project).map_err(failed)?;
+        quota::limit(dir.as_fd(), project, limit).map_err(failed)
     }
 
     /// The number is free again, as soon as the files are gone.
@@ -73,12 +73,6 @@ impl Projects {
         if let Err(error) = ended {
             tracing::warn!(directory = %directory.display(), %error, "cannot lift the project quota of a layer that goes");
         }
-    }
-
-    /// What the kernel counted for the layer; None where it does not count.
-    pub(crate) fn held(&self, directory: &Path) -> Option<Held> {
-        let (dir, project) = self.own(directory).ok()??;
-        quota::held(dir.as_fd(), project).ok()
     }
 
     fn own(&self, directory: &Path) -> io::Result<Option<(File, u32)>> {

@@ -106,6 +106,14 @@ impl Stored {
         Self { record, image: Arc::new(image) }
     }
 
+    /// The same image, which is this checkpoint, or none.
+    pub(crate) fn marked(&self, checkpoint: Option<String>) -> Self {
+        let record = ImageRecord { checkpoint, ..self.record.clone() };
+        let mut image = Image::clone(&self.image);
+        image.checkpoint.clone_from(&record.checkpoint);
+        Self { record, image: Arc::new(image) }
+    }
+
     pub(crate) fn hex(&self) -> &str {
         hex_of(&self.record.id)
     }

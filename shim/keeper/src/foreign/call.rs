@@ -14,7 +14,7 @@ use rustix::process::{
 use slipway_runtime::container::Stdio;
 use std::ffi::OsString;
 use std::fs;
-use std::io;
+use std::io::{self, Read as _, Seek as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{self, Child, Command, ExitStatus};
@@ -218,8 +218,13 @@ fn peek(pipe: BorrowedFd<'_>) -> String {
 
 /// The last error of a log in JSON, or its last line.
 fn words(log: &Path) -> Option<String> {
-    let bytes = fs::read(log).ok()?;
-    let text = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(KEPT)..]);
+    let mut file = fs::File::open(log).ok()?;
+    let length = file.metadata().ok()?.len();
+    file.seek(io::SeekFrom::Start(length.saturating_sub(KEPT as u64))).ok()?;
+    let mut bytes = Vec::new();
+    // It may grow meanwhile: no more than is kept is read.
+    file.take(KEPT as u64).read_to_end(&mut bytes).ok()?;
+    let text = String::from_utf8_lossy(&bytes);
     let message = |line: &str| {
         let entry: serde_json::Value = serde_json::from_str(line).ok()?;
         let bad = matches!(entry["level"].as_str(), Some("error" | "fatal" | "panic"));

@@ -37,6 +37,8 @@ pub(crate) fn become_caller(args: &[OsString]) -> io::Error {
 fn call(args: &[OsString]) -> io::Result<Infallible> {
     let [pid_file, program, args @ ..] = args else { return Err(io::ErrorKind::InvalidInput.into()) };
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+    // The keeper blocks some for itself; some runtimes hand on what they get, and the container would never hear SIGTERM.
+    nix::sys::signal::SigSet::empty().thread_set_mask()?;
     let status = Command::new(program).args(args).status()?;
     reap_strangers(Path::new(pid_file));
     std::process::exit(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default()))

@@ -37,6 +37,7 @@ fn snapshot(bundle: &Bundle) -> PathBuf {
 }
 
 /// Mounts below a directory, on the host.
+/// (A shared mount whose source lies beside it passes what is mounted on it on to that.)
 fn mounts(below: &Path) -> usize {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
     table.lines().filter(|line| line.split(' ').nth(4).unwrap().starts_with(below.to_str().unwrap())).count()
@@ -102,7 +103,7 @@ fn several_mounts_one_on_the_other() {
     let bundle = rig.bundle("c", &["sh", "-c", script]);
     let rootfs = three(&bundle);
     create(&rig, &bundle, rootfs).unwrap();
-    assert_eq!(mounts(&bundle.path), 3, "where the client sees them");
+    assert_eq!(mounts(&bundle.path.join("rootfs")), 3, "where the client sees them");
     rig.start("c", "").unwrap();
     crate::rig::wait_until("its words", || log_lines(&rig.log_path("c"), "stdout").len() == 2);
     assert_eq!(log_lines(&rig.log_path("c"), "stdout"), ["/data/lower /data/upper", "written"]);
@@ -165,7 +166,7 @@ fn delete_finds_them_without_a_keeper() {
     rig.start("c", "").unwrap();
     let keeper = rig.info().keeper_pid;
     kill_both(rig.guardian, keeper);
-    assert_eq!(mounts(&bundle.path), 3);
+    assert_eq!(mounts(&bundle.path.join("rootfs")), 3);
     let output = Command::new(crate::rig::BINARY)
         .args(["-namespace", "test", "-address", "/nowhere.sock", "-id", "c", "delete"])
         .env("SLIPWAY_KEEPER_STATE", rig.dir())
