@@ -223,7 +223,7 @@ mod tests {
     #[tokio::test]
     async fn a_number_names_a_process_only_with_its_birth() {
         // SHIM-EXIT-05: else an exit could be that of a later process with the same pid.
-        let process = spawn("sleep 1000");
+        let process = spawn("exec sleep 1000");
         let birth = born(process.pid).unwrap();
         assert!(reopen(process.pid, birth).is_some());
         assert!(reopen(process.pid, birth + 1).is_none(), "another process's");
