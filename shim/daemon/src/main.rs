@@ -37,6 +37,8 @@ mod spec;
 mod streaming;
 mod supervisor;
 mod telemetry;
+#[cfg(test)]
+mod testing;
 mod usage;
 mod user;
 

@@ -4,7 +4,7 @@
 use crate::error::{Error, Result};
 use crate::foreign::Runtime;
 use containerd_shim_protos::shim::oci::Options as RuncOptions;
-use prost::Message as _;
+use cri_proto::keeper::GenericOptions;
 use protobuf::Message as _;
 use protobuf::well_known_types::any::Any;
 use serde::Deserialize;
@@ -54,17 +54,6 @@ pub(crate) enum Grouping {
     Pod,
 }
 
-/// runtimeoptions.v1.Options, which containerd-shim-protos lacks.
-#[derive(Clone, PartialEq, prost::Message)]
-struct Generic {
-    #[prost(string, tag = "1")]
-    type_url: String,
-    #[prost(string, tag = "2")]
-    config_path: String,
-    #[prost(bytes = "vec", tag = "3")]
-    config_body: Vec<u8>,
-}
-
 /// True for messages that [`Options::parse`] understands.
 pub(crate) fn is_options(any: &Any) -> bool {
     matches!(name(any), RUNC | GENERIC)
@@ -85,7 +74,7 @@ impl Options {
         match name(any) {
             RUNC => Ok(RuncOptions::parse_from_bytes(&any.value).map_err(|e| damaged(&e))?.into()),
             GENERIC => {
-                let generic = Generic::decode(any.value.as_slice()).map_err(|e| damaged(&e))?;
+                let generic = GenericOptions::parse_from_bytes(&any.value).map_err(|e| damaged(&e))?;
                 let text = match generic.config_path.as_str() {
                     "" => String::from_utf8(generic.config_body).map_err(|e| damaged(&e))?,
                     path => std::fs::read_to_string(path)
@@ -142,8 +131,8 @@ mod tests {
     use super::*;
 
     fn generic(text: &str) -> Any {
-        let message = Generic { config_body: text.into(), ..Generic::default() };
-        Any { type_url: GENERIC.into(), value: message.encode_to_vec(), ..Any::default() }
+        let message = GenericOptions { config_body: text.into(), ..GenericOptions::default() };
+        Any { type_url: GENERIC.into(), value: message.write_to_bytes().unwrap(), ..Any::default() }
     }
 
     fn of(any: &Any) -> Result<Options> {
@@ -196,9 +185,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("options.toml");
         std::fs::write(&path, "Grouping = \"pod\"\n").unwrap();
-        let message = Generic { config_path: path.to_str().unwrap().into(), ..Generic::default() };
+        let message =
+            GenericOptions { config_path: path.to_str().unwrap().into(), ..GenericOptions::default() };
         let mut any = generic("");
-        any.value = message.encode_to_vec();
+        any.value = message.write_to_bytes().unwrap();
         assert_eq!(of(&any).unwrap().grouping, Grouping::Pod);
         std::fs::remove_file(&path).unwrap();
         assert_eq!(of(&any).unwrap_err().code(), ttrpc::Code::INVALID_ARGUMENT);

@@ -109,15 +109,11 @@ mod tests {
     fn a_parser_that_refuses_is_quoted() {
         let dir = tempfile::tempdir().expect("a directory");
         let parser = dir.path().join("parser");
-        let write = |text: &str| {
-            use std::os::unix::fs::PermissionsExt;
-            std::fs::write(&parser, text).expect("a script");
-            std::fs::set_permissions(&parser, std::fs::Permissions::from_mode(0o755)).expect("its mode");
-        };
-        write("#!/bin/sh\ncat >/dev/null; echo 'line 3: syntax error' >&2; exit 1\n");
+        let write = |text: &str| crate::testing::script(&parser, text);
+        write("cat >/dev/null; echo 'line 3: syntax error' >&2; exit 1\n");
         let error = compile(&parser, "x").expect_err("refused").to_string();
         assert!(error.contains("line 3: syntax error") && error.contains(DEFAULT), "{error}");
-        write("#!/bin/sh\ncat >$0.got\n");
+        write("cat >$0.got\n");
         compile(&parser, "the text").expect("taken");
         assert_eq!(std::fs::read_to_string(dir.path().join("parser.got")).expect("what it got"), "the text");
     }

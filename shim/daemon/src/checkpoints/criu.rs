@@ -51,7 +51,7 @@ fn unfit(program: &Path, output: &Output) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
+    use crate::testing::script;
 
     /// CRI-CHK-04.
     #[tokio::test]
@@ -68,13 +68,10 @@ mod tests {
         );
         assert!(told(named(Path::new("/no/criu"))).await.contains("/no/criu is not installed"));
         let old = dir.path().join("criu");
-        let script =
-            "#!/bin/sh\necho 'Warn  (x.c:1): odd' >&2\necho 'Error (y.c:2): no such feature' >&2\nexit 1\n";
-        std::fs::write(&old, script).expect("write");
-        std::fs::set_permissions(&old, std::fs::Permissions::from_mode(0o755)).expect("mode");
+        script(&old, "echo 'Warn  (x.c:1): odd' >&2\necho 'Error (y.c:2): no such feature' >&2\nexit 1");
         let said = told(named(&old)).await;
         assert!(said.contains("no such feature") && said.contains("install a newer one"), "{said}");
-        std::fs::write(&old, "#!/bin/sh\nexit 0\n").expect("write");
+        script(&old, "exit 0");
         assert_eq!(usable(&named(&old)).await, Ok(()));
     }
 }

@@ -108,13 +108,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_program_is_asked_once_and_again_when_it_was_replaced() {
-        use std::os::unix::fs::PermissionsExt as _;
         let dir = tempfile::tempdir().expect("dir");
         let path = dir.path().join("runtime");
         let script = |answer: &str| {
-            std::fs::write(&path, format!("#!/bin/sh\necho x >> {}/calls\n{answer}\n", dir.path().display()))
-                .expect("script");
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("mode");
+            let counted = format!("echo x >> {}/calls\n{answer}", dir.path().display());
+            crate::testing::script(&path, &counted);
         };
         let calls = || std::fs::read_to_string(dir.path().join("calls")).unwrap_or_default().lines().count();
         let features = Features::default();

@@ -161,15 +161,13 @@ fn never_sent(error: &ttrpc::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt as _;
     use std::path::Path;
     use std::sync::Arc;
 
     /// A keeper whose `start` action is this script.
     fn keeper(dir: &Path, script: &str) -> Arc<Keeper> {
         let binary = dir.join("shim");
-        std::fs::write(&binary, format!("#!/bin/sh\n{script}\n")).unwrap();
-        std::fs::set_permissions(&binary, std::fs::Permissions::from_mode(0o755)).unwrap();
+        crate::testing::script(&binary, script);
         Arc::new(Keeper::at(binary, dir.join("keeper"), dir.join("client")))
     }
 

@@ -4,6 +4,7 @@
 
 mod connection;
 mod foreign;
+mod options;
 
 pub(crate) use foreign::Runtime;
 
@@ -173,11 +174,7 @@ impl Keeper {
         request.terminal = task.terminal;
         request.stdout = task.log.clone();
         request.checkpoint = task.checkpoint.as_ref().map(|p| p.display().to_string()).unwrap_or_default();
-        request.options = match task.runtime {
-            Some(runtime) => Some(runtime.options()),
-            None => task.criu.map(runtime_options).transpose()?,
-        }
-        .into();
+        request.options = options::encode(task.runtime, task.criu)?.into();
         let mut context = with_duration(task.runtime.map_or(QUICK, Runtime::patience));
         if crate::telemetry::is_sampled() {
             context.add(CLOCKED.into(), "1".into());
@@ -565,22 +562,6 @@ pub(crate) struct NewTask<'a> {
     pub(crate) criu: Option<&'a Path>,
     /// Who makes it, if not Slipway itself.
     pub(crate) runtime: Option<&'a Runtime>,
-}
-
-/// What the keeper takes from a handler's table in containerd's configuration.
-fn runtime_options(criu: &Path) -> Result<Any> {
-    /// runtimeoptions.v1.Options, which containerd-shim-protos lacks.
-    #[derive(Clone, PartialEq, Message)]
-    struct Generic {
-        #[prost(bytes = "vec", tag = "3")]
-        config_body: Vec<u8>,
-    }
-    let table = toml::Table::from_iter([("CriuPath".to_owned(), criu.display().to_string().into())]);
-    let body = toml::to_string(&table).map_err(|e| Error::internal(format!("encode options: {e}")))?;
-    let mut options = Any::new();
-    options.type_url = "runtimeoptions.v1.Options".into();
-    options.value = Generic { config_body: body.into_bytes() }.encode_to_vec();
-    Ok(options)
 }
 
 fn quick() -> Context {

@@ -253,10 +253,14 @@ mod tests {
     use super::*;
 
     fn script(dir: &Path, text: &str) -> Runtime {
-        use std::os::unix::fs::PermissionsExt as _;
         let path = dir.join("runtime");
-        fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        // By another process: one that a test beside forks now would hold a file that we write open (ETXTBSY).
+        let mut writer = Command::new("sh");
+        writer
+            .args(["-c", "printf '#!/bin/sh\\n%s\\n' \"$1\" >\"$0\" && chmod 755 \"$0\""])
+            .arg(&path)
+            .arg(text);
+        assert!(writer.status().unwrap().success());
         Runtime { path, root: dir.into(), args: vec!["--some".into()], create_timeout: 1, standalone: false }
     }
 

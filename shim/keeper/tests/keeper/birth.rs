@@ -335,6 +335,20 @@ fn two_namespaces_have_the_same_ids() {
     rig.run(other.delete(soon(), &delete)).unwrap();
     let pids = Caller::pids(&address);
     kill_and_wait(&pids);
+    forget_namespaces();
+}
+
+/// Keepers leave the groups of their namespaces, as all runtimes leave parents that others may use; the machine is not ours.
+fn forget_namespaces() {
+    for hierarchy in fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(|entry| entry.path()) {
+        for group in ["slipway/test", "slipway/other", "slipway"] {
+            // Busy or absent is fine: another run has them, or there are none.
+            let _ = fs::remove_dir(hierarchy.join(group));
+        }
+    }
+    for group in ["test", "other", ""] {
+        let _ = fs::remove_dir(Path::new("/sys/fs/cgroup/slipway").join(group));
+    }
 }
 
 fn kill_and_wait(pids: &[i32; 2]) {

@@ -5,7 +5,7 @@
 use crate::rig::{Bundle, Rig, code, kill, log_lines, soon, wait_until};
 use containerd_shim_protos::api::{CheckpointTaskRequest, CreateTaskRequest};
 use containerd_shim_protos::shim::oci::CheckpointOptions;
-use prost::Message as _;
+use cri_proto::keeper::GenericOptions;
 use protobuf::Message as _;
 use protobuf::well_known_types::any::Any;
 use serde_json::json;
@@ -33,20 +33,14 @@ fn works() -> bool {
     works
 }
 
-/// runtimeoptions.v1.Options.
-#[derive(Clone, PartialEq, prost::Message)]
-struct Generic {
-    #[prost(bytes = "vec", tag = "3")]
-    config_body: Vec<u8>,
-}
-
 fn create(rig: &Rig, bundle: &Bundle, checkpoint: &Path) -> ttrpc::Result<u32> {
     create_with(rig, bundle, checkpoint, &criu())
 }
 
 fn create_with(rig: &Rig, bundle: &Bundle, checkpoint: &Path, criu: &str) -> ttrpc::Result<u32> {
     let body = format!("CriuPath = {criu:?}\n").into_bytes();
-    let value = Generic { config_body: body }.encode_to_vec();
+    let message = GenericOptions { config_body: body, ..GenericOptions::default() };
+    let value = message.write_to_bytes().unwrap();
     let options = Any { type_url: "runtimeoptions.v1.Options".into(), value, ..Any::default() };
     fs::write(bundle.path.join("config.json"), bundle.spec.to_string()).unwrap();
     let request = CreateTaskRequest {
