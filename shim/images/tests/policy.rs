@@ -347,7 +347,7 @@ async fn bundles() {
         serde_json::json!({"_type": "https://in-toto.io/Statement/v1", "subject": [{"digest": {"sha256": &digest[7..]}}],
             "predicateType": predicate, "predicate": {}}).to_string()
     };
-    let publish = async |statement: String, key: &str| {
+    let publish = async |statement: String, key: &str, broken: usize| {
         let kind = "application/vnd.in-toto+json";
         let signed = format!("DSSEv1 {} {kind} {} {statement}", kind.len(), statement.len());
         let bundle = serde_json::json!({
@@ -365,13 +365,26 @@ async fn bundles() {
             "layers": [{"mediaType": BUNDLE, "digest": sha256(bundle.as_bytes()), "size": bundle.len()}]})
             .to_string();
         node.registry.push_manifest("bundled", manifest.as_bytes(), OCI, &sha256(manifest.as_bytes())).await;
-        let index = serde_json::json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [
-            {"mediaType": OCI, "artifactType": BUNDLE, "digest": sha256(manifest.as_bytes()), "size": manifest.len()}]}).to_string();
+        let entry = |digest: String| serde_json::json!({"mediaType": OCI, "artifactType": BUNDLE, "digest": digest, "size": manifest.len()});
+        let mut entries = Vec::new();
+        for number in 0..broken {
+            let other = manifest.replace(BUNDLE, &format!("{BUNDLE}.{number}"));
+            let digest = sha256(other.as_bytes());
+            node.registry.push_manifest("bundled", other.as_bytes(), OCI, &digest).await;
+            entries.push(entry(digest));
+        }
+        entries.push(entry(sha256(manifest.as_bytes())));
+        let index =
+            serde_json::json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries}).to_string();
         let tag = built.digest().replace(':', "-");
         node.registry.push_manifest("bundled", index.as_bytes(), INDEX, &tag).await;
+        for entry in &entries[..broken] {
+            let file = node.registry.blob_file(entry["digest"].as_str().unwrap());
+            std::fs::write(&file, format!("{} ", std::fs::read_to_string(&file).unwrap())).unwrap();
+        }
     };
     let sign = "https://sigstore.dev/cosign/sign/v1";
-    publish(statement(&built.digest(), sign), "team").await;
+    publish(statement(&built.digest(), sign), "team", 0).await;
     node.refused(&name, "names no repository: set identity = \"digest\"").await;
     let key = node.signer.public("team");
     set(&node.store, &[rule(&node.registry.address.to_string(), by(&[&key], Identity::Digest, None))]);
@@ -381,10 +394,13 @@ async fn bundles() {
         (statement(&built.digest(), "https://spdx.dev/Document"), "team", "states something else"),
         ("{}".to_owned(), "team", "no statement"),
     ] {
-        publish(said, by).await;
+        publish(said, by, 0).await;
         node.refused(&name, word).await;
     }
-    publish(statement(&built.digest(), sign), "team").await;
+    // Others may write there, too: what they leave neither hides a good signature nor keeps us reading for ever.
+    publish(statement(&built.digest(), sign), "team", 300).await;
+    node.refused(&name, "more than 256 documents").await;
+    publish(statement(&built.digest(), sign), "team", 3).await;
     let pulled = node.store.pull(&name, None, None).await.unwrap();
     node.store.admit(&pulled, &name).unwrap();
 }
@@ -429,6 +445,16 @@ async fn what_cannot_be_looked_at_is_refused() {
     node.refused(&name, "/absent/team.pub").await;
 }
 
+/// An image whose good signature is for the same digest in another repository.
+async fn built_and_signed_for_another(registry: &Registry, signer: &Signer) -> String {
+    let built = image("copied");
+    registry.push("copied", &built, "1").await;
+    let payload = payload("registry.example/original", &built.digest());
+    let signature = signer.sign("team", &payload);
+    push_signatures(registry, "copied", &built.digest(), &[(payload, signature)], None).await;
+    registry.name("copied:1")
+}
+
 /// What was here before the rule, came from an archive, or is known by several names.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_in_the_store_is_judged_when_it_is_to_be_run() {
@@ -469,6 +495,17 @@ async fn what_is_in_the_store_is_judged_when_it_is_to_be_run() {
         &[rule(&registry.address.to_string(), by(&[&signer.public("other")], Identity::Repository, None))],
     );
     assert!(store.admit(&early, &name).is_err(), "by a key that the rule does not have any more");
+
+    // A rule that wants more than the one that it was verified by.
+    let strange = built_and_signed_for_another(&registry, &signer).await;
+    let by_digest = by(&[&signer.public("team")], Identity::Digest, None);
+    set(&store, &[rule(&registry.address.to_string(), by_digest)]);
+    let copied = store.pull(&strange, None, None).await.unwrap();
+    store.admit(&copied, &strange).unwrap();
+    set(&store, &strict);
+    assert!(store.admit(&copied, &strange).is_err(), "the signature names another repository");
+    let error = store.pull(&strange, None, None).await.unwrap_err();
+    assert!(error.to_string().contains("it is for"), "{error}");
 
     // Archives have no signatures: neither taken in by such a name, nor run by it if they were.
     let (free, bad) = ("free.example/app:1", registry.name("archived:1"));

@@ -68,12 +68,11 @@ fn by_name(policy: &Policy, verified: &[Verification], name: &str) -> Result<()>
         return Err(error);
     }
     let Decided::Signed(signed) = &rule.decided else { return Ok(()) };
-    let by_key = |one: &Verification| signed.keys.iter().any(|key| key.id == one.key);
-    if verified.iter().any(|one| one.repository == name && by_key(one)) {
+    if verified.iter().any(|one| rule.still_holds(signed, name, one)) {
         return Ok(());
     }
     let why =
-        "it was imported, or pulled before there was this rule, and no signature by its keys was verified";
+        "it was imported, or pulled before there was this rule, and no signature as it wants it was verified";
     Err(Error::untrusted(
         object,
         format!("{}: {why}; pull it again (imagePullPolicy: Always, or slipway pull)", wants(rule)),

@@ -2,7 +2,7 @@
 //! in-toto statement. It names a digest and no repository.
 
 use super::Identity;
-use super::payload::Wanted;
+use super::payload::{Good, Wanted};
 use crate::registry::PREDICATE;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -48,7 +48,7 @@ struct Subject {
 
 impl Wanted<'_> {
     /// As [`Wanted::by_payload`].
-    pub(super) fn by_bundle(&self, bytes: &[u8]) -> Result<String, String> {
+    pub(super) fn by_bundle(&self, bytes: &[u8]) -> Result<Good, String> {
         let bundle: Bundle =
             serde_json::from_slice(bytes).map_err(|e| format!("it is no sigstore bundle: {e}"))?;
         let envelope = bundle.dsse_envelope.ok_or("its bundle has no DSSE envelope")?;
@@ -75,7 +75,7 @@ impl Wanted<'_> {
                 "{why}: set identity = \"digest\" in the rule, or sign with cosign sign --new-bundle-format=false"
             ));
         }
-        Ok(key)
+        Ok(Good { key, signed_for: None })
     }
 }
 

@@ -28,27 +28,32 @@ pub(crate) async fn at_pull(
         return Err(error);
     }
     let Decided::Signed(signed) = &rule.decided else { return Ok(None) };
-    let is_known = |one: &&Verification| {
-        one.repository == repository
-            && one.digest == digest.as_str()
-            && signed.keys.iter().any(|key| key.id == one.key)
-    };
+    let is_known =
+        |one: &&Verification| one.digest == digest.as_str() && rule.still_holds(signed, &repository, one);
     if let Some(one) = known.iter().find(is_known) {
         return Ok(Some(one.clone()));
     }
     let wanted = Wanted { digest, repository: &repository, rule, signed };
     let mut reasons: Vec<String> = Vec::new();
+    let mut looked_at = None;
     let judge = |candidate: Candidate| {
         let outcome = match candidate {
             Candidate::Payload { payload, signature } => wanted.by_payload(&payload, &signature),
             Candidate::Bundle(bytes) => wanted.by_bundle(&bytes),
             Candidate::Unusable(why) => Err(why),
+            Candidate::More(most) => {
+                looked_at = Some(most);
+                return None;
+            }
         };
         outcome.map_err(|why| reasons.push(why)).ok()
     };
-    let key = registry.signatures(digest, judge).await.map_err(|error| unverifiable(error, digest))?;
-    let Some(key) = key else { return Err(unsigned(digest, &rule.prefix.to_string(), &reasons)) };
-    Ok(Some(Verification { repository, digest: digest.to_string(), key }))
+    let good = registry.signatures(digest, judge).await.map_err(|error| unverifiable(error, digest))?;
+    let Some(good) = good else {
+        return Err(unsigned(digest, &rule.prefix.to_string(), &reasons, looked_at));
+    };
+    let (key, signed_for) = (good.key, good.signed_for);
+    Ok(Some(Verification { repository, digest: digest.to_string(), key, signed_for }))
 }
 
 /// What says something about the network stays that: the same pull may be good in a moment.
@@ -62,7 +67,8 @@ fn unverifiable(error: Error, digest: &Digest) -> Error {
     }
 }
 
-fn unsigned(digest: &Digest, prefix: &str, reasons: &[String]) -> Error {
+/// `looked_at`: there are more documents than these.
+fn unsigned(digest: &Digest, prefix: &str, reasons: &[String], looked_at: Option<usize>) -> Error {
     let wants = format!("the rule for {prefix} in images.policy wants a signature");
     let why = match reasons {
         [] => "the registry has none for it; sign it (cosign sign --key), or change the rule".to_owned(),
@@ -75,7 +81,9 @@ fn unsigned(digest: &Digest, prefix: &str, reasons: &[String]) -> Error {
             format!("none of the registry's {} is good: {}", reasons.len(), said.join("; "))
         }
     };
-    Error::untrusted(digest, format!("{wants}: {why}"))
+    let more = looked_at
+        .map(|most| format!("; it has more than {most} documents for it, and no others were looked at"));
+    Error::untrusted(digest, format!("{wants}: {why}{}", more.unwrap_or_default()))
 }
 
 /// For people: the rule for a reference, and what comes of it now.

@@ -73,6 +73,10 @@ pub struct Verification {
     pub digest: String,
     /// Digest of the key's DER.
     pub key: String,
+    /// The repository that the signature itself names, as in [`canonical`]; None: it names only the digest. Records of before
+    /// this was kept say None: a rule with [`Identity::Repository`] wants them verified again.
+    #[serde(default)]
+    pub signed_for: Option<String>,
 }
 
 /// All rules, with their keys. Cheap to clone.
@@ -143,6 +147,22 @@ impl Policy {
 }
 
 impl Rule {
+    /// The name that signatures wanted by `signed` have for `repository`.
+    fn signed_name(&self, signed: &Signed, repository: &str) -> String {
+        match &signed.signed_as {
+            Some(other) => self.prefix.replaced(repository, other),
+            None => repository.to_owned(),
+        }
+    }
+
+    /// Whether what was verified before would be good today, for `signed` as this rule's demand now is.
+    fn still_holds(&self, signed: &Signed, repository: &str, one: &Verification) -> bool {
+        let named = || one.signed_for.as_deref() == Some(&self.signed_name(signed, repository));
+        one.repository == repository
+            && signed.keys.iter().any(|key| key.id == one.key)
+            && (signed.identity == Identity::Digest || named())
+    }
+
     /// What refuses `object` at once; None: accepted, or to be seen from signatures.
     fn refusal(&self, object: &dyn std::fmt::Display) -> Option<Error> {
         let prefix = &self.prefix;

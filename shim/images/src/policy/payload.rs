@@ -49,9 +49,17 @@ pub(super) struct Wanted<'a> {
     pub(super) signed: &'a Signed,
 }
 
+/// A signature that is good enough.
+pub(super) struct Good {
+    /// The key's id.
+    pub(super) key: String,
+    /// As in [`super::Verification`].
+    pub(super) signed_for: Option<String>,
+}
+
 impl Wanted<'_> {
-    /// The id of the key that says so; or why this signature does not.
-    pub(super) fn by_payload(&self, payload: &[u8], signature: &str) -> Result<String, String> {
+    /// What says so; or why this signature does not.
+    pub(super) fn by_payload(&self, payload: &[u8], signature: &str) -> Result<Good, String> {
         let key = self.signer(payload, signature)?;
         let said: Payload = serde_json::from_slice(payload)
             .map_err(|e| format!("its payload is not what cosign signs: {e}"))?;
@@ -62,23 +70,13 @@ impl Wanted<'_> {
         if critical.image.docker_manifest_digest != self.digest.as_str() {
             return Err(format!("it is for {}", critical.image.docker_manifest_digest));
         }
-        if self.signed.identity == Identity::Repository {
-            let claimed = critical.identity.docker_reference;
-            let wanted = self.signed_repository();
-            let is_it = Reference::parse(&claimed).is_ok_and(|claimed| canonical(&claimed) == wanted);
-            if !is_it {
-                return Err(format!("it is for {claimed:?}, not for {wanted}"));
-            }
+        let claimed = critical.identity.docker_reference;
+        let signed_for = Reference::parse(&claimed).ok().map(|claimed| canonical(&claimed));
+        let wanted = self.rule.signed_name(self.signed, self.repository);
+        if self.signed.identity == Identity::Repository && signed_for.as_ref() != Some(&wanted) {
+            return Err(format!("it is for {claimed:?}, not for {wanted}"));
         }
-        Ok(key)
-    }
-
-    /// The name that signatures have for the repository.
-    fn signed_repository(&self) -> String {
-        match &self.signed.signed_as {
-            Some(other) => self.rule.prefix.replaced(self.repository, other),
-            None => self.repository.to_owned(),
-        }
+        Ok(Good { key, signed_for })
     }
 
     /// The id of the key that `signature` (base64) of `message` is by.

@@ -21,8 +21,8 @@ const PREDICATE_TYPE: &str = "dev.sigstore.bundle.predicateType";
 const MAX_PAYLOAD: u64 = 64 << 10;
 /// Certificates and entries of logs are in it.
 const MAX_BUNDLE: u64 = 512 << 10;
-/// Signatures of one digest that are looked at.
-const MOST: usize = 128;
+/// Documents that are fetched to find one digest's signature: anybody who may write to the repository can put more there.
+const MOST: usize = 256;
 
 /// What claims to be a signature of a digest.
 #[derive(Debug)]
@@ -33,6 +33,8 @@ pub(crate) enum Candidate {
     Bundle(Vec<u8>),
     /// Cannot be one, and why.
     Unusable(String),
+    /// There are more than this many, and the others are not looked at.
+    More(usize),
 }
 
 impl Registry {
@@ -43,12 +45,13 @@ impl Registry {
     pub(crate) async fn signatures<T>(
         &self,
         digest: &Digest,
-        mut judge: impl FnMut(Candidate) -> Option<T>,
+        judge: impl FnMut(Candidate) -> Option<T>,
     ) -> Result<Option<T>> {
         let mut worst = Worst::default();
         let mut answered = false;
+        let mut search = Search { left: MOST, judge };
         for endpoint in self.order(|endpoint| endpoint.resolve) {
-            match self.signatures_at(endpoint, digest, &mut judge).await {
+            match self.signatures_at(endpoint, digest, &mut search).await {
                 Ok(Some(found)) => return Ok(Some(found)),
                 Ok(None) => answered = true,
                 Err(error) => worst.add(error, endpoint.is_upstream),
@@ -61,13 +64,21 @@ impl Registry {
         &self,
         endpoint: &Endpoint,
         digest: &Digest,
-        judge: &mut impl FnMut(Candidate) -> Option<T>,
+        search: &mut Search<impl FnMut(Candidate) -> Option<T>>,
     ) -> Result<Option<T>> {
         let tag = digest.as_str().replace(':', "-");
         if let Some(manifest) = self.tagged(endpoint, &format!("{tag}.sig")).await? {
-            for layer in layers(&manifest, &tag)?.into_iter().take(MOST) {
-                if let Some(found) = judge(self.payload(&layer).await?) {
-                    return Ok(Some(found));
+            match usable(layers(&manifest, &tag))? {
+                Err(why) => search.broken(why),
+                Ok(layers) => {
+                    for layer in layers {
+                        if search.is_over() {
+                            return Ok(None);
+                        }
+                        if let Some(found) = (search.judge)(self.payload(&layer).await?) {
+                            return Ok(Some(found));
+                        }
+                    }
                 }
             }
         }
@@ -79,15 +90,33 @@ impl Registry {
         let Document::Index(entries) = parse(&listed.bytes, &listed.content_type, &tag)? else {
             return Ok(None);
         };
-        for entry in entries.iter().filter(|entry| may_be_bundle(entry)).take(MOST) {
-            let manifest = self.manifest(&entry.digest()?).await?;
-            for layer in layers(&manifest, &entry.digest)? {
-                if let Some(found) = judge(self.bundle(&layer).await?) {
+        for entry in entries.iter().filter(|entry| may_be_bundle(entry)) {
+            if search.is_over() {
+                return Ok(None);
+            }
+            let layers = match usable(self.attached(entry).await)? {
+                Ok(layers) => layers,
+                Err(why) => {
+                    search.broken(why);
+                    continue;
+                }
+            };
+            for layer in layers {
+                if search.is_over() {
+                    return Ok(None);
+                }
+                if let Some(found) = (search.judge)(self.bundle(&layer).await?) {
                     return Ok(Some(found));
                 }
             }
         }
         Ok(None)
+    }
+
+    /// What the manifest that refers to an image holds.
+    async fn attached(&self, entry: &Descriptor) -> Result<Vec<Descriptor>> {
+        let manifest = self.manifest(&entry.digest()?).await?;
+        layers(&manifest, &entry.digest)
     }
 
     /// A manifest by its tag at one server; None: there is none.
@@ -137,15 +166,52 @@ impl Registry {
 
     /// A blob, if it is not too long to be looked at and is what its descriptor says.
     async fn piece(&self, layer: &Descriptor, most: u64) -> Result<Result<Vec<u8>, String>> {
-        let size = layer.size()?;
-        if size > most {
-            return Ok(Err(format!("it is of {size} bytes; at most {most} are read")));
+        let read = async {
+            let size = layer.size()?;
+            if size > most {
+                let why = format!("is of {size} bytes; at most {most} are read");
+                return Err(Error::corrupt("read signatures", &layer.digest, why));
+            }
+            self.small_blob(&layer.digest()?, size).await
+        };
+        usable(read.await)
+    }
+}
+
+/// Looks through what a repository has for one digest.
+struct Search<J> {
+    /// Documents that may still be fetched.
+    left: usize,
+    judge: J,
+}
+
+impl<J, T> Search<J>
+where
+    J: FnMut(Candidate) -> Option<T>,
+{
+    /// Counts one document; whether it is one too many, which the judge is told.
+    fn is_over(&mut self) -> bool {
+        let Some(left) = self.left.checked_sub(1) else {
+            (self.judge)(Candidate::More(MOST));
+            return true;
+        };
+        self.left = left;
+        false
+    }
+
+    fn broken(&mut self, why: String) {
+        (self.judge)(Candidate::Unusable(why));
+    }
+}
+
+/// Tells what is wrong with one document, beside which another may be good, from what keeps all from being read.
+fn usable<T>(read: Result<T>) -> Result<Result<T, String>> {
+    match read {
+        Ok(read) => Ok(Ok(read)),
+        Err(error) if matches!(error.kind, Kind::Corrupt | Kind::NotFound | Kind::Invalid) => {
+            Ok(Err(error.to_string()))
         }
-        match self.small_blob(&layer.digest()?, size).await {
-            Ok(bytes) => Ok(Ok(bytes)),
-            Err(error) if matches!(error.kind, Kind::Corrupt | Kind::NotFound) => Ok(Err(error.to_string())),
-            Err(error) => Err(error),
-        }
+        Err(error) => Err(error),
     }
 }
 
