@@ -13,7 +13,7 @@ use crate::store::Inner;
 use crate::store::layers::{Tidy, Unpacked};
 use crate::store::layout::Temporary;
 use crate::unpack::decode::{decode, decode_unbuffered};
-use crate::unpack::{Limits, unpack};
+use crate::unpack::{Form, Limits, unpack};
 use crate::{Error, Kind, Result};
 use bytes::Bytes;
 use std::fs::File;
@@ -146,7 +146,7 @@ pub(crate) async fn run(
 fn unpacked(inner: &Arc<Inner>, pieces: Pieces, diff_id: Digest) -> Result<Unpacked> {
     let tidy = Tidy(inner.clone());
     let directory = Temporary::directory(inner.layout())?;
-    let tree = unpack(pieces, directory.path(), Limits::default())?;
+    let tree = unpack(pieces, directory.path(), Limits::default(), Form::Layer)?;
     Ok(Unpacked { directory, tree, diff_id, tidy })
 }
 

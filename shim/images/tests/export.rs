@@ -258,7 +258,7 @@ async fn failures_are_told_and_leave_the_store_alone() {
     source.export(std::slice::from_ref(&image.id), &mut all).unwrap();
     for room in [0, 100, 512, 5000, all.len() - 1] {
         let error = source.export(std::slice::from_ref(&image.id), &mut Full(room)).unwrap_err();
-        assert_eq!(error.kind, Kind::Io, "{error}");
+        assert_eq!(error.kind, Kind::Exhausted, "{error}");
     }
     source.export(std::slice::from_ref(&image.id), &mut Full(all.len())).unwrap();
     let mut nothing = Vec::new();

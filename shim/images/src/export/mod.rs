@@ -1,21 +1,23 @@
 //! Images as an archive: an OCI layout with `manifest.json` of `docker save` beside it, as containerd writes them.
 //!
-//! The store keeps layers unpacked and nothing compressed, so they are packed anew ([`pack`]): the same files in plain tars,
+//! The store keeps layers unpacked and nothing compressed, so they are packed anew ([`crate::pack`]): the same files in plain tars,
 //! whose digests are not those of the registry's blobs. The image's config gets the new diff ids, and so image and manifest have
 //! other digests than what was pulled, the same at each export. A layer is packed twice, for its digest (which names it) and for
 //! its bytes: that takes no space.
 
+mod artifact;
 mod files;
-mod pack;
 
 use crate::digest::{Digest, Hasher};
 use crate::manifest::parse_config;
+use crate::pack::holes::Holes;
+use crate::pack::tree::Source;
 use crate::reference::Reference;
 use crate::store::record::Stored;
 use crate::store::{Inner, Store};
 use crate::{Error, Kind, Result};
+use artifact::Artifact;
 use files::Files;
-use pack::{Holes, Layer};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
@@ -193,7 +195,7 @@ impl<'a> Export<'a> {
             return Ok((known.digest.clone(), known.size));
         }
         if is_artifact {
-            self.titles.insert(key.to_owned(), self.layer(key)?.only_file()?);
+            self.titles.insert(key.to_owned(), self.artifact(key)?.title()?);
         }
         let mut sink = Summing { hasher: Hasher::sha256(), size: 0, out: &mut io::sink() };
         let mut holes = Holes::default();
@@ -215,16 +217,16 @@ impl<'a> Export<'a> {
     }
 
     fn write(&self, key: &str, holes: &mut Holes, out: &mut dyn Write) -> Result<()> {
-        let layer = self.layer(key)?;
-        match self.titles.get(key) {
-            Some(title) => layer.content(title, out),
-            None => layer.pack(holes, out),
+        if let Some(title) = self.titles.get(key) {
+            return self.artifact(key)?.content(title, out);
         }
+        let record = self.inner.layer_record(key)?;
+        let source = Source::layer(&self.inner.layout().layer(key), record.root, record.root_opaque)?;
+        source.pack(holes, out).map(drop)
     }
 
-    fn layer(&self, key: &str) -> Result<Layer> {
-        let record = self.inner.layer_record(key)?;
-        Layer::open(&self.inner.layout().layer(key), record.root, record.root_opaque)
+    fn artifact(&self, key: &str) -> Result<Artifact> {
+        Artifact::open(&self.inner.layout().layer(key))
     }
 }
 
@@ -254,8 +256,7 @@ impl Write for Summing<'_> {
 
 /// A failed write of the archive: whoever takes it is gone, or has no room.
 fn unwritten(error: io::Error) -> Error {
-    let kind = if error.kind() == io::ErrorKind::BrokenPipe { Kind::Cancelled } else { Kind::Io };
-    Error::new(kind, "export", "archive", error)
+    crate::pack::failed("archive", error)
 }
 
 /// For [`Arc`]s of the store, as its other rooms have them.

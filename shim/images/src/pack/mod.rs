@@ -1,24 +1,24 @@
 //! From files to a stream of tar: the way back of [`crate::unpack`].
 //!
-//! [`Packer`] writes plain entries; [`layer`] walks a directory in overlay form and says it as an OCI layer does: whiteouts
-//! are `.wh.name`, opaque directories hold `.wh..opq`.
+//! [`Packer`] writes plain entries; [`tree`] walks a directory, a plain one or one in overlay form ([`Form`]), which it says as an
+//! OCI layer does: whiteouts are `.wh.name`, opaque directories hold `.wh..wh..opq`.
 
-pub(crate) mod layer;
+pub(crate) mod holes;
+pub(crate) mod tree;
 
+use crate::unpack::{Form, Limits, decode, unpack};
 use crate::{Error, Kind, Result};
-use rustix::fs::{SeekFrom, fstat, seek};
+use holes::Regions;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use tar_core::builder::EntryBuilder;
 use tar_core::{EntryType, HEADER_SIZE, SparseEntry};
 
 /// The end marker: two blocks of zeros.
 const END: usize = 2 * HEADER_SIZE;
 const BUFFER: usize = 256 << 10;
-/// Regions of one file that are told apart; with more holes it is written in full.
-const REGIONS: usize = 4096;
 /// What a header's own size field holds; larger content goes without a list of its regions.
 const PLAIN_SIZE: u64 = 8 << 30;
 
@@ -64,7 +64,8 @@ impl<W: Write> Packer<W> {
         let mut entry = EntryBuilder::new_ustar();
         entry.path(name).entry_type(EntryType::Regular);
         entry.mode(0o600).map_err(|e| unwritable(name, e))?;
-        self.content(name, entry, file)
+        let regions = Regions::of(file).map_err(|e| failed(name, e.into()))?;
+        self.content(name, entry, file, &regions)
     }
 
     /// Writes the end of the archive.
@@ -78,20 +79,25 @@ impl<W: Write> Packer<W> {
     }
 
     /// `entry` has all but its size; a file with holes keeps them.
-    pub(crate) fn content(&mut self, name: &str, mut entry: EntryBuilder, file: &File) -> Result<()> {
-        let (size, regions) = regions(file).map_err(|e| failed(name, e.into()))?;
-        let held: u64 = regions.iter().map(|region| region.length).sum();
-        if held < size && held < PLAIN_SIZE {
-            entry.sparse(&regions, size);
+    pub(crate) fn content(
+        &mut self,
+        name: &str,
+        mut entry: EntryBuilder,
+        file: &File,
+        Regions { size, data }: &Regions,
+    ) -> Result<()> {
+        let held: u64 = data.iter().map(|region| region.length).sum();
+        if held < *size && held < PLAIN_SIZE {
+            entry.sparse(data, *size);
             self.header(name, entry.size(held))?;
-            for region in &regions {
+            for region in data {
                 self.copy(name, file, region)?;
             }
             return self.pad(name, held);
         }
-        self.header(name, entry.size(size))?;
-        self.copy(name, file, &SparseEntry { offset: 0, length: size })?;
-        self.pad(name, size)
+        self.header(name, entry.size(*size))?;
+        self.copy(name, file, &SparseEntry { offset: 0, length: *size })?;
+        self.pad(name, *size)
     }
 
     pub(crate) fn header(&mut self, name: &str, entry: tar_core::Result<&mut EntryBuilder>) -> Result<()> {
@@ -130,7 +136,11 @@ impl<W: Write> Packer<W> {
     }
 }
 
-fn failed(name: &str, error: io::Error) -> Error {
+/// A failed write: nobody reads it any more, or there is no room.
+pub(crate) fn failed(name: &str, error: io::Error) -> Error {
+    if error.kind() == io::ErrorKind::BrokenPipe {
+        return Error::new(Kind::Cancelled, "pack", name, error);
+    }
     Error::io("pack", name.as_ref(), error)
 }
 
@@ -138,35 +148,17 @@ fn unwritable(name: &str, error: impl std::fmt::Display) -> Error {
     Error::new(Kind::Invalid, "pack", name, error)
 }
 
-/// A file's size, and where in it there is data; one region for all of it where the file system does not tell.
-fn regions(file: &File) -> rustix::io::Result<(u64, Vec<SparseEntry>)> {
-    let size = fstat(file.as_fd())?.st_size.cast_unsigned();
-    let whole = vec![SparseEntry { offset: 0, length: size }];
-    let (mut found, mut at) = (Vec::new(), 0);
-    while at < size {
-        let data = match seek(file, SeekFrom::Data(at)) {
-            Ok(data) if data < size => data,
-            // A hole up to the end.
-            Ok(_) | Err(rustix::io::Errno::NXIO) => break,
-            Err(_) => return Ok((size, whole)),
-        };
-        let Ok(hole) = seek(file, SeekFrom::Hole(data)) else { return Ok((size, whole)) };
-        at = hole.min(size);
-        found.push(SparseEntry { offset: data, length: at - data });
-        if found.len() > REGIONS {
-            return Ok((size, whole));
-        }
-    }
-    Ok((size, found))
-}
-
 /// Unpacks the tar in `archive`, compressed or not, into the empty directory `into`. Nothing of it can lie outside of
 /// there; names, sizes and their number are bounded as for layers (IMG-UNP-23).
 ///
 /// # Errors
 /// `Corrupt` for what is no honest archive, `Exhausted` on a full disk, `Io`.
-pub fn unpack_archive(archive: impl Read + Send, into: &std::path::Path) -> Result<()> {
-    let plain = crate::unpack::decode::decode_unbuffered(archive)
-        .map_err(|e| Error::corrupt("decompress", "archive", e))?;
-    crate::unpack::unpack(plain, into, crate::unpack::Limits::default()).map(drop)
+pub fn unpack_archive(archive: impl Read + Send, into: &Path) -> Result<()> {
+    unpack_tree(archive, into, Form::Layer)
+}
+
+/// The same for what [`tree::Source::pack`] has made of a directory of this form.
+pub(crate) fn unpack_tree(archive: impl Read + Send, into: &Path, form: Form) -> Result<()> {
+    let plain = decode::decode_unbuffered(archive).map_err(|e| Error::corrupt("decompress", "archive", e))?;
+    unpack(plain, into, Limits::default(), form).map(drop)
 }

@@ -3,10 +3,12 @@
 use super::Store;
 use super::containers::check_owner;
 use super::layers::visible;
-use crate::pack::layer::pack;
+use crate::pack::holes::Holes;
+use crate::pack::tree::Source;
+use crate::pack::unpack_tree;
 use crate::unpack::settle::{Stack, settle};
 use crate::unpack::tree::remove_tree;
-use crate::unpack::{Limits, decode, unpack};
+use crate::unpack::{Form, Limits, decode, unpack};
 use crate::{Error, Kind, Result};
 use rustix::fs::CWD;
 use std::io::{Read, Write};
@@ -19,15 +21,15 @@ impl Store {
     /// # Errors
     /// `NotFound` without such a layer, `Invalid` for what no layer can express, `Exhausted` on a full disk.
     pub fn pack_layer<W: Write>(&self, owner: &str, out: W) -> Result<W> {
-        pack(&self.existing(owner, Path::new("upper"))?, out)
+        pack(&self.existing(owner, Path::new("upper"))?, Form::Layer, out)
     }
 
-    /// The same for a volume of the image: its number in what [`Store::volumes`] answered.
+    /// The same for a volume of the image, in plain form: its number in what [`Store::volumes`] answered.
     ///
     /// # Errors
     /// As [`Store::pack_layer`].
     pub fn pack_volume<W: Write>(&self, owner: &str, number: usize, out: W) -> Result<W> {
-        pack(&self.existing(owner, &volume(number))?, out)
+        pack(&self.existing(owner, &volume(number))?, Form::Plain, out)
     }
 
     /// Fills the fresh writable layer of `owner` from `tar`, over the layers below it. Blocks.
@@ -37,7 +39,7 @@ impl Store {
     pub fn restore_layer(&self, owner: &str, tar: impl Read + Send) -> Result<()> {
         let upper = self.existing(owner, Path::new("upper"))?;
         let plain = decode::decode_unbuffered(tar).map_err(|e| Error::corrupt("decompress", owner, e))?;
-        let mut tree = unpack(plain, &upper, Limits::default())?;
+        let mut tree = unpack(plain, &upper, Limits::default(), Form::Layer)?;
         if tree.root_opaque {
             return Err(Error::corrupt("unpack", "/", "a writable layer cannot hide all of its image"));
         }
@@ -58,7 +60,7 @@ impl Store {
         let path = self.existing(owner, &volume(number))?;
         remove_tree(CWD, path.as_os_str()).map_err(|e| Error::io("empty volume", &path, e))?;
         super::volumes::make(&path)?;
-        crate::pack::unpack_archive(tar, &path)
+        unpack_tree(tar, &path, Form::Plain)
     }
 
     fn existing(&self, owner: &str, what: &Path) -> Result<PathBuf> {
@@ -69,6 +71,10 @@ impl Store {
         }
         Err(Error::new(Kind::NotFound, "find writable layer", owner, "there is none"))
     }
+}
+
+fn pack<W: Write>(directory: &Path, form: Form, out: W) -> Result<W> {
+    Source::open(directory, form)?.pack(&mut Holes::default(), out)
 }
 
 fn volume(number: usize) -> PathBuf {

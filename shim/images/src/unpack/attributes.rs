@@ -1,6 +1,7 @@
 //! Mode, owner, extended attributes and times of one file, applied in the order that keeps them all:
 //! create → chown → xattrs → chmod → times (IMG-UNP-14: chown clears setuid bits and file capabilities).
 
+use super::Form;
 use super::archive::Entry;
 use rustix::fs::{
     AtFlags, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat, fchmod, fchown, fsetxattr,
@@ -36,10 +37,11 @@ impl Times {
     }
 }
 
-impl From<&Entry> for Attributes {
-    fn from(entry: &Entry) -> Self {
+impl Attributes {
+    pub(super) fn of(entry: &Entry, form: Form) -> Self {
         let times = Times { atime: entry.atime, mtime: entry.mtime };
-        let xattrs = entry.xattrs.iter().filter(|(name, _)| !is_overlay_mark(name)).cloned().collect();
+        let kept = |name: &[u8]| form == Form::Plain || !is_overlay_mark(name);
+        let xattrs = entry.xattrs.iter().filter(|(name, _)| kept(name)).cloned().collect();
         Self { mode: entry.mode, uid: entry.uid, gid: entry.gid, times, xattrs }
     }
 }

@@ -29,10 +29,19 @@ use std::io::Read;
 use std::path::Path;
 pub(crate) use tree::Tree;
 
+/// What names and marks in a tree stand for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// A layer: overlayfs' marks on disk, `.wh.` names in the archive. Marks that the archive itself has are not taken.
+    Layer,
+    /// Nothing stands for something else: all is kept as it is.
+    Plain,
+}
+
 /// Unpacks the uncompressed tar `stream` into the empty directory `path` and reads the stream to its end.
-pub(crate) fn unpack(stream: impl Read, path: &Path, limits: Limits) -> Result<Tree> {
+pub(crate) fn unpack(stream: impl Read, path: &Path, limits: Limits, form: Form) -> Result<Tree> {
     let mut archive = archive::Archive::new(stream, limits);
-    let mut tree = Tree::new(path)?;
+    let mut tree = Tree::new(path, form)?;
     while let Some(entry) = archive.next()? {
         tree.add(&entry, &mut archive)?;
     }

@@ -6,7 +6,7 @@ mod tar;
 
 use super::attributes::OPAQUE;
 use super::settle::{Stack, settle};
-use super::{Limits, Tree, unpack};
+use super::{Form, Limits, Tree, unpack};
 use crate::{Kind, Result};
 use rustix::fs::Mode;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -30,7 +30,7 @@ fn try_unpack(tar: &[u8], limits: Limits) -> (TempDir, Result<Tree>) {
     let dir = scratch();
     let path = dir.path().join("layer");
     std::fs::create_dir(&path).unwrap();
-    let tree = unpack(tar, &path, limits);
+    let tree = unpack(tar, &path, limits, Form::Layer);
     (dir, tree)
 }
 
@@ -232,7 +232,7 @@ fn nothing_escapes() {
         let path = dir.path().join("layer");
         std::fs::create_dir(&path).unwrap();
         let tar = attack(outside.to_str().unwrap()).end();
-        if let Ok(mut tree) = unpack(&tar[..], &path, Limits::default()) {
+        if let Ok(mut tree) = unpack(&tar[..], &path, Limits::default(), Form::Layer) {
             let _ = settle(&mut tree, &Stack { layers: Vec::new() });
         }
         assert_eq!(std::fs::read(outside.join("file")).unwrap(), b"untouched", "{what}");
@@ -528,7 +528,7 @@ fn damaged_archives() {
         let dir = scratch();
         let path = dir.path().join("layer");
         std::fs::create_dir(&path).unwrap();
-        if let Ok(mut tree) = unpack(&bad[..], &path, limits.clone()) {
+        if let Ok(mut tree) = unpack(&bad[..], &path, limits.clone(), Form::Layer) {
             let _ = settle(&mut tree, &Stack { layers: Vec::new() });
         }
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);

@@ -3,6 +3,7 @@
 //! Every path goes through openat2(2) relative to the layer's root descriptor with RESOLVE_IN_ROOT: no name and no
 //! symlink leaves it (IMG-UNP-04, -05). Never sees other layers: what depends on them is kept in [`Pending`].
 
+use super::Form;
 use super::archive::{Archive, Components, Entry, Sparse, What};
 use super::attributes::{Attributes, OPAQUE, Times};
 use crate::{Error, Result};
@@ -60,6 +61,7 @@ pub(crate) struct Usage {
 pub(crate) struct Tree {
     root: OwnedFd,
     path: PathBuf,
+    form: Form,
     /// Parent of the last entry; dropped whenever anything is removed, as a directory may have become a symlink.
     last_parent: Option<(Components, Arc<OwnedFd>)>,
     /// Explicit directories; their times are set last (IMG-UNP-15).
@@ -134,12 +136,13 @@ fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Resu
 
 impl Tree {
     /// `path` is an empty directory of ours.
-    pub(crate) fn new(path: &Path) -> Result<Self> {
+    pub(crate) fn new(path: &Path, form: Form) -> Result<Self> {
         let root = openat(CWD, path, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())
             .map_err(|e| Error::io("open layer", path, e))?;
         Ok(Self {
             root,
             path: path.to_owned(),
+            form,
             last_parent: None,
             times: Vec::new(),
             pending: Pending::default(),
@@ -158,7 +161,7 @@ impl Tree {
         let Some((name, parent)) = entry.path.split_last() else {
             return self.set_root(entry);
         };
-        if let Some(marker) = name.strip_prefix(b".wh.") {
+        if let Some(marker) = name.strip_prefix(b".wh.").filter(|_| self.form == Form::Layer) {
             return self.whiteout(parent, marker, &entry.path);
         }
         let parent = self.parent(parent)?;
@@ -174,7 +177,7 @@ impl Tree {
             What::Block(major, minor) => {
                 self.node(entry, &parent, name, FileType::BlockDevice, makedev(*major, *minor))
             }
-            What::Char(0, 0) => Err(Error::corrupt(
+            What::Char(0, 0) if self.form == Form::Layer => Err(Error::corrupt(
                 "unpack",
                 joined(&entry.path).display(),
                 "a character device 0/0 is overlayfs's own mark for a deleted file; the archive may not hold one",
@@ -194,7 +197,7 @@ impl Tree {
         if !matches!(entry.what, What::Directory) {
             return Err(Error::corrupt("unpack", "/", "the root is not a directory"));
         }
-        let attributes = Attributes::from(entry);
+        let attributes = Attributes::of(entry, self.form);
         attributes.apply(&self.root).map_err(|e| self.io(&[], e))?;
         self.root_attributes = Some(RootAttributes { mode: entry.mode, uid: entry.uid, gid: entry.gid });
         self.times.push((Components::new(), self.inode(&self.root)?, attributes.times));
@@ -269,7 +272,9 @@ impl Tree {
         found: Option<&Stat>,
     ) -> Result<()> {
         match found {
-            Some(stat) if !is_whiteout(stat) => return Err(self.io(real, Errno::NOTDIR)),
+            Some(stat) if self.form == Form::Plain || !is_whiteout(stat) => {
+                return Err(self.io(real, Errno::NOTDIR));
+            }
             Some(_) => self.remove(parent, name, real)?,
             None => {}
         }
@@ -280,7 +285,7 @@ impl Tree {
         plain.apply(&fd).map_err(|e| self.io(real, e))?;
         if found.is_some() {
             // Deleted below and made anew: nothing of the old one is to be seen or copied.
-            return set_opaque(&fd).map_err(|e| self.io(real, e));
+            return self.set_opaque(&fd).map_err(|e| self.io(real, e));
         }
         let inode = self.inode(&fd)?;
         self.pending.implicit.insert(inode, real.to_vec());
@@ -307,17 +312,25 @@ impl Tree {
                 } else {
                     self.remove(parent, name, &entry.path)?;
                     let fd = self.make_directory(parent, name).map_err(|e| self.io(&entry.path, e))?;
-                    set_opaque(&fd).map_err(|e| self.io(&entry.path, e))?;
+                    self.set_opaque(&fd).map_err(|e| self.io(&entry.path, e))?;
                     fd
                 }
             }
         };
-        let attributes = Attributes::from(entry);
+        let attributes = Attributes::of(entry, self.form);
         attributes.apply(&fd).map_err(|e| self.io(&entry.path, e))?;
         let inode = self.inode(&fd)?;
         self.pending.implicit.remove(&inode);
         self.times.push((entry.path.clone(), inode, attributes.times));
         Ok(())
+    }
+
+    /// A new directory where something else was: what lies below it in other layers is hidden.
+    fn set_opaque(&self, fd: &OwnedFd) -> rustix::io::Result<()> {
+        match self.form {
+            Form::Layer => set_opaque(fd),
+            Form::Plain => Ok(()),
+        }
     }
 
     fn make_directory_once(&mut self, parent: &OwnedFd, name: &OsStr) -> rustix::io::Result<Option<OwnedFd>> {
@@ -350,7 +363,7 @@ impl Tree {
                 ftruncate(&fd, sparse.size).map_err(failed)?;
             }
         }
-        Attributes::from(entry).apply(&fd).map_err(failed)?;
+        Attributes::of(entry, self.form).apply(&fd).map_err(failed)?;
         self.usage.bytes += entry.size.next_multiple_of(4096);
         Ok(())
     }
@@ -377,7 +390,9 @@ impl Tree {
     ) -> Result<()> {
         self.create(entry, parent, name, make)?;
         let is_symlink = matches!(entry.what, What::Symlink(_));
-        Attributes::from(entry).apply_at(parent, name, is_symlink).map_err(|e| self.io(&entry.path, e))
+        Attributes::of(entry, self.form)
+            .apply_at(parent, name, is_symlink)
+            .map_err(|e| self.io(&entry.path, e))
     }
 
     /// Makes something that is no directory; what was there goes first, with all below it (IMG-UNP-08, -09).
