@@ -12,6 +12,7 @@ use cri_proto::v1;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::MutexGuard;
 
 const METHOD: &str = "CheckpointContainer";
 
@@ -41,8 +42,8 @@ impl Daemon {
         location: &str,
         limit: &Limit,
     ) -> Result<()> {
-        // One transition at a time: nobody starts or removes it meanwhile.
-        let _gate = container.gate.lock().await;
+        // One transition at a time: nobody stops or removes it until it is captured.
+        let gate = container.gate.lock().await;
         let record = container.record();
         if !record.is_running() {
             return Err(Error::state("it does not run"));
@@ -57,7 +58,7 @@ impl Daemon {
         let intent = Intent { containers: vec![record.id.clone()], partial: vec![temporary.clone()] };
         let root = self.config.root.clone();
         let work = Arc::new(blocking(move || Work::begin(&root, intent)).await?);
-        let made = self.write_archive(container, &work, temporary, location, limit).await;
+        let made = self.write_archive(container, gate, &work, temporary, location, limit).await;
         let is_made = made.is_ok();
         let ended = blocking(move || if is_made { work.end() } else { work.undo() }).await;
         match (made, ended) {
@@ -78,15 +79,19 @@ impl Daemon {
     async fn write_archive(
         self: &Arc<Self>,
         container: &Arc<Container>,
+        gate: MutexGuard<'_, ()>,
         work: &Work,
         temporary: PathBuf,
         location: PathBuf,
         limit: &Limit,
     ) -> Result<()> {
+        let record = container.record();
         let subject = Subject { container: Arc::clone(container), dir: work.dir.join("0") };
         let captured = self.capture(std::slice::from_ref(&subject), limit);
         self.telemetry.phase(METHOD, "capture", captured).await?;
-        let (record, limit) = (container.record(), limit.clone());
+        // Packing takes as long as its memory is large, and needs nothing of the container.
+        drop(gate);
+        let limit = limit.clone();
         let written = blocking(move || {
             archive::write(&record, &subject.dir, &temporary)?;
             limit.check()?;

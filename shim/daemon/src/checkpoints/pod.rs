@@ -16,12 +16,14 @@ use crate::names::Company;
 use crate::pods::PodPhase;
 use crate::telemetry::spans;
 use cri_proto::v1;
+use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::MutexGuard;
 
 const METHOD: &str = "CheckpointPod";
 const MANIFEST: &str = "pod.json";
@@ -80,7 +82,7 @@ impl Daemon {
         check_set(&pod.id, &asked, &self.containers_of(&pod.id))?;
         let output = PathBuf::from(&request.output_path);
         let place = output.clone();
-        blocking(move || check_output(&place)).await?;
+        let _claim = blocking(move || claim_output(&place)).await?;
         criu::usable(&self.config.file.checkpoints).await?;
         limit.check()?;
         let archives = (0..asked.len()).map(archive_name);
@@ -88,7 +90,7 @@ impl Daemon {
         let intent = Intent { containers: asked.iter().map(|c| c.id.clone()).collect(), partial };
         let root = self.config.root.clone();
         let work = Arc::new(blocking(move || Work::begin(&root, intent)).await?);
-        let made = self.write_pod(&asked, &output, limit).await;
+        let made = self.write_pod(&asked, gates, &output, limit).await;
         let is_made = made.is_ok();
         let ended = blocking(move || if is_made { work.end() } else { work.undo() }).await;
         if let (Err(_), Err(more)) = (&made, &ended) {
@@ -102,9 +104,11 @@ impl Daemon {
     async fn write_pod(
         self: &Arc<Self>,
         asked: &[Arc<Container>],
+        gates: Vec<MutexGuard<'_, ()>>,
         output: &Path,
         limit: &Limit,
     ) -> Result<()> {
+        let records: Vec<Arc<ContainerRecord>> = asked.iter().map(|c| c.record()).collect();
         let work = output.join(WORK);
         super::make(&work)?;
         let subject = |(number, container): (usize, &Arc<Container>)| Subject {
@@ -113,7 +117,8 @@ impl Daemon {
         };
         let subjects: Vec<Subject> = asked.iter().enumerate().map(subject).collect();
         self.telemetry.phase(METHOD, "capture", self.capture(&subjects, limit)).await?;
-        let records: Vec<Arc<ContainerRecord>> = asked.iter().map(|c| c.record()).collect();
+        // Packing takes as long as their memory is large, and needs nothing of them.
+        drop(gates);
         let (output, limit) = (output.to_owned(), limit.clone());
         let written = blocking(move || {
             for (number, (record, subject)) in records.iter().zip(&subjects).enumerate() {
@@ -240,8 +245,8 @@ fn check_set(pod: &str, asked: &[Arc<Container>], all: &[Arc<Container>]) -> Res
     }
 }
 
-/// CRI-CHKP-02. Blocks.
-fn check_output(output: &Path) -> Result<()> {
+/// CRI-CHKP-02: the directory, empty, and nobody else's until what is answered is dropped. Blocks.
+fn claim_output(output: &Path) -> Result<Flock<fs::File>> {
     let refuse = |why: &str| Err(Error::invalid(format!("output_path {:?} {why}", output.display())));
     if !output.is_absolute() {
         return refuse("is not absolute");
@@ -249,8 +254,12 @@ fn check_output(output: &Path) -> Result<()> {
     if !fs::symlink_metadata(output).is_ok_and(|meta| meta.is_dir()) {
         return refuse("is no directory: it must exist");
     }
+    let dir = fs::File::open(output).map_err(|e| Error::io("open", output, &e))?;
+    let Ok(claim) = Flock::lock(dir, FlockArg::LockExclusiveNonblock) else {
+        return refuse("is where another checkpoint is being written");
+    };
     match fs::read_dir(output).map(|mut entries| entries.next().is_none()) {
-        Ok(true) => Ok(()),
+        Ok(true) => Ok(claim),
         Ok(false) => refuse("is not empty"),
         Err(e) => Err(Error::io("look into", output, &e)),
     }
@@ -345,10 +354,14 @@ mod tests {
     #[test]
     fn the_output_is_an_empty_directory() {
         let dir = tempfile::tempdir().expect("dir");
-        assert_eq!(check_output(dir.path()), Ok(()));
+        let first = claim_output(dir.path()).expect("claimed");
+        let second = claim_output(dir.path()).expect_err("one at a time");
+        assert!(second.to_string().contains("another checkpoint"), "{second}");
+        drop(first);
+        assert!(claim_output(dir.path()).is_ok());
         fs::write(dir.path().join("file"), "").expect("write");
         for bad in [dir.path(), &dir.path().join("file"), Path::new("/no/such/dir"), Path::new("here")] {
-            assert!(check_output(bad).is_err_and(|e| e.code() == Code::InvalidArgument), "{bad:?}");
+            assert!(claim_output(bad).is_err_and(|e| e.code() == Code::InvalidArgument), "{bad:?}");
         }
         assert_eq!(no_options(&HashMap::new()), Ok(()));
         assert!(no_options(&[("x".into(), "y".into())].into()).is_err_and(|e| e.to_string().contains('x')));
