@@ -98,16 +98,15 @@ impl From<slipway_images::Error> for Error {
             Kind::Invalid => Code::InvalidArgument,
             Kind::NotFound => Code::NotFound,
             Kind::Unauthorized => Code::Unauthenticated,
-            Kind::Unavailable => Code::Unavailable,
+            // The kubelet strips this code, and no other: only then its words are at the beginning (CRI-IMG-25).
+            Kind::Unavailable | Kind::Untrusted => Code::Unknown,
             Kind::Corrupt => Code::DataLoss,
-            // The kubelet strips this code, and no other: only then its word is at the beginning (CRI-IMG-25).
-            Kind::Untrusted => Code::Unknown,
             Kind::Exhausted => Code::ResourceExhausted,
             Kind::Cancelled => Code::Cancelled,
             Kind::Io => Code::Internal,
         };
         let text = error.to_string();
-        // The kubelet matches this word at the beginning, and strips the code only when it is Unknown (CRI-IMG-25).
+        // Not every step that fails so says the word itself.
         if matches!(error.kind, Kind::Unavailable) && !text.starts_with("RegistryUnavailable") {
             return Self::new(code, format!("RegistryUnavailable: {text}"));
         }
