@@ -138,7 +138,7 @@ const RULES: &Rules = &[
     ("cri/ignore_deprecation_warnings", Fate::Needless),
     ("cri/enable_unprivileged_ports", Fate::With(low_ports)),
     ("cri/enable_unprivileged_icmp", Fate::With(ping)),
-    ("cri/enable_criu", Fate::With(criu)),
+    ("cri/enable_criu", Fate::Always(criu)),
     ("cri/drain_exec_sync_io_timeout", Fate::Needless),
     ("cri/disable_cgroup", Fate::Cannot("containers always have a control group")),
     ("cri/restrict_oom_score_adj", Fate::Cannot("run the daemon as root")),

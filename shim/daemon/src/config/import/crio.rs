@@ -1,4 +1,4 @@
-//! CRI-O's crio.conf with its drop-ins, and containers-registries.conf.
+//! CRI-O's crio.conf with its drop-ins.
 
 use super::containerd::{address_part, streaming_files};
 use super::handlers::{self, Found};
@@ -6,9 +6,7 @@ use super::leaves::{self, Leaf};
 use super::registries::Server;
 use super::rules::{Fate, Rules, apply, criu, set_time};
 use super::{Import, text_of, traces};
-use crate::config::sources::Origin;
-use anyhow::{Context as _, Result};
-use serde::Deserialize;
+use anyhow::Result;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -21,14 +19,15 @@ pub(super) fn read(file: &Path, registries: Option<&Path>, policy: Option<&Path>
         leaves.extend(leaves::of(&found, &text_of(&found)?)?);
     }
     let mut import = translate(&leaves);
-    if let Some(path) = registries {
-        mirrors(&mut import, path, &text_of(path)?)?;
-    }
     let named = leaves.iter().rev().find(|leaf| {
         leaf.path.iter().map(String::as_str).eq(["crio", "image", "signature_policy"]) && !leaf.is_nothing()
     });
     if let Some(path) = policy.or_else(|| named.map(|leaf| Path::new(leaf.text()))) {
         super::policy::translate(&mut import, path)?;
+    }
+    // After the policy: what is blocked is blocked whatever that says.
+    if let Some(path) = registries {
+        super::mirrors::translate(&mut import, path, &text_of(path)?)?;
     }
     Ok(import)
 }
@@ -128,7 +127,7 @@ const RULES: &Rules = &[
     ("runtime/log_to_journald", Fate::Cannot("logs are files, as the kubelet reads them")),
     ("runtime/uid_mappings", Fate::Cannot("use hostUsers: false in the pods")),
     ("runtime/gid_mappings", Fate::Cannot("use hostUsers: false in the pods")),
-    ("runtime/enable_criu_support", Fate::With(criu)),
+    ("runtime/enable_criu_support", Fate::Always(criu)),
     ("image/global_auth_file", Fate::Key("images.auth_file")),
     ("image/default_transport", Fate::Needless),
     ("image/pause_image", Fate::Needless),
@@ -387,79 +386,6 @@ fn nri_request(import: &mut Import, leaf: &Leaf, _: &[&str]) -> Outcome {
     set_time(import, "nri.plugin_request_timeout", leaf.text())
 }
 
-/// containers-registries.conf(5), version 2.
-#[derive(Deserialize, Default)]
-#[serde(default, rename_all = "kebab-case")]
-struct Registries {
-    unqualified_search_registries: Vec<String>,
-    registry: Vec<Registry>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct Registry {
-    prefix: String,
-    location: String,
-    insecure: bool,
-    blocked: bool,
-    #[serde(rename = "mirror-by-digest-only")]
-    by_digest_only: bool,
-    mirror: Vec<Mirror>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct Mirror {
-    location: String,
-    insecure: bool,
-    #[serde(rename = "pull-from-mirror")]
-    from_mirror: String,
-}
-
-fn mirrors(import: &mut Import, path: &Path, text: &str) -> Result<()> {
-    let file: Registries = toml::from_str(text).with_context(|| format!("{}", path.display()))?;
-    let mut leave = |key: String, why: &str| {
-        let line = text.lines().position(|line| line.contains(key.rsplit(' ').next().unwrap_or_default()));
-        let at = Origin { file: path.to_owned(), line: line.map_or(1, |line| line + 1) };
-        import.left.push(super::Left { at, key, why: why.to_owned() });
-    };
-    if file.unqualified_search_registries.iter().any(|registry| registry != "docker.io") {
-        let why = "images are named in full; names without a registry are docker.io's";
-        leave("unqualified-search-registries".to_owned(), why);
-    }
-    let mut hosts = Vec::new();
-    for registry in file.registry {
-        let prefix =
-            if registry.prefix.is_empty() { registry.location.clone() } else { registry.prefix.clone() };
-        let key = format!("registry {prefix}");
-        if registry.blocked {
-            leave(key, "registries cannot be forbidden here: use an admission policy of the cluster");
-            continue;
-        }
-        if prefix.contains('/') || prefix.starts_with('*') {
-            leave(key, "mirrors are per registry here, not per path or domain");
-            continue;
-        }
-        hosts.push((prefix, registry));
-    }
-    for (prefix, registry) in hosts {
-        let entry = import.hosts.entry(prefix.clone()).or_default();
-        if registry.insecure || (!registry.location.is_empty() && registry.location != prefix) {
-            let location = if registry.location.is_empty() { &prefix } else { &registry.location };
-            let mut server = Server::below(location);
-            server.tls.skip_verify = registry.insecure;
-            entry.server = Some(server);
-        }
-        for mirror in registry.mirror {
-            let mut server = Server::below(&mirror.location);
-            server.tls.skip_verify = mirror.insecure;
-            server.digests_only = registry.by_digest_only || mirror.from_mirror == "digest-only";
-            entry.mirrors.push(server);
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -566,6 +492,14 @@ disable = true
     }
 
     #[test]
+    fn no_checkpoints_stay_no_checkpoints() {
+        let text = "[crio.runtime]\nenable_criu_support = false\n";
+        let import = translate(&leaves::of(Path::new("/crio.conf"), text).expect("TOML"));
+        let file: crate::config::File = import.config.try_into().expect("ours");
+        assert!(!file.checkpoints.enabled && !file.checkpoints.restore_images);
+    }
+
+    #[test]
     fn streaming_over_tls_is_translated_whole_or_named() {
         let read = |keys: &str| {
             let text = format!("[crio.api]\nstream_enable_tls = true\nstream_tls_ca = \"/ca\"\n{keys}");
@@ -579,40 +513,6 @@ disable = true
         assert_eq!(
             half.left.iter().map(|left| left.key.as_str()).collect::<Vec<_>>(),
             ["crio.api.stream_enable_tls"]
-        );
-    }
-
-    #[test]
-    fn mirrors_of_registries_conf() {
-        let text = r#"unqualified-search-registries = ["registry.fedoraproject.org", "docker.io"]
-[[registry]]
-prefix = "docker.io"
-location = "docker.io"
-[[registry.mirror]]
-location = "mirror.example:5000/hub"
-pull-from-mirror = "digest-only"
-[[registry]]
-location = "bad.example"
-blocked = true
-[[registry]]
-prefix = "quay.example/team"
-location = "internal.example/team"
-"#;
-        let mut import = Import::default();
-        mirrors(&mut import, Path::new("/registries.conf"), text).expect("TOML");
-        let hosts = import.hosts["docker.io"].text();
-        assert_eq!(
-            hosts,
-            "\n[host.\"https://mirror.example:5000/v2/hub\"]\noverride_path = true\ncapabilities = [\"pull\"]\n"
-        );
-        let left: Vec<_> = import.left.iter().map(|left| (left.at.line, left.key.as_str())).collect();
-        assert_eq!(
-            left,
-            [
-                (1, "unqualified-search-registries"),
-                (9, "registry bad.example"),
-                (12, "registry quay.example/team")
-            ]
         );
     }
 }

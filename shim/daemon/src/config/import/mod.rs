@@ -11,6 +11,7 @@ mod containerd;
 mod crio;
 mod handlers;
 mod leaves;
+mod mirrors;
 mod output;
 mod policy;
 mod registries;

@@ -9,6 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde_json::{Map, Value};
+use slipway_images::Prefix;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -43,7 +44,7 @@ pub(super) fn translate(import: &mut Import, path: &Path) -> Result<()> {
         let at = Origin { file: path.to_owned(), line: line.map_or(1, |line| line + 1) };
         let mut leave =
             |why: String| import.left.push(Left { at: at.clone(), key: format!("policy of {scope}"), why });
-        if let Err(why) = scope.parse::<slipway_images::Prefix>() {
+        if let Err(why) = scope.parse::<Prefix>() {
             leave(why);
             continue;
         }
@@ -69,6 +70,23 @@ pub(super) fn translate(import: &mut Import, path: &Path) -> Result<()> {
         import.set("images.policy", toml::Value::Array(rules));
     }
     Ok(())
+}
+
+/// Nothing below `prefix` may be used, whatever rules there are already.
+pub(super) fn reject(import: &mut Import, prefix: &Prefix) {
+    let prefix = prefix.to_string();
+    let known = import.config.get("images").and_then(|images| images.get("policy"));
+    let mut rules = known.and_then(toml::Value::as_array).cloned().unwrap_or_default();
+    let below = format!("{prefix}/");
+    rules.retain(|rule| {
+        let other = rule.get("prefix").and_then(toml::Value::as_str).unwrap_or_default();
+        other != prefix && !other.starts_with(&below)
+    });
+    let mut rule = toml::Table::new();
+    rule.insert("prefix".into(), prefix.into());
+    rule.insert("rule".into(), "reject".into());
+    rules.push(toml::Value::Table(rule));
+    import.set("images.policy", toml::Value::Array(rules));
 }
 
 /// All of `requirements` must be met.

@@ -10,6 +10,8 @@ pub(super) enum Fate {
     Key(&'static str),
     /// Needs a look at the value; an error says why it cannot be translated. Gets what `*` stood for.
     With(fn(&mut Import, &Leaf, &[&str]) -> Result<(), String>),
+    /// The same, where false, 0 and nothing say something, too.
+    Always(fn(&mut Import, &Leaf, &[&str]) -> Result<(), String>),
     /// Nothing to translate: it is so here anyway, or it is about something that does not exist here.
     Needless,
     /// No translation, and what to do instead.
@@ -24,6 +26,7 @@ pub(super) fn apply(import: &mut Import, rules: &Rules, leaf: &Leaf, path: &[&st
     let hit = rules.iter().find_map(|(pattern, fate)| Some((fate, matches(pattern, path)?)));
     let outcome = match hit {
         Some((Fate::Needless, _)) => return,
+        Some((Fate::Always(translate), stars)) => translate(import, leaf, &stars),
         _ if leaf.is_nothing() => return,
         Some((Fate::Key(key), _)) => {
             import.set(key, leaf.value.clone());
@@ -58,7 +61,8 @@ fn matches<'a>(pattern: &str, path: &[&'a str]) -> Option<Vec<&'a str>> {
 
 /// "Checkpoints, please": to both runtimes that means restoring from images, too, which ours wants to be asked for.
 pub(super) fn criu(import: &mut Import, leaf: &Leaf, _: &[&str]) -> Result<(), String> {
-    import.set("checkpoints.restore_images", leaf.value.clone());
+    let wanted = leaf.value.as_bool().ok_or("is no boolean")?;
+    import.set(if wanted { "checkpoints.restore_images" } else { "checkpoints.enabled" }, wanted.into());
     Ok(())
 }
 
