@@ -1,10 +1,6 @@
-//! Architectures: their audit numbers and their tables of system calls.
-//!
-//! Source: the `syscalls` crate (kernel tables), completed here by what it lacks: x32, the private calls of ARM and
-//! s390x's `setup`.
+//! Architectures: their audit numbers, and who runs whose programs. Their tables of system calls: [`super::numbers`].
 
 use oci_spec::runtime::Arch;
-use std::str::FromStr;
 
 /// Bit 30 of the number marks a call of the x32 ABI (linux/unistd.h `__X32_SYSCALL_BIT`).
 pub(super) const X32_BIT: u32 = 0x4000_0000;
@@ -98,23 +94,6 @@ impl Abi {
         self == Self::S390x
     }
 
-    /// The number of the call `name`, as `seccomp_data.nr` shows it.
-    pub(super) fn number(self, name: &str) -> Option<u32> {
-        use syscalls::{aarch64, arm, loongarch64, powerpc64, riscv64, s390x, x86, x86_64};
-        match self {
-            Self::X86_64 => id(x86_64::Sysno::from_str(name).map(|nr| nr.id())),
-            Self::X86 => id(x86::Sysno::from_str(name).map(|nr| nr.id())),
-            Self::X32 => x32(name),
-            Self::Aarch64 => id(aarch64::Sysno::from_str(generic(name)).map(|nr| nr.id())),
-            Self::Arm => private_arm(name).or_else(|| id(arm::Sysno::from_str(name).map(|nr| nr.id()))),
-            Self::Riscv64 => id(riscv64::Sysno::from_str(generic(name)).map(|nr| nr.id())),
-            Self::S390x if name == "setup" => Some(0),
-            Self::S390x => id(s390x::Sysno::from_str(name).map(|nr| nr.id())),
-            Self::Ppc64le => id(powerpc64::Sysno::from_str(name).map(|nr| nr.id())),
-            Self::Loongarch64 => id(loongarch64::Sysno::from_str(generic(name)).map(|nr| nr.id())),
-        }
-    }
-
     /// The multiplexer that also reaches `name` here, and the number it goes by in its first argument.
     pub(super) fn multiplexed(self, name: &str) -> Option<(&'static str, u32)> {
         if !matches!(self, Self::X86 | Self::S390x | Self::Ppc64le) {
@@ -125,101 +104,6 @@ impl Abi {
         find(SOCKETCALL).map(|sub| ("socketcall", sub)).or_else(|| find(IPC).map(|sub| ("ipc", sub)))
     }
 }
-
-fn id(number: Result<i32, ()>) -> Option<u32> {
-    number.ok().and_then(|number| u32::try_from(number).ok())
-}
-
-/// The crate's tables of the newer architectures call number 79 `fstatat`; programs and profiles say `newfstatat`.
-fn generic(name: &str) -> &str {
-    match name {
-        "newfstatat" => "fstatat",
-        "fstatat" => "",
-        _ => name,
-    }
-}
-
-/// arch/arm/include/uapi/asm/unistd.h, `__ARM_NR_BASE`.
-fn private_arm(name: &str) -> Option<u32> {
-    const BASE: u32 = 0x0f_0000;
-    Some(match name {
-        "breakpoint" => BASE + 1,
-        "cacheflush" => BASE + 2,
-        "usr26" => BASE + 3,
-        "usr32" => BASE + 4,
-        "set_tls" => BASE + 5,
-        "get_tls" => BASE + 6,
-        _ => return None,
-    })
-}
-
-/// x32 is the x86_64 table with bit 30 set, but for calls whose structures differ: those start at 512, and some
-/// obsolete ones are missing (arch/x86/entry/syscalls/syscall_64.tbl, "64" and "x32").
-fn x32(name: &str) -> Option<u32> {
-    if let Some(at) = X32_OWN.iter().position(|own| *own == name) {
-        return u32::try_from(at).ok().map(|at| X32_BIT | (512 + at));
-    }
-    if X32_MISSING.contains(&name) {
-        return None;
-    }
-    id(syscalls::x86_64::Sysno::from_str(name).map(|nr| nr.id())).map(|number| X32_BIT | number)
-}
-
-/// From number 512 on, in order.
-const X32_OWN: [&str; 36] = [
-    "rt_sigaction",
-    "rt_sigreturn",
-    "ioctl",
-    "readv",
-    "writev",
-    "recvfrom",
-    "sendmsg",
-    "recvmsg",
-    "execve",
-    "ptrace",
-    "rt_sigpending",
-    "rt_sigtimedwait",
-    "rt_sigqueueinfo",
-    "sigaltstack",
-    "timer_create",
-    "mq_notify",
-    "kexec_load",
-    "waitid",
-    "set_robust_list",
-    "get_robust_list",
-    "vmsplice",
-    "move_pages",
-    "preadv",
-    "pwritev",
-    "rt_tgsigqueueinfo",
-    "recvmmsg",
-    "sendmmsg",
-    "process_vm_readv",
-    "process_vm_writev",
-    "setsockopt",
-    "getsockopt",
-    "io_setup",
-    "io_submit",
-    "execveat",
-    "preadv2",
-    "pwritev2",
-];
-
-const X32_MISSING: [&str; 13] = [
-    "uselib",
-    "_sysctl",
-    "create_module",
-    "get_kernel_syms",
-    "query_module",
-    "nfsservctl",
-    "set_thread_area",
-    "get_thread_area",
-    "epoll_ctl_old",
-    "epoll_wait_old",
-    "vserver",
-    "uretprobe",
-    "map_shadow_stack",
-];
 
 /// linux/net.h SYS_*.
 const SOCKETCALL: &[(&str, u32)] = &[

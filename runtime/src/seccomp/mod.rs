@@ -30,6 +30,7 @@ mod abi;
 mod bpf;
 mod cache;
 mod default;
+mod numbers;
 mod rules;
 
 use crate::error::Kind;

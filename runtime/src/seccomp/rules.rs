@@ -1,6 +1,7 @@
 //! What a profile means: for each architecture, ranges of call numbers that share one answer. Pure.
 
 use super::abi::{Abi, X32_BIT};
+use super::numbers::Numbers;
 use crate::error::Kind;
 use crate::{Error, Result};
 use oci_spec::runtime::{
@@ -170,13 +171,14 @@ impl Ranges {
 /// The profile's rules for one architecture, by number.
 struct Table {
     abi: Abi,
+    numbers: Numbers,
     answers: BTreeMap<u32, Answer>,
     highest: Option<u32>,
 }
 
 impl Table {
     fn new(abi: Abi, calls: &[LinuxSyscall], default: u32) -> Self {
-        let mut table = Self { abi, answers: BTreeMap::new(), highest: None };
+        let mut table = Self { abi, numbers: Numbers::of(abi), answers: BTreeMap::new(), highest: None };
         for call in calls {
             // Checked before: the action can be expressed.
             let Ok(action) = action(call.action(), call.errno_ret()) else { continue };
@@ -188,11 +190,11 @@ impl Table {
     }
 
     fn add_name(&mut self, name: &str, args: &[LinuxSeccompArg], action: u32, default: u32) {
-        let number = self.abi.number(name);
+        let number = self.numbers.get(name);
         let multiplexed = self
             .abi
             .multiplexed(name)
-            .and_then(|(by, sub)| Some((self.abi.number(by)?, first_is(by, sub, self.abi))));
+            .and_then(|(by, sub)| Some((self.numbers.get(by)?, first_is(by, sub, self.abi))));
         self.highest = self.highest.max(number).max(multiplexed.as_ref().map(|(number, _)| *number));
         if action == default {
             return;
