@@ -134,7 +134,7 @@ impl<W: Write> Walk<'_, W> {
                 continue;
             };
             let path = [&level.path[..], &name].concat();
-            let Some((fd, path)) = self.entry(&level.fd, path, &name)? else { continue };
+            let Some((fd, path)) = self.entry(&level.fd, &path, &name)? else { continue };
             if open.len() > DEPTH {
                 return Err(refuse(&path, "directories are nested deeper than 255 levels"));
             }
@@ -161,16 +161,16 @@ impl<W: Write> Walk<'_, W> {
     }
 
     /// Writes what is at `path`; a directory is answered, with its path, to be gone through next.
-    fn entry(&mut self, parent: &OwnedFd, path: Vec<u8>, name: &[u8]) -> Result<Option<(OwnedFd, Vec<u8>)>> {
+    fn entry(&mut self, parent: &OwnedFd, path: &[u8], name: &[u8]) -> Result<Option<(OwnedFd, Vec<u8>)>> {
         let source = self.source;
-        let failed = |e| source.failed(&path, e);
+        let failed = |e| source.failed(path, e);
         let stat = match statat(parent, os(name), AtFlags::SYMLINK_NOFOLLOW) {
             // Gone since it was listed.
             Err(Errno::NOENT) => return Ok(None),
             stat => stat.map_err(failed)?,
         };
         if path.len() > MAX_PATH {
-            return Err(refuse(&path, "its path is longer than 4096 bytes"));
+            return Err(refuse(path, "its path is longer than 4096 bytes"));
         }
         if source.form == Form::Layer {
             if is_whiteout(&stat) {
@@ -179,17 +179,17 @@ impl<W: Write> Walk<'_, W> {
             }
             if name.starts_with(b".wh.") {
                 let why = "a name that begins with .wh. means a deleted file in a layer: rename it";
-                return Err(refuse(&path, why));
+                return Err(refuse(path, why));
             }
         }
         let kind = FileType::from_raw_mode(stat.st_mode);
         if kind == FileType::Directory {
             let fd = openat(parent, os(name), LISTED, Mode::empty()).map_err(failed)?;
-            let path = [&path[..], b"/"].concat();
+            let path = [path, b"/"].concat();
             self.directory(&fd, &path, &stat)?;
             return Ok(Some((fd, path)));
         }
-        self.leaf(parent, &path, name, &stat)?;
+        self.leaf(parent, path, name, &stat)?;
         Ok(None)
     }
 
