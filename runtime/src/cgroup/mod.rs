@@ -482,6 +482,24 @@ impl Cgroup {
         self.base.as_deref().unwrap_or(&self.name.dir)
     }
 
+    /// Removes the groups that [`Cgroup::exec_group`] made below this one, in which nothing is left; those of sessions that
+    /// `is_live` knows by name stay. Whether any other is left.
+    ///
+    /// # Errors
+    /// If the group itself cannot be read.
+    pub fn sweep_exec_groups(&self, is_live: impl Fn(&str) -> bool) -> Result<bool> {
+        let dir = self.main_dir()?;
+        let entries = std::fs::read_dir(&dir).map_err(|e| Error::sys("read control group", &*dir, e))?;
+        let mut left = false;
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let Some(session) = name.to_str().and_then(|name| name.strip_prefix("exec-")) else { continue };
+            // Held by a process, or being made.
+            left |= !is_live(session) && std::fs::remove_dir(entry.path()).is_err();
+        }
+        Ok(left)
+    }
+
     /// The directory in which processes are listed, frozen and killed.
     pub fn main_dir(&self) -> Result<String> {
         let layout = Layout::get()?;

@@ -25,6 +25,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
+/// Status of a process that was killed, as a shell tells it.
+const KILLED: u32 = 128 + SIGKILL.unsigned_abs();
 const SIGHUP: i32 = 1;
 /// By its number on every architecture but MIPS.
 const SIGCONT: i32 = 18;
@@ -53,6 +55,8 @@ pub(crate) struct Exec {
     exit: watch::Sender<Option<Ended>>,
     /// Its client is gone.
     abandoned: AtomicBool,
+    /// It was killed before it had begun.
+    doomed: AtomicBool,
 }
 
 /// What readers see.
@@ -120,6 +124,7 @@ impl Exec {
             copying: Mutex::default(),
             exit: watch::Sender::new(ended),
             abandoned: AtomicBool::new(false),
+            doomed: AtomicBool::new(false),
         }
     }
 
@@ -133,17 +138,24 @@ impl Exec {
             };
             let init = task.running_process()?;
             exec.go_to(&keeper, Lifecycle::Starting);
+            if exec.is_doomed() {
+                exec.never_ran(&keeper, KILLED);
+                return Err(exec.wrong("start", "it was killed before it began"));
+            }
             let (starter, starter_keeper) = (Arc::clone(&exec), Arc::clone(&keeper));
             let started = blocking(move || starter.launch(&starter_keeper, &task, &init, spec)).await;
             let process = match started {
                 Ok(process) => process,
                 Err(error) => {
-                    let ended = Ended { status: 255, at: now(), known: true, oom: None };
-                    exec.go_to(&keeper, Lifecycle::Stopped { pid: 0, cgroup: String::new(), ended });
-                    exec.exit.send_replace(Some(ended));
+                    exec.never_ran(&keeper, 255);
                     return Err(error);
                 }
             };
+            if exec.is_doomed()
+                && let Err(error) = exec.kill(SIGKILL, true).await
+            {
+                tracing::warn!(id = exec.id, "end what was killed while it began: {error}");
+            }
             exec.connect_terminal();
             let event = TaskExecStarted {
                 container_id: exec.task.clone(),
@@ -259,6 +271,40 @@ impl Exec {
         }
     }
 
+    fn is_doomed(&self) -> bool {
+        self.doomed.load(Ordering::SeqCst)
+    }
+
+    /// Ends a session whose process there never was.
+    fn never_ran(&self, keeper: &Keeper, status: u32) {
+        let ended = Ended { status, at: now(), known: true, oom: None };
+        self.go_to(keeper, Lifecycle::Stopped { pid: 0, cgroup: String::new(), ended });
+        self.exit.send_replace(Some(ended));
+    }
+
+    /// KillAll: SIGKILL to all of the session. One that has not begun never will; a start under way is not waited for (it may
+    /// hang in a frozen container): what it makes dies before its own first instruction, or at the end of the start.
+    pub(crate) async fn end(&self, keeper: &Keeper, task: &Task) -> Result<()> {
+        // Before the state is looked at, as the start looks at this after it has changed that.
+        self.doomed.store(true, Ordering::SeqCst);
+        let state = self.lock().clone();
+        match state {
+            Lifecycle::Added { .. } => {
+                let _changing = self.changing.lock().await;
+                if matches!(&*self.lock(), Lifecycle::Added { .. }) {
+                    self.never_ran(keeper, KILLED);
+                    return Ok(());
+                }
+            }
+            Lifecycle::Starting => {
+                let group = group_of(task, &self.id);
+                return blocking(move || kill_group(&group)).await;
+            }
+            Lifecycle::Running { .. } | Lifecycle::Stopped { .. } => {}
+        }
+        self.kill(SIGKILL, true).await
+    }
+
     /// A signal to the session's first process, or with `all` SIGKILL to all of them.
     pub(crate) async fn kill(&self, signal: i32, all: bool) -> Result<()> {
         let (process, cgroup) = match &*self.lock() {
@@ -304,12 +350,16 @@ impl Exec {
             Lifecycle::Added { .. } => (0, String::new(), Ended { status: 0, at: 0, known: true, oom: None }),
             _ => return Err(self.wrong("delete", "it is running")),
         };
+        let (sweeper, own) = (Arc::clone(task), self.id.clone());
         blocking(move || {
-            // Left for the container's own removal while processes of the session go on.
+            // While processes of the session go on its group stays, until a later session's end or the container's.
             if !cgroup.is_empty()
                 && let Ok(cgroup) = Cgroup::open(&cgroup)
+                && cgroup.remove(Duration::ZERO).is_err()
             {
-                let _ = cgroup.remove(Duration::ZERO);
+                sweeper.leaves_groups.store(true, Ordering::Relaxed);
+            } else if sweeper.leaves_groups.load(Ordering::Relaxed) {
+                sweep(&sweeper, &own);
             }
             Ok(())
         })
@@ -418,8 +468,7 @@ impl Exec {
                 Lifecycle::Stopped { pid, cgroup: record.cgroup, ended }
             }
             (ExecPhase::Starting | ExecPhase::Running { .. }, _) => {
-                // Its group is a child of the container's, named by the session (runtime::cgroup::exec_group).
-                let cgroup = format!("{}/exec-{}", task.cgroup(), record.id);
+                let cgroup = group_of(task, &record.id);
                 if let Some(foreign) = task.foreign(&keeper.layout) {
                     foreign.clear_exec(&record.id, task.cgroup());
                 }
@@ -514,6 +563,18 @@ impl Exec {
     fn copying(&self) -> MutexGuard<'_, Copying> {
         self.copying.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Its group is a child of the container's, named by the session (runtime::cgroup::exec_group).
+fn group_of(task: &Task, id: &str) -> String {
+    format!("{}/exec-{id}", task.cgroup())
+}
+
+/// Removes the groups of former sessions that nothing is left in. `own`: of the session that is being forgotten. Blocks.
+fn sweep(task: &Task, own: &str) {
+    let is_live = |id: &str| id != own && task.execs.find(id).is_some();
+    let left = Cgroup::open(task.cgroup()).and_then(|cgroup| cgroup.sweep_exec_groups(is_live));
+    task.leaves_groups.store(left.unwrap_or(true), Ordering::Relaxed);
 }
 
 /// SIGKILL to a session's whole group; one that has gone is success.

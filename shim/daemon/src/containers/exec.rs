@@ -130,19 +130,20 @@ impl Session {
     ) -> Result<Output> {
         let Pipes { mut read, write } = Pipes::make()?;
         let bundle = record.bundle.clone();
-        let process = blocking(move || process(&bundle, &command, false)).await?;
-        self.daemon.keeper.exec(&self.id, &self.exec_id, process, &names(&write)).await?;
-        self.daemon.keeper.start(&self.id, &self.exec_id).await?;
-        drop(write);
         let mut output = Output::default();
-        let collected = self.collect(&mut read, &mut output);
+        let all = async {
+            let process = blocking(move || process(&bundle, &command, false)).await?;
+            self.daemon.keeper.exec(&self.id, &self.exec_id, process, &names(&write)).await?;
+            self.daemon.keeper.start(&self.id, &self.exec_id).await?;
+            drop(write);
+            self.collect(&mut read, &mut output).await
+        };
         match limit {
-            None => collected.await?,
-            Some(limit) => tokio::time::timeout(limit, collected).await.unwrap_or_else(|_| {
-                Err(Error::new(
-                    Code::DeadlineExceeded,
-                    format!("command timed out after {} s", limit.as_secs()),
-                ))
+            None => all.await?,
+            // A start may hang, too: in a frozen container, or at another runtime.
+            Some(limit) => tokio::time::timeout(limit, all).await.unwrap_or_else(|_| {
+                let text = format!("command timed out after {} s", limit.as_secs());
+                Err(Error::new(Code::DeadlineExceeded, text))
             })?,
         }
         Ok(output)
@@ -173,7 +174,7 @@ impl Session {
     /// SIGKILL to the whole session; returns when it is gone, or after [`KILL_PATIENCE`].
     async fn kill(&self) {
         let Self { daemon, id, exec_id } = self;
-        // One that never started cannot be killed, and needs no wait.
+        // One that has not begun never will, then.
         if daemon.keeper.kill_all(id, exec_id).await.is_ok() {
             // The keeper refuses to forget a session whose end it has not seen yet.
             let _ = tokio::time::timeout(KILL_PATIENCE, daemon.keeper.wait_exec(id, exec_id)).await;
@@ -182,8 +183,12 @@ impl Session {
 
     async fn forget(&self) {
         let Self { daemon, id, exec_id } = self;
-        if let Err(error) = daemon.keeper.delete(id, exec_id).await {
-            tracing::warn!("exec session {exec_id} stays with the keeper until its container goes: {error}");
+        let Err(error) = daemon.keeper.delete(id, exec_id).await else { return };
+        // Its start hangs, or it does not die: the keeper forgets it when that is over.
+        if let Err(again) = daemon.keeper.abandon(id, exec_id).await {
+            tracing::warn!(
+                "exec session {exec_id} stays with the keeper until its container goes: {error}; {again}"
+            );
         }
     }
 }

@@ -73,7 +73,7 @@ impl keeper_ttrpc::Keeper for ExtensionService {
         answer(if request.exec_id.is_empty() {
             task.kill(&self.0, SIGKILL, true).await
         } else {
-            answer(task.execs.get(&request.exec_id))?.kill(SIGKILL, true).await
+            answer(task.execs.get(&request.exec_id))?.end(&self.0, &task).await
         })?;
         Ok(KillAllResponse::default())
     }

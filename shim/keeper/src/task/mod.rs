@@ -145,6 +145,8 @@ pub(crate) struct Task {
     killed: AtomicBool,
     pub(crate) laps: laps::Laps,
     pub(crate) execs: Registry<Exec>,
+    /// Groups of ended sessions may be left below the container's, because something still runs in them, or did.
+    pub(crate) leaves_groups: AtomicBool,
 }
 
 /// What readers see.
@@ -567,6 +569,8 @@ impl Task {
             killed: false.into(),
             laps: laps::Laps::default(),
             execs: Registry::new("exec"),
+            // A former keeper may have left some.
+            leaves_groups: AtomicBool::new(true),
         }
     }
 }
