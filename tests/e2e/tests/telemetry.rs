@@ -46,6 +46,30 @@ async fn counted(node: &mut Node) -> Result<()> {
     node.remove_pod(&sandbox).await
 }
 
+/// Whoever reaches the address does not take the daemon's descriptors, and is cut off when it says nothing.
+#[test]
+fn idle_connections_are_few_and_short() {
+    on_a_node(Setup { config: CONFIG, ..Setup::default() }, |node| Box::pin(idle(node)));
+}
+
+async fn idle(node: &mut Node) -> Result<()> {
+    let held =
+        || -> Result<usize> { Ok(std::fs::read_dir(format!("/proc/{}/fd", node.daemon_pid()?))?.count()) };
+    let before = held()?;
+    let mut strangers = Vec::new();
+    for _ in 0..80 {
+        strangers.push(TcpStream::connect("127.0.0.1:9479").await?);
+    }
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    let during = held()?;
+    ensure!(during < before + 64, "{before} descriptors before, {during} with 80 idle connections");
+    // The first ones make room for others within the time that a request's head may take.
+    let answered = tokio::time::timeout(std::time::Duration::from_secs(100), scrape()).await;
+    answered.context("no answer while strangers wait")??;
+    drop(strangers);
+    Ok(())
+}
+
 #[test]
 fn every_query_of_the_dashboard_finds_its_metric() {
     on_a_node(Setup { config: CONFIG, ..Setup::default() }, |node| Box::pin(dashboard(node)));

@@ -8,12 +8,24 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use tokio::net::TcpListener;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// Connections at once; more wait. Whoever reaches the address must not take the daemon's descriptors.
+const SCRAPERS: usize = 32;
+/// For a request's head, and for all of it up to the last byte that the client reads.
+const HEAD: Duration = Duration::from_secs(10);
+const WHOLE: Duration = Duration::from_secs(60);
+/// After accept(2) has failed for want of something.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// A bound and not yet served socket.
 #[derive(Debug)]
@@ -32,10 +44,38 @@ impl Endpoint {
             tracing::info!("metrics on http://{address}/metrics");
         }
         let routes = Router::new().route("/metrics", get(metrics)).with_state(daemon);
-        // It ends only with the daemon: axum takes no error of accept(2) for the end.
-        if let Err(error) = axum::serve(self.0, routes).await {
-            tracing::error!("metrics are not served any more: {error}");
+        let scrapers = Arc::new(Semaphore::new(SCRAPERS));
+        loop {
+            // Never closed.
+            let Ok(permit) = Arc::clone(&scrapers).acquire_owned().await else { return };
+            match self.0.accept().await {
+                Ok((socket, _)) => {
+                    let routes = routes.clone();
+                    tokio::spawn(async move {
+                        connection(socket, routes).await;
+                        drop(permit);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!("metrics: accept: {error}");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
         }
+    }
+}
+
+/// One request: a scraper that comes again connects again, so that nobody holds a place while nothing is asked.
+async fn connection(socket: TcpStream, routes: Router) {
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(socket), TowerToHyperService::new(routes));
+    match tokio::time::timeout(WHOLE, served).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!("metrics: {error}"),
+        Err(_) => tracing::debug!("metrics: a client was too slow"),
     }
 }
 
