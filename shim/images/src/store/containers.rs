@@ -6,12 +6,11 @@ use super::{Inner, Store};
 use crate::types::Image;
 use crate::unpack::tree::RootAttributes;
 use crate::{Error, Kind, Result};
+use rustix::io::Errno;
 use slipway_runtime::idmap::IdMappings;
 use slipway_runtime::rootfs::Overlay;
-use std::collections::HashSet;
 use std::fs::{DirBuilder, Permissions};
-use std::io::ErrorKind;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 impl Store {
@@ -106,28 +105,10 @@ impl Store {
     pub fn usage(&self, owner: &str) -> Result<(u64, u64)> {
         check_owner(owner)?;
         let upper = self.inner.layout().container(owner).join("upper");
-        let failed = |path: &Path, e: std::io::Error| match e.kind() {
-            ErrorKind::NotFound => Error::new(Kind::NotFound, "measure writable layer", owner, e),
-            _ => Error::io("measure writable layer", path, e),
-        };
-        let top = std::fs::symlink_metadata(&upper).map_err(|e| failed(&upper, e))?;
-        let (mut bytes, mut seen) = (top.blocks() * 512, HashSet::from([top.ino()]));
-        let mut todo = vec![upper];
-        while let Some(directory) = todo.pop() {
-            let Ok(entries) = std::fs::read_dir(&directory) else { continue };
-            for entry in entries.flatten() {
-                // Containers write meanwhile: what vanished does not count.
-                let Ok(metadata) = entry.metadata() else { continue };
-                if metadata.dev() != top.dev() || !seen.insert(metadata.ino()) {
-                    continue;
-                }
-                bytes += metadata.blocks() * 512;
-                if metadata.is_dir() {
-                    todo.push(entry.path());
-                }
-            }
-        }
-        Ok((bytes, seen.len() as u64))
+        super::walk::usage(&upper).map_err(|e| match e {
+            Errno::NOENT => Error::new(Kind::NotFound, "measure writable layer", owner, e),
+            _ => Error::io("measure writable layer", &upper, e),
+        })
     }
 
     /// Owners that hold writable layers; the daemon compares them with its records at start.

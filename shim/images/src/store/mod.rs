@@ -16,6 +16,7 @@ pub(crate) mod record;
 mod seal;
 mod verify;
 mod volumes;
+mod walk;
 
 use crate::digest::Digest;
 use crate::flight::Flights;
