@@ -54,7 +54,11 @@ impl Records {
             io::Write::write_all(&mut file, &text)?;
             fs::rename(&temporary, &path)
         };
-        write().map_err(|e| Error::io("save record", &path, &e))
+        write().map_err(|e| {
+            // On a full disk each try would leave one more.
+            let _ = fs::remove_file(&temporary);
+            Error::io("save record", &path, &e)
+        })
     }
 
     /// Missing is success.
@@ -76,9 +80,19 @@ impl Records {
     /// Every readable record; damaged ones are renamed to `*.damaged` and named in the log.
     pub(crate) fn load<R: Record>(&self) -> Vec<R> {
         let dir = self.dir.join(R::KIND);
-        let entries = fs::read_dir(&dir).into_iter().flatten().flatten().map(|e| e.path());
-        let records = entries.filter(|p| p.extension().is_some_and(|e| e == "json"));
-        records.filter_map(|path| read(&path).map_err(|why| set_aside(&path, &why)).ok()).collect()
+        let mut found = Vec::new();
+        for path in fs::read_dir(&dir).into_iter().flatten().flatten().map(|e| e.path()) {
+            match path.extension().and_then(|e| e.to_str()) {
+                Some("json") => match read(&path) {
+                    Ok(record) => found.push(record),
+                    Err(why) => set_aside(&path, &why),
+                },
+                // A write that was cut off before its rename.
+                Some("tmp") => drop(fs::remove_file(&path)),
+                _ => {}
+            }
+        }
+        found
     }
 }
 
@@ -113,10 +127,18 @@ mod tests {
         records.save(&record).expect("save");
         let broken = dir.path().join("records/pod/broken.json");
         fs::write(&broken, b"{\"version\": 1, ").expect("write");
+        fs::write(dir.path().join("records/pod/cut.tmp"), "half").expect("write");
         let loaded = records.load::<PodRecord>();
         assert_eq!(loaded.len(), 1);
         assert_eq!((loaded[0].id.as_str(), loaded[0].sandbox_pid), (record.id.as_str(), 7));
         assert_eq!(records.set_aside::<PodRecord>(), ["broken"]);
+        assert!(!dir.path().join("records/pod/cut.tmp").exists());
+        // A save that fails leaves the former record, and nothing else.
+        fs::create_dir(dir.path().join("records/pod/dir.json")).expect("in the way");
+        record.id = "dir".into();
+        records.save(&record).expect_err("cannot be renamed there");
+        assert!(!dir.path().join("records/pod/dir.tmp").exists());
+        record.id = "a".repeat(64);
         records.delete::<PodRecord>(&record.id).expect("delete");
         records.delete::<PodRecord>(&record.id).expect("missing is success");
         assert!(records.load::<PodRecord>().is_empty());

@@ -75,6 +75,9 @@ async fn recover_container(daemon: &Arc<Daemon>, mut record: ContainerRecord, ke
         }
         return;
     }
+    if task.is_none() && matches!(record.phase, Phase::Running { .. } | Phase::Created) {
+        daemon.end_lost(&record).await;
+    }
     record.phase = phase(record.phase, task);
     daemon.container_names.take(&record.name(), &id);
     let container = Arc::new(Container::new(record.clone()));

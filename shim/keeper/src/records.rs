@@ -287,13 +287,17 @@ pub(crate) fn load_all<R: Record>(dir: &Path) -> io::Result<Vec<R>> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if name.starts_with('.') {
             // A write that was cut off before its rename.
-            fs::remove_file(&path)?;
+            if let Err(error) = fs::remove_file(&path) {
+                tracing::error!(path = %path.display(), "left-over that cannot be removed: {error}");
+            }
         } else if name.ends_with(".json") {
             match load(&path) {
                 Ok(record) => records.push(record),
                 Err(error) => {
-                    tracing::error!(path = %path.display(), "damaged record set aside: {error}");
-                    fs::rename(&path, path.with_extension("bad"))?;
+                    let moved = fs::rename(&path, path.with_extension("bad"));
+                    let what =
+                        moved.map_or_else(|e| format!("cannot be moved: {e}"), |()| "set aside".into());
+                    tracing::error!(path = %path.display(), "damaged record, {what}: {error}");
                 }
             }
         }
@@ -343,6 +347,8 @@ mod tests {
         fs::write(dir.path().join("d.json"), b"{\"version\":1").unwrap();
         fs::write(dir.path().join("e.json"), b"{\"version\":99}").unwrap();
         fs::write(dir.path().join(".f.json"), b"half").unwrap();
+        fs::create_dir_all(dir.path().join(".dir/x")).unwrap();
+        fs::create_dir(dir.path().join("g.json")).unwrap();
         let mut back: Vec<TaskRecord> = load_all(dir.path()).unwrap();
         back.sort_by(|a, b| a.id.cmp(&b.id));
         assert_eq!(back, records);
@@ -351,7 +357,7 @@ mod tests {
             .map(|e| e.unwrap().file_name().into_string().unwrap())
             .collect();
         names.sort();
-        assert_eq!(names, ["a.json", "b.json", "c.json", "d.bad", "e.bad", "f.json"]);
+        assert_eq!(names, [".dir", "a.json", "b.json", "c.json", "d.bad", "e.bad", "f.json", "g.bad"]);
         remove(dir.path(), &records[0]).unwrap();
         remove(dir.path(), &records[0]).unwrap();
     }

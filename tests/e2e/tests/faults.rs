@@ -237,3 +237,33 @@ async fn all_die(node: &mut Node) -> Result<()> {
     node.run(&again, &pod(node, "found"), shell("main", &image, "exec sleep 1000")).await?;
     Ok(())
 }
+
+/// CRI-REC-02: what the keeper has forgotten is really over when it is said to be: no second one runs beside it.
+#[test]
+fn a_container_whose_record_is_damaged_is_ended() {
+    on_a_node(Setup::default(), |node| Box::pin(damaged(node)));
+}
+
+async fn damaged(node: &mut Node) -> Result<()> {
+    let image = node.import("busybox").await?;
+    let config = pod(node, "damaged");
+    let sandbox = node.run_pod(&config).await?;
+    let id = node.run(&sandbox, &config, shell("main", &image, "exec sleep 1000")).await?;
+    let other = node.run(&sandbox, &config, shell("other", &image, "exec sleep 1000")).await?;
+    let init = e2e::kernel::Group::of(node, &id).await?.init;
+    let record = node.path("state/keeper");
+    let mut found = Vec::new();
+    for namespace in std::fs::read_dir(&record)?.flatten() {
+        let file = namespace.path().join("tasks").join(format!("{id}.json"));
+        found.extend(file.exists().then_some(file));
+    }
+    ensure!(found.len() == 1, "the record: {found:?}");
+    std::fs::write(&found[0], "{")?;
+    kill(Pid::from_raw(node.keeper_pid().await?), Signal::SIGKILL)?;
+    ensure!(node.ended(&id).await?.exit_code == 255, "its status is lost");
+    let gone = !std::path::Path::new(&format!("/proc/{init}/root")).exists()
+        || std::fs::read_to_string(format!("/proc/{init}/stat")).is_ok_and(|stat| stat.contains(") Z "));
+    ensure!(gone, "said to be over, and runs");
+    ensure!(node.sh(&other, "echo in").await?.trim() == "in", "others are as they were");
+    Ok(())
+}

@@ -10,6 +10,8 @@ use crate::telemetry::{laps, spans};
 use cri_proto::keeper::TaskInfo;
 use cri_proto::nri::Event;
 use cri_proto::v1::ContainerEventType;
+use slipway_runtime::cgroup::Cgroup;
+use slipway_runtime::error::Kind as RuntimeKind;
 use std::sync::Arc;
 use std::time::Duration;
 use tonic::Code;
@@ -26,6 +28,8 @@ pub(crate) enum Stop {
 
 /// How long a killed container may take to be gone before the call answers with an error: uninterruptible calls exist.
 const KILL_PATIENCE: Duration = Duration::from_secs(30);
+/// The same for what the keeper has lost, while nobody waits for an answer.
+const LOST_PATIENCE: Duration = Duration::from_secs(5);
 
 impl Daemon {
     /// Lets the parked process go (CRI-CST-*). Returns after execve.
@@ -124,10 +128,38 @@ impl Daemon {
         tokio::spawn(watch.instrument(span));
     }
 
+    /// The keeper does not know a container (its record was damaged): what still runs of it has lost its log, its limits' truth
+    /// and its exit code, and nobody could stop it. It is killed, so that what is told of it is true, and a second one can begin.
+    pub(crate) async fn end_lost(&self, record: &ContainerRecord) {
+        let (path, label) = (record.cgroup.clone(), record.label());
+        let ended = blocking(move || -> Result<bool> {
+            match Cgroup::open(&path) {
+                Err(error) if error.kind() == RuntimeKind::NotFound => Ok(false),
+                group => {
+                    let group = group?;
+                    let lives = !group.pids()?.is_empty();
+                    group.kill_all()?;
+                    group.remove(LOST_PATIENCE)?;
+                    Ok(lives)
+                }
+            }
+        });
+        match ended.await {
+            Ok(true) => tracing::error!(container = label, "the keeper had lost it while it ran: killed"),
+            Ok(false) => {}
+            Err(error) => {
+                tracing::error!(container = label, "the keeper has lost it, and it cannot be ended: {error}")
+            }
+        }
+    }
+
     /// Records the end; then the keeper may forget the task.
     pub(crate) async fn ended(&self, container: &Container, info: Option<&TaskInfo>) {
         let record = container.record();
         let Phase::Running { started_at, .. } = record.phase else { return };
+        if info.is_none() {
+            self.end_lost(&record).await;
+        }
         let saved = container.note(&self.records, |r| r.phase = exited(started_at, info));
         if let Ok(pod) = self.pods.get(&record.pod_id) {
             self.announce(&record.id, &pod, ContainerEventType::ContainerStoppedEvent);

@@ -115,8 +115,9 @@ fn records<T: serde::de::DeserializeOwned>(layout: &Layout, directory: &Path) ->
     for name in names(directory)? {
         let Some(stem) = name.strip_suffix(".json") else { continue };
         let path = directory.join(&name);
-        let bytes = std::fs::read(&path).map_err(|e| Error::io("read record", &path, e))?;
-        match record::read(&bytes) {
+        let bytes = std::fs::read(&path).map_err(|e| e.to_string());
+        let record = bytes.and_then(|bytes| record::read(&bytes));
+        match record {
             Ok(record) => found.push((stem.to_owned(), record)),
             Err(why) => layout.set_aside(&path, &why),
         }
