@@ -11,6 +11,7 @@ use crate::mounts;
 use crate::process::{Awaited, Process, now, reopen};
 use crate::records::{self, Ended, ExecRecord, SandboxRecord, TaskPhase, TaskRecord};
 use crate::sandbox::Sandbox;
+use crate::shims;
 use crate::stdio;
 use crate::task::{self, Gate, Restored, Task};
 use rustix::fd::OwnedFd;
@@ -131,6 +132,9 @@ fn restore(
     let kept = stdio::take_kept(held, &prefix);
     let mut take = |name: &str| held.remove(&format!("{prefix}{name}"));
     let (mut pidfd, socket) = (take("pidfd"), take("start"));
+    if record.by_shim {
+        return restore_of_shim(keeper, record, kept);
+    }
     let gate = match (&record.foreign, &record.phase) {
         (Some(_), TaskPhase::Created { pid, .. } | TaskPhase::Starting { pid, .. }) => {
             // It waits for its runtime, whoever lives or dies of us.
@@ -150,7 +154,7 @@ fn restore(
                 keeper.guardian.forget_all(&prefix);
             }
             let frozen = frozen.clone();
-            return Ok((Task::restore(record, stdio::Kept::new(), Restored::Frozen(frozen)), None));
+            return Ok((Task::restore(keeper, record, stdio::Kept::new(), Restored::Frozen(frozen)), None));
         }
         (TaskPhase::Created { pid, .. }, Some(pidfd), Some(start)) => {
             Restored::Parked { process: Process::new(*pid, pidfd), start, sent: false }
@@ -185,8 +189,29 @@ fn restore(
         }
         Restored::Frozen(_) | Restored::Stopped { .. } => None,
     };
-    let task = Task::restore(record, kept, restored);
+    let task = Task::restore(keeper, record, kept, restored);
     Ok((task, adopted))
+}
+
+/// The same for one that a shim runs: that knows whatever happened meanwhile, and is asked by whoever waits for the end.
+#[allow(clippy::result_large_err, reason = "once per record, at start")]
+fn restore_of_shim(keeper: &Keeper, record: TaskRecord, kept: stdio::Kept) -> Result<Living, HalfMade> {
+    let shim = Task::known_shim(keeper, &record.sandbox, &record.id);
+    let process = |pid| shim.map(|shim| Process::of_shim(pid, shims::Process::new(shim, "")));
+    let restored = match record.phase.clone() {
+        TaskPhase::Creating | TaskPhase::Frozen { .. } => return Err((record, None)),
+        TaskPhase::Created { pid, .. } => process(pid)
+            .map(|process| Restored::Parked { process, start: Gate::Foreign, sent: false })
+            .unwrap_or(Restored::Stopped { pid, started_at: 0, ended: lost() }),
+        TaskPhase::Starting { pid, .. } => process(pid)
+            .map(|process| Restored::Parked { process, start: Gate::Foreign, sent: true })
+            .unwrap_or(Restored::Stopped { pid, started_at: 0, ended: lost() }),
+        TaskPhase::Running { pid, started_at, paused } => process(pid)
+            .map(|process| Restored::Running { process, started_at, paused })
+            .unwrap_or(Restored::Stopped { pid, started_at, ended: lost() }),
+        TaskPhase::Stopped { pid, started_at, ended } => Restored::Stopped { pid, started_at, ended },
+    };
+    Ok((Task::restore(keeper, record, kept, restored), None))
 }
 
 /// Takes back a container whose making was cut short.
@@ -196,6 +221,11 @@ async fn undo(keeper: &Arc<Keeper>, record: &TaskRecord, pidfd: Option<OwnedFd>)
         let _ = Process::new(0, pidfd).signal(task::SIGKILL);
     }
     let (of, layout) = (record.clone(), keeper.layout.clone());
+    if record.by_shim
+        && let Some(shim) = Task::known_shim(keeper, &record.sandbox, &record.id)
+    {
+        shim.remove().await;
+    }
     let removed = blocking(move || {
         if let Some(runtime) = &of.foreign {
             // Whoever is still making it must not go on; what it made is in the group, and killed with that.

@@ -1,0 +1,509 @@
+//! Handlers whose pods a containerd shim of somebody else runs: Debian's for runc, which is what kata's and runsc's are to a
+//! client, but for the virtual machine (SHIM-CMD-*, SHIM-TSK-*, SHIM-DEL-04).
+
+use anyhow::{Context, Result, ensure};
+use cri_proto::v1;
+use e2e::kernel::{Group, is_v2};
+use e2e::requests::{in_pod, pod, pod_modes, shell};
+use e2e::streams::{texts, type_into};
+use e2e::{Node, Setup, on_a_node};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+const SHIM: &str = "/usr/bin/containerd-shim-runc-v2";
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Adds a handler with this shim and waits until the running daemon has it.
+async fn handler(node: &Node, name: &str, program: &Path, more: &str) -> Result<()> {
+    let text = format!("[handlers.{name}]\nshim = {program:?}\n{more}\n");
+    std::fs::write(node.path("config.d").join(format!("{name}.toml")), text)?;
+    kill(Pid::from_raw(node.daemon_pid()?), Signal::SIGHUP)?;
+    let start = Instant::now();
+    while handlers(node).await?.iter().all(|h| h.name != name) {
+        ensure!(start.elapsed() < PATIENCE, "no handler {name}:\n{}", node.log_tail(20));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
+async fn handlers(node: &Node) -> Result<Vec<v1::RuntimeHandler>> {
+    let status = node.runtime().await?.status(v1::StatusRequest::default()).await?;
+    Ok(status.into_inner().runtime_handlers)
+}
+
+/// The directory that the keeper has for the pod's shim.
+fn home(node: &Node, pod: &str) -> Result<PathBuf> {
+    let keepers = std::fs::read_dir(node.path("state/keeper"))?.flatten();
+    let mut homes = keepers.map(|keeper| keeper.path().join("shims").join(pod));
+    homes.find(|home| home.exists()).context("the keeper has nothing of this pod's shim")
+}
+
+/// What the keeper knows of it: pid and socket.
+fn shim(node: &Node, pod: &str) -> Result<(i32, PathBuf)> {
+    let text = std::fs::read(home(node, pod)?.join("shim.json"))?;
+    let record: serde_json::Value = serde_json::from_slice(&text)?;
+    let address = record["endpoint"]["address"].as_str().context("no address")?;
+    let pid = record["pid"].as_i64().context("no pid")?;
+    Ok((i32::try_from(pid)?, address.trim_start_matches("unix://").into()))
+}
+
+/// Nothing of the pod's shim is left.
+fn is_clean(node: &Node, pod: &str, pid: i32, socket: &Path) -> Result<()> {
+    ensure!(!Path::new(&format!("/proc/{pid}")).exists(), "the shim's process {pid} is left");
+    ensure!(!socket.exists(), "its socket {} is left", socket.display());
+    ensure!(home(node, pod).is_err(), "its directory is left");
+    let known = std::fs::read_dir(node.path("state/runtimes")).into_iter().flatten().flatten();
+    let known: Vec<_> =
+        known.flat_map(|of| std::fs::read_dir(of.path()).into_iter().flatten().flatten()).collect();
+    let inside =
+        known.iter().flat_map(|entry| std::fs::read_dir(entry.path()).into_iter().flatten().flatten());
+    let inside: Vec<_> = inside.map(|entry| entry.path()).collect();
+    ensure!(inside.is_empty(), "its runtime knows {inside:?}");
+    Ok(())
+}
+
+#[test]
+fn a_pod_of_two_containers_runs_under_a_shim() {
+    on_a_node(Setup::default(), |node| Box::pin(pair(node)));
+}
+
+async fn pair(node: &mut Node) -> Result<()> {
+    let image = node.import("busybox").await?;
+    handler(node, "shim", Path::new(SHIM), "").await?;
+    let told = handlers(node).await?;
+    let features = told.iter().find(|h| h.name == "shim").and_then(|h| h.features).context("features")?;
+    ensure!(!features.user_namespaces && !features.recursive_read_only_mounts, "{features:?}");
+    let config = pod(node, "pair");
+    let sandbox = node.run_pod_under(&config, "shim").await?;
+    let (pid, socket) = shim(node, &sandbox)?;
+    let command = std::fs::read_to_string(format!("/proc/{pid}/cmdline"))?;
+    ensure!(command.starts_with(SHIM), "{command:?}");
+    one_life(node, &image, &config, &sandbox).await?;
+
+    // A second one, beside the first, in the same shim.
+    let talk = "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); echo line $i; done; exit 5";
+    let one = node.run(&sandbox, &config, shell("one", &image, talk)).await?;
+    let two = node.run(&sandbox, &config, shell("two", &image, "hostname; exec sleep 1000")).await?;
+    let name = config.hostname.clone();
+    node.log_shows(&two, |line| line == name).await?;
+    ensure!(node.ended(&one).await?.exit_code == 5);
+    let count = node.log(&one).await?.iter().filter(|(_, _, line)| line.starts_with("line ")).count();
+    ensure!(count == 20000, "{count} lines are in the log when the end is told");
+    ensure!(shim(node, &sandbox)?.0 == pid, "one shim for the pod");
+    let three = node.run(&sandbox, &config, shell("three", &image, "exec sleep 1000")).await?;
+    let script = "readlink /proc/self/ns/net; readlink /proc/self/ns/ipc";
+    ensure!(node.sh(&two, script).await? == node.sh(&three, script).await?, "the pod's own namespaces");
+    node.remove_container(&three).await?;
+    node.stop_pod(&sandbox).await?;
+    ensure!(node.container_status(&two).await?.exit_code == 137);
+    ensure!(!Path::new(&format!("/proc/{pid}")).exists(), "a stopped pod has no shim");
+    node.remove_pod(&sandbox).await?;
+    is_clean(node, &sandbox, pid, &socket)
+}
+
+async fn one_life(node: &Node, image: &str, config: &v1::PodSandboxConfig, sandbox: &str) -> Result<()> {
+    let text = "echo out; echo err >&2; trap 'echo bye; exit 9' TERM; while :; do sleep 0.05; done";
+    let mut main = shell("main", image, text);
+    main.linux.get_or_insert_default().resources = Some(v1::LinuxContainerResources {
+        memory_limit_in_bytes: 256 << 20,
+        cpu_shares: 300,
+        ..Default::default()
+    });
+    let id = node.create(sandbox, config, main).await?;
+    let status = node.container_status(&id).await?;
+    ensure!(status.state() == v1::ContainerState::ContainerCreated, "{status:?}");
+    node.start_container(&id).await?;
+    node.log_shows(&id, |line| line == "out").await?;
+    node.log_shows(&id, |line| line == "err").await?;
+    let log = node.log(&id).await?;
+    ensure!(log.iter().any(|(stream, _, line)| stream == "stderr" && line == "err"), "{log:?}");
+    let group = Group::of(node, &id).await?;
+    ensure!(is_v2() || group.number("cpu", "cpu.shares", "")? == 300);
+
+    commands_inside(node, &id).await?;
+
+    // What it uses, and what it may.
+    let stats = v1::ContainerStatsRequest { container_id: id.clone() };
+    let stats = node.runtime().await?.container_stats(stats).await?.into_inner().stats.context("stats")?;
+    let used = stats.memory.and_then(|m| m.usage_bytes).map_or(0, |bytes| bytes.value);
+    ensure!(used > 0 && used < 256 << 20, "{used} bytes of memory");
+    let linux = v1::LinuxContainerResources {
+        cpu_shares: 400,
+        memory_limit_in_bytes: 128 << 20,
+        ..Default::default()
+    };
+    let update = v1::UpdateContainerResourcesRequest {
+        container_id: id.clone(),
+        linux: Some(linux),
+        ..Default::default()
+    };
+    node.runtime().await?.update_container_resources(update).await?;
+    ensure!(is_v2() || group.number("cpu", "cpu.shares", "")? == 400, "updated");
+    ensure!(group.number("memory", "memory.limit_in_bytes", "memory.max")? == 128 << 20, "updated");
+
+    // Its log is rotated as any.
+    let path = node.container_status(&id).await?.log_path;
+    std::fs::rename(&path, format!("{path}.1"))?;
+    let reopen = v1::ReopenContainerLogRequest { container_id: id.clone() };
+    node.runtime().await?.reopen_container_log(reopen).await?;
+
+    // Ends of all kinds.
+    node.stop_container(&id, 30).await?;
+    let status = node.container_status(&id).await?;
+    ensure!(status.exit_code == 9 && status.finished_at >= status.started_at, "{status:?}");
+    node.log_shows(&id, |line| line == "bye").await?;
+    node.remove_container(&id).await?;
+    for _ in 0..3 {
+        let id = node.run(sandbox, config, shell("short", image, "echo last; exit 42")).await?;
+        let status = node.ended(&id).await?;
+        ensure!(status.exit_code == 42 && status.reason == "Error", "{status:?}");
+        ensure!(node.log(&id).await?.iter().any(|(_, _, line)| line == "last"), "its last word");
+        node.remove_container(&id).await?;
+    }
+    let deaf =
+        node.run(sandbox, config, shell("deaf", image, "trap '' TERM; while :; do sleep 1; done")).await?;
+    node.stop_container(&deaf, 0).await?;
+    ensure!(node.container_status(&deaf).await?.exit_code == 137);
+    let mut eater = shell("eater", image, "x=aaaaaaaaaaaaaaaa; while :; do x=$x$x; done");
+    eater.linux.get_or_insert_default().resources =
+        Some(v1::LinuxContainerResources { memory_limit_in_bytes: 32 << 20, ..Default::default() });
+    let eater = node.run(sandbox, config, eater).await?;
+    let eaten = node.ended(&eater).await?;
+    ensure!(eaten.reason == "OOMKilled" && eaten.exit_code == 137, "{eaten:?}");
+    let mut wrong = shell("wrong", image, "");
+    wrong.command = vec!["/no/such".into()];
+    let error = node.run(sandbox, config, wrong).await;
+    let error = format!("{:#}", error.err().context("a command that is not there")?);
+    ensure!(error.contains("/no/such") && error.contains(SHIM), "{error}");
+    let never = node.create(sandbox, config, shell("never", image, "true")).await?;
+    node.remove_container(&never).await?;
+    Ok(())
+}
+
+/// Exec sync, streamed, with a terminal, and too long.
+async fn commands_inside(node: &Node, id: &str) -> Result<()> {
+    let (code, out, err) = node.exec(id, &["sh", "-c", "echo o; echo e >&2; exit 7"]).await?;
+    ensure!((code, out.as_str(), err.as_str()) == (7, "o\n", "e\n"), "{code} {out:?} {err:?}");
+    let much =
+        node.exec(id, &["sh", "-c", "dd if=/dev/zero bs=1024 count=512 2>/dev/null | tr '\\0' x"]).await?;
+    ensure!(much.1.len() == 512 << 10, "{} bytes of output", much.1.len());
+    let error = node.exec(id, &["/no/such/program"]).await.err().context("no such program")?.to_string();
+    ensure!(error.contains("/no/such/program"), "{error}");
+    let output = type_into(node.crictl_command(&["exec", "-i", id, "cat"]), b"there and back\n").await?;
+    ensure!(output.stdout == b"there and back\n", "{output:?}");
+    let script = "tty >/dev/null && echo a terminal; stty size; read line; echo \"read $line\"; exit 3";
+    let ours = node.slipway_command(&["exec", "-it", id, "--", "sh", "-c", script]);
+    let output = type_into(node.in_a_terminal(&ours, 80, 24), b"typed\n").await?;
+    let (said, _) = texts(&output);
+    ensure!(said.contains("a terminal\r\n") && said.contains("read typed\r\n"), "{said:?}");
+    ensure!(output.status.code() == Some(3), "{output:?}");
+    let request = v1::ExecSyncRequest {
+        container_id: id.into(),
+        cmd: ["sh", "-c", "sleep 4242 & sleep 4243"].map(str::to_owned).to_vec(),
+        timeout: 1,
+    };
+    let error = node.runtime().await?.exec_sync(request).await.err().context("it takes too long")?;
+    ensure!(error.code() == tonic::Code::DeadlineExceeded, "{error:?}");
+    let left = node.sh(id, "ps | grep 'sleep 424[23]' | wc -l").await?;
+    ensure!(left.trim() == "0", "{left} processes of the session live");
+    Ok(())
+}
+
+/// Attach to output and input, with and without a terminal.
+#[test]
+fn clients_attach_to_containers_of_a_shim() {
+    on_a_node(Setup::default(), |node| Box::pin(attached(node)));
+}
+
+async fn attached(node: &mut Node) -> Result<()> {
+    let image = node.import("busybox").await?;
+    handler(node, "shim", Path::new(SHIM), "").await?;
+    let config = pod(node, "attached");
+    let sandbox = node.run_pod_under(&config, "shim").await?;
+    let mut once = shell("once", &image, "echo ready; cat; echo ended; exit 4");
+    (once.stdin, once.stdin_once) = (true, true);
+    let once = node.run(&sandbox, &config, once).await?;
+    node.log_shows(&once, |line| line == "ready").await?;
+    let output = type_into(node.crictl_command(&["attach", "-i", &once]), b"hello\n").await?;
+    ensure!(texts(&output).0.contains("hello\n"), "{output:?}");
+    ensure!(node.ended(&once).await?.exit_code == 4, "its input has ended");
+    node.log_shows(&once, |line| line == "ended").await?;
+
+    let mut tty = shell("tty", &image, "tty; read line; echo \"got $line\"; exit 6");
+    (tty.tty, tty.stdin) = (true, true);
+    let tty = node.run(&sandbox, &config, tty).await?;
+    node.log_shows(&tty, |line| line.starts_with("/dev/")).await?;
+    let ours = node.slipway_command(&["attach", "-i", "attached", "-c", "tty"]);
+    let output = type_into(node.in_a_terminal(&ours, 100, 40), b"typed\n").await?;
+    ensure!(texts(&output).0.contains("got typed"), "{output:?}");
+    ensure!(node.ended(&tty).await?.exit_code == 6);
+    node.log_shows(&tty, |line| line.starts_with("got typed")).await?;
+    node.stop_pod(&sandbox).await?;
+    node.remove_pod(&sandbox).await
+}
+
+/// CRI-NS-02: one PID namespace for the pod.
+#[test]
+fn a_pod_of_a_shim_shares_its_processes() {
+    on_a_node(Setup::default(), |node| Box::pin(shared(node)));
+}
+
+async fn shared(node: &mut Node) -> Result<()> {
+    let image = node.import("busybox").await?;
+    handler(node, "shim", Path::new(SHIM), "").await?;
+    let mut config = pod(node, "shared");
+    pod_modes(&mut config).pid = v1::NamespaceMode::Pod.into();
+    let sandbox = node.run_pod_under(&config, "shim").await?;
+    let one = in_pod(&config, shell("one", &image, "setsid sleep 4711 & exec sleep 4712"));
+    let one = node.run(&sandbox, &config, one).await?;
+    let two = node.run(&sandbox, &config, in_pod(&config, shell("two", &image, "exec sleep 4713"))).await?;
+    let seen = node.sh(&two, "ps").await?;
+    ensure!(seen.contains("sleep 4711") && seen.contains("sleep 4712"), "{seen}");
+    node.stop_container(&one, 0).await?;
+    ensure!(node.container_status(&one).await?.exit_code == 137);
+    let start = Instant::now();
+    while node.sh(&two, "ps").await?.contains("sleep 471[12]") {
+        ensure!(start.elapsed() < PATIENCE, "left behind: {}", node.sh(&two, "ps").await?);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    node.stop_pod(&sandbox).await?;
+    ensure!(node.container_status(&two).await?.exit_code == 137);
+    node.remove_pod(&sandbox).await
+}
+
+/// DESIGN 4: daemon and keeper die; nothing of the containers is lost.
+#[test]
+fn nothing_of_a_shim_is_lost_when_we_are_killed() {
+    on_a_node(Setup::default(), |node| Box::pin(killed(node)));
+}
+
+async fn killed(node: &mut Node) -> Result<()> {
+    let image = node.import("busybox").await?;
+    handler(node, "shim", Path::new(SHIM), "").await?;
+    let config = pod(node, "killed");
+    let sandbox = node.run_pod_under(&config, "shim").await?;
+    let (pid, socket) = shim(node, &sandbox)?;
+    let steady = shell("steady", &image, "trap 'exit 9' TERM; while :; do sleep 0.05; done");
+    let steady = node.run(&sandbox, &config, steady).await?;
+    let lines = "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); echo line $i; done; sleep 1; exit 5";
+    let logger = node.run(&sandbox, &config, shell("logger", &image, lines)).await?;
+    let parked = node.create(&sandbox, &config, shell("parked", &image, "echo late; exit 6")).await?;
+    let brief = node.run(&sandbox, &config, shell("brief", &image, "sleep 2; exit 42")).await?;
+    kill(Pid::from_raw(node.keeper_pid().await?), Signal::SIGKILL)?;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    kill(Pid::from_raw(node.keeper_pid().await?), Signal::SIGKILL)?;
+    node.kill_daemon().await?;
+    // `brief` ends while no daemon serves.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    node.start_daemon().await?;
+    ensure!(node.ended(&brief).await?.exit_code == 42, "the exit code of the time between");
+    ensure!(node.ended(&logger).await?.exit_code == 5, "the logger's exit code");
+    let count = node.log(&logger).await?.iter().filter(|(_, _, line)| line.starts_with("line ")).count();
+    ensure!(count == 20000, "{count} lines");
+    let running = node.container_status(&steady).await?;
+    ensure!(running.state() == v1::ContainerState::ContainerRunning, "{running:?}");
+    ensure!(node.pod_status(&sandbox).await?.state() == v1::PodSandboxState::SandboxReady);
+    ensure!(node.sh(&steady, "echo in").await?.trim() == "in", "exec");
+    node.start_container(&parked).await?;
+    ensure!(node.ended(&parked).await?.exit_code == 6, "parked before, started after");
+    node.log_shows(&parked, |line| line == "late").await?;
+    kill(Pid::from_raw(node.guardian_pid().await?), Signal::SIGKILL)?;
+    node.stop_container(&steady, 30).await?;
+    ensure!(node.container_status(&steady).await?.exit_code == 9, "without its guardian");
+    let more = node.run(&sandbox, &config, shell("more", &image, "exit 8")).await?;
+    ensure!(node.ended(&more).await?.exit_code == 8, "made by the last keeper");
+    node.stop_pod(&sandbox).await?;
+    node.remove_pod(&sandbox).await?;
+    is_clean(node, &sandbox, pid, &socket)
+}
+
+/// SHIM-DEL-04, SHIM-DEL-05: a shim that dies takes its pod with it, and that is told.
+#[test]
+fn a_shim_that_is_killed_ends_its_pod_plainly() {
+    on_a_node(Setup::default(), |node| Box::pin(dead_shim(node)));
+}
+
+async fn dead_shim(node: &mut Node) -> Result<()> {
+    let image = node.import("busybox").await?;
+    handler(node, "shim", Path::new(SHIM), "").await?;
+    let config = pod(node, "dead");
+    let sandbox = node.run_pod_under(&config, "shim").await?;
+    let (pid, socket) = shim(node, &sandbox)?;
+    let one = node.run(&sandbox, &config, shell("one", &image, "echo said; exec sleep 4711")).await?;
+    let two = node.create(&sandbox, &config, shell("two", &image, "true")).await?;
+    node.log_shows(&one, |line| line == "said").await?;
+    let init = Group::of(node, &one).await?.init;
+    kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+    let status = node.ended(&one).await?;
+    ensure!(status.exit_code == 255 && status.reason == "Unknown", "{status:?}");
+    ensure!(status.message.contains(SHIM) && status.message.contains("gone"), "{status:?}");
+    let start = Instant::now();
+    while node.pod_status(&sandbox).await?.state() != v1::PodSandboxState::SandboxNotready {
+        ensure!(start.elapsed() < PATIENCE, "the pod is ready without its shim");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    ensure!(!Path::new(&format!("/proc/{init}/root")).exists(), "what it ran is left");
+    ensure!(node.start_container(&two).await.is_err(), "it cannot be started any more");
+    let third = node.create(&sandbox, &config, shell("three", &image, "true")).await;
+    ensure!(third.is_err(), "the pod is over");
+    node.remove_container(&one).await?;
+    node.stop_pod(&sandbox).await?;
+    node.remove_pod(&sandbox).await?;
+    is_clean(node, &sandbox, pid, &socket)?;
+
+    // One that hangs: asked in vain, ended, and the rest as before.
+    let config = pod(node, "hung");
+    let sandbox = node.run_pod_under(&config, "shim").await?;
+    let (pid, socket) = shim(node, &sandbox)?;
+    let one = node.run(&sandbox, &config, shell("one", &image, "exec sleep 4711")).await?;
+    kill(Pid::from_raw(pid), Signal::SIGSTOP)?;
+    let start = Instant::now();
+    node.stop_container(&one, 0).await?;
+    ensure!(start.elapsed() < Duration::from_secs(30), "stopped after {:?}", start.elapsed());
+    node.stop_pod(&sandbox).await?;
+    node.remove_pod(&sandbox).await?;
+    is_clean(node, &sandbox, pid, &socket)
+}
+
+/// An executable script below the node's directory.
+fn script(node: &Node, name: &str, text: &str) -> Result<PathBuf> {
+    let path = node.path(name);
+    std::fs::write(&path, format!("#!/bin/sh\n{text}\n"))?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))?;
+    Ok(path)
+}
+
+/// A shim that is not there, hangs, or is none: the pod fails with what it did and said, and nothing is left.
+#[test]
+fn bad_shims_fail_by_name_and_leave_nothing() {
+    on_a_node(Setup::default(), |node| Box::pin(bad(node)));
+}
+
+async fn bad(node: &mut Node) -> Result<()> {
+    node.import("busybox").await?;
+    let starts = |text: &str| format!("case \" $* \" in *\" start \"*) {text};; esac");
+    let deaf = "perl -MIO::Socket::UNIX -e 'my $s = IO::Socket::UNIX->new(Local => $ARGV[0], Listen => 5); sleep 4711' \
+        -- \"$0.sock\" -address \"$4\" >/dev/null 2>&1 & while [ ! -S \"$0.sock\" ]; do sleep 0.02; done; echo \"unix://$0.sock\"";
+    for (name, text, wanted) in [
+        ("gone", "exit 0".to_owned(), "gone: No such file or directory (os error 2); hint: install it"),
+        ("silent", "exit 0".to_owned(), "silent start: it printed no address"),
+        ("garbage", "echo garbage".to_owned(), "garbage start: its answer is no address: \"garbage\""),
+        (
+            "grpc",
+            "echo '{\"version\":3,\"address\":\"unix:///x\",\"protocol\":\"grpc\"}'".to_owned(),
+            "only ttrpc",
+        ),
+        ("hangs", starts("sleep 4711"), "hangs start: no end within 2 s; it was killed"),
+        (
+            "words",
+            starts("echo the moon is in the way >&2; exit 1"),
+            "words start: exit status: 1: the moon is in the way",
+        ),
+        ("nowhere", "echo unix:///no/such/socket".to_owned(), "the shim cannot be reached"),
+        ("deaf", starts(deaf), "deaf Connect: no answer within 20 s"),
+    ] {
+        let path = script(node, name, &text)?;
+        handler(node, name, &path, "create_timeout = \"2s\"").await?;
+        if name == "gone" {
+            std::fs::remove_file(&path)?;
+        }
+        let start = Instant::now();
+        let outcome = node.run_pod_under(&pod(node, name), name).await;
+        let error = format!("{:#}", outcome.err().with_context(|| format!("{name} is no shim"))?);
+        ensure!(error.contains(wanted), "{name}: {error}");
+        ensure!(start.elapsed() < Duration::from_secs(60), "{name}: after {:?}", start.elapsed());
+        // A configuration that names what is not there would be refused from now on.
+        std::fs::remove_file(node.path("config.d").join(format!("{name}.toml")))?;
+        let pods = node.runtime().await?.list_pod_sandbox(v1::ListPodSandboxRequest::default()).await?;
+        ensure!(pods.into_inner().items.is_empty(), "{name}: nothing is listed");
+        let left = e2e::leaks::processes_naming(&path);
+        ensure!(left.is_empty(), "{name}: what it had started lives: {left:?}");
+    }
+    let left = e2e::leaks::processes_naming(Path::new("4711"));
+    ensure!(left.is_empty(), "what they had started lives: {left:?}");
+    Ok(())
+}
+
+/// A keeper that dies while it makes pod or container: the next one takes back what was half-made, or knows it.
+#[test]
+fn pods_that_a_dead_keeper_began_leave_nothing() {
+    on_a_node(Setup::default(), |node| Box::pin(cut_short(node)));
+}
+
+async fn cut_short(node: &mut Node) -> Result<()> {
+    let image = node.import("busybox").await?;
+    let slow = script(
+        node,
+        "slow",
+        &format!("case \" $* \" in *\" start \"*) sleep 1.5;; esac; exec {SHIM} \"$@\""),
+    )?;
+    handler(node, "slow", &slow, "").await?;
+    let config = pod(node, "slow");
+    let node = &*node;
+    let die = || async {
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        kill(Pid::from_raw(node.keeper_pid().await?), Signal::SIGKILL)?;
+        anyhow::Ok(())
+    };
+    let (made, died) = tokio::join!(node.run_pod_under(&config, "slow"), die());
+    died?;
+    let sandbox = made.context("made by the next keeper")?;
+    let (created, died) = tokio::join!(
+        node.create(
+            &sandbox,
+            &config,
+            shell("main", &image, "trap 'exit 9' TERM; echo up; while :; do sleep 0.05; done")
+        ),
+        die()
+    );
+    died?;
+    let id = created.context("made by the next keeper")?;
+    node.start_container(&id).await?;
+    node.log_shows(&id, |line| line == "up").await?;
+    let (_, died) = tokio::join!(node.exec(&id, &["sleep", "4711"]), die());
+    died?;
+    node.stop_container(&id, 30).await?;
+    ensure!(node.container_status(&id).await?.exit_code == 9);
+    let (pid, socket) = shim(node, &sandbox)?;
+    node.stop_pod(&sandbox).await?;
+    node.remove_pod(&sandbox).await?;
+    is_clean(node, &sandbox, pid, &socket)
+}
+
+/// What a shim's pods cannot be is refused by its name.
+#[test]
+fn what_a_shim_cannot_do_is_refused_by_name() {
+    on_a_node(Setup::default(), |node| Box::pin(refused(node)));
+}
+
+async fn refused(node: &mut Node) -> Result<()> {
+    let image = node.import("busybox").await?;
+    handler(node, "shim", Path::new(SHIM), "").await?;
+    let mut config = pod(node, "users");
+    let map = vec![v1::IdMapping { container_id: 0, host_id: 70000, length: 65536 }];
+    pod_modes(&mut config).userns_options =
+        Some(v1::UserNamespace { mode: v1::NamespaceMode::Pod.into(), uids: map.clone(), gids: map });
+    let error = format!("{:#}", node.run_pod_under(&config, "shim").await.err().context("refused")?);
+    ensure!(error.contains(SHIM) && error.contains("user namespaces"), "{error}");
+    let config = pod(node, "refused");
+    let sandbox = node.run_pod_under(&config, "shim").await?;
+    let mut main = shell("main", &image, "true");
+    let mut mount = e2e::requests::bind(&node.path("logs"), "/logs");
+    (mount.readonly, mount.recursive_read_only) = (true, true);
+    main.mounts.push(mount);
+    let error = format!("{:#}", node.create(&sandbox, &config, main).await.err().context("refused")?);
+    ensure!(error.contains(SHIM) && error.contains("recursive read-only mounts"), "{error}");
+    let id = node.run(&sandbox, &config, shell("main", &image, "exec sleep 1000")).await?;
+    let request = v1::CheckpointContainerRequest {
+        container_id: id,
+        location: node.path("checkpoint.tar").display().to_string(),
+        timeout: 10,
+    };
+    let error = node.runtime().await?.checkpoint_container(request).await.err().context("refused")?;
+    ensure!(error.code() == tonic::Code::Unimplemented && error.message().contains(SHIM), "{error:?}");
+    node.stop_pod(&sandbox).await?;
+    node.remove_pod(&sandbox).await
+}
