@@ -9,7 +9,7 @@ use crate::guardian::Exit;
 use crate::keeper::{Keeper, blocking};
 use crate::mounts;
 use crate::process::{Awaited, Process, now, reopen};
-use crate::records::{self, Ended, ExecRecord, SandboxRecord, TaskPhase, TaskRecord};
+use crate::records::{self, Ended, ExecRecord, SandboxPhase, SandboxRecord, TaskPhase, TaskRecord};
 use crate::sandbox::Sandbox;
 use crate::shims;
 use crate::stdio;
@@ -31,6 +31,8 @@ type HalfMade = (TaskRecord, Option<OwnedFd>);
 pub(crate) struct Pending {
     tasks: Vec<Living>,
     half_made: Vec<HalfMade>,
+    /// Pods that a shim was to run.
+    half_pods: Vec<String>,
 }
 
 /// Rebuilds everything in memory, without awaiting anything: when it returns, whoever waits for a death is known, so that
@@ -42,6 +44,9 @@ pub(crate) fn rebuild(keeper: &Arc<Keeper>, mut held: HashMap<String, OwnedFd>) 
     let tasks = records::load_all::<TaskRecord>(&keeper.layout.tasks()).map_err(fail)?;
     for record in records::load_all::<SandboxRecord>(&keeper.layout.sandboxes()).map_err(fail)? {
         let id = record.id.clone();
+        if record.by_shim && record.phase == SandboxPhase::Creating {
+            pending.half_pods.push(id.clone());
+        }
         let inhabitant = tasks.iter().filter(|task| task.sandbox == id).find_map(living);
         if let Some(sandbox) = Sandbox::recover(keeper, record, inhabitant.as_ref(), &mut held) {
             keeper.sandboxes.insert(&id, sandbox);
@@ -84,6 +89,14 @@ pub(crate) async fn resume(keeper: &Arc<Keeper>, pending: Pending) {
     for (record, pidfd) in pending.half_made {
         let keeper = Arc::clone(keeper);
         undone.spawn(async move { undo(&keeper, &record, pidfd).await });
+    }
+    for id in pending.half_pods {
+        let keeper = Arc::clone(keeper);
+        undone.spawn(async move {
+            if let Err(error) = shims::undo(&keeper, &id).await {
+                tracing::warn!(id, "a pod that was being made: {error}");
+            }
+        });
     }
     let mut connected = JoinSet::new();
     for (task, adopted) in pending.tasks {

@@ -218,9 +218,6 @@ impl Sandbox {
         let log = take("shim-log");
         let shim = record.by_shim.then(|| shims::Pod::find(keeper, &record.id, log)).flatten();
         if record.phase == SandboxPhase::Creating {
-            if record.by_shim {
-                shims::clear_later(keeper, &record.id, shim);
-            }
             if let Some(reaper) = reaper {
                 let _ = reaper.signal(SIGKILL);
             }

@@ -30,7 +30,7 @@ mod program;
 
 pub(crate) use container::{Container, New, close_stdin, end_session, wait};
 pub(crate) use events::Listener;
-pub(crate) use pod::{Pause, Pod, clear_later, clear_left_over};
+pub(crate) use pod::{Pause, Pod, clear_left_over, undo};
 pub(crate) use process::Process;
 pub(crate) use program::{ACTION, become_shim, is_publishing};
 

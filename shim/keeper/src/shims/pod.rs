@@ -355,14 +355,15 @@ pub(crate) fn clear_left_over(dir: &Path) {
     }
 }
 
-/// Undoes a pod that a former keeper was making, `found` or not, without waiting for it.
-pub(crate) fn clear_later(keeper: &Keeper, id: &str, found: Option<Arc<Pod>>) {
-    let dir = keeper.layout.shims().join(id);
-    tokio::spawn(blocking(move || {
+/// Undoes a pod that a former keeper was making.
+pub(crate) async fn undo(keeper: &Keeper, id: &str) -> Result<()> {
+    let (dir, found) = (keeper.layout.shims().join(id), Pod::find(keeper, id, None));
+    blocking(move || {
         match found {
             Some(pod) => pod.clear(),
             None => clear_left_over(&dir),
         }
         Ok(())
-    }));
+    })
+    .await
 }
