@@ -390,7 +390,7 @@ fn bad_shims_fail_by_name_and_leave_nothing() {
 async fn bad(node: &mut Node) -> Result<()> {
     node.import("busybox").await?;
     let starts = |text: &str| format!("case \" $* \" in *\" start \"*) {text};; esac");
-    let deaf = "perl -MIO::Socket::UNIX -e 'my $s = IO::Socket::UNIX->new(Local => $ARGV[0], Listen => 5); sleep 4711' \
+    let deaf = "perl -MIO::Socket::UNIX -e 'my $s = IO::Socket::UNIX->new(Local => $ARGV[0], Listen => 5); sleep 4799' \
         -- \"$0.sock\" -address \"$4\" >/dev/null 2>&1 & while [ ! -S \"$0.sock\" ]; do sleep 0.02; done; echo \"unix://$0.sock\"";
     for (name, text, wanted) in [
         ("gone", "exit 0".to_owned(), "gone: No such file or directory (os error 2); hint: install it"),
@@ -401,14 +401,14 @@ async fn bad(node: &mut Node) -> Result<()> {
             "echo '{\"version\":3,\"address\":\"unix:///x\",\"protocol\":\"grpc\"}'".to_owned(),
             "only ttrpc",
         ),
-        ("hangs", starts("sleep 4711"), "hangs start: no end within 2 s; it was killed"),
+        ("hangs", starts("sleep 4799"), "hangs start: no end within 2 s; it was killed"),
         (
             "words",
             starts("echo the moon is in the way >&2; exit 1"),
             "words start: exit status: 1: the moon is in the way",
         ),
         ("nowhere", "echo unix:///no/such/socket".to_owned(), "the shim cannot be reached"),
-        ("deaf", starts(deaf), "deaf Connect: no answer within 20 s"),
+        ("deaf", starts(deaf), "deaf Connect: no answer within 2 s"),
     ] {
         let path = script(node, name, &text)?;
         handler(node, name, &path, "create_timeout = \"2s\"").await?;
@@ -419,7 +419,7 @@ async fn bad(node: &mut Node) -> Result<()> {
         let outcome = node.run_pod_under(&pod(node, name), name).await;
         let error = format!("{:#}", outcome.err().with_context(|| format!("{name} is no shim"))?);
         ensure!(error.contains(wanted), "{name}: {error}");
-        ensure!(start.elapsed() < Duration::from_secs(60), "{name}: after {:?}", start.elapsed());
+        ensure!(start.elapsed() < Duration::from_secs(20), "{name}: after {:?}", start.elapsed());
         // A configuration that names what is not there would be refused from now on.
         std::fs::remove_file(node.path("config.d").join(format!("{name}.toml")))?;
         let pods = node.runtime().await?.list_pod_sandbox(v1::ListPodSandboxRequest::default()).await?;
@@ -427,7 +427,7 @@ async fn bad(node: &mut Node) -> Result<()> {
         let left = e2e::leaks::processes_naming(&path);
         ensure!(left.is_empty(), "{name}: what it had started lives: {left:?}");
     }
-    let left = e2e::leaks::processes_naming(Path::new("4711"));
+    let left = e2e::leaks::processes_naming(Path::new("4799"));
     ensure!(left.is_empty(), "what they had started lives: {left:?}");
     Ok(())
 }

@@ -202,8 +202,9 @@ impl Pod {
         // Written down before it is used: whoever undoes this must find it.
         self.save(&state)?;
         drop(state);
+        let limit = QUICK.min(self.shim.patience());
         let request = ConnectRequest { id: id.into(), ..ConnectRequest::default() };
-        match self.call::<ConnectResponse>("Connect", &request, Some(QUICK)).await {
+        match self.call::<ConnectResponse>("Connect", &request, Some(limit)).await {
             Ok(answer) => {
                 let mut state = self.state.lock().await;
                 state.pid = answer.shim_pid.cast_signed();
@@ -211,7 +212,11 @@ impl Pod {
             }
             // One that knows no container yet may say so.
             Err(Fault::Refused(..)) => Ok(()),
-            Err(fault) => Err(fault.within(&format!("{} Connect", self.shim.path.display()))),
+            Err(fault) => {
+                // Nothing was made by it yet, and it would hold up whatever is asked of it.
+                self.end_shim().await?;
+                Err(fault.within(&format!("{} Connect", self.shim.path.display())))
+            }
         }
     }
 
