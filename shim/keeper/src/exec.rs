@@ -360,7 +360,11 @@ impl Exec {
             }
         }
         if killed {
-            blocking(move || Ok(wait_until_gone(&cgroup))).await?;
+            let wait = move || {
+                wait_until_gone(&cgroup);
+                Ok(())
+            };
+            blocking(wait).await?;
         }
         Ok(())
     }

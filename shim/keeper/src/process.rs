@@ -194,7 +194,7 @@ async fn peek_once_let_go(process: &Process) -> io::Result<Option<u32>> {
 
 /// A kernel that tells does so once somebody has reaped the process, and a busy host's init takes its time.
 fn patience(process: &Process) -> Duration {
-    match process.own_pidfd().and_then(|pidfd| exit_status(pidfd)) {
+    match process.own_pidfd().and_then(exit_status) {
         Ok(_) => REAPER_PATIENCE,
         Err(_) => GUARDIAN_PATIENCE,
     }
@@ -205,7 +205,7 @@ fn patience(process: &Process) -> Duration {
 async fn status_by_kernel(process: &Process) -> u32 {
     loop {
         tokio::time::sleep(KERNEL_PAUSE).await;
-        if let Ok(Some(status)) = process.own_pidfd().and_then(|pidfd| exit_status(pidfd)) {
+        if let Ok(Some(status)) = process.own_pidfd().and_then(exit_status) {
             return status;
         }
     }

@@ -79,7 +79,7 @@ impl Sandbox {
             let maker = Arc::clone(&keeper);
             let sandbox = blocking(move || {
                 let of_shim = shim.map(|shim| OfShim { shim, files: bundle });
-                Self::make(&maker, id, &request, config, of_shim)
+                Self::make(&maker, id, &request, config, of_shim.as_ref())
             });
             let sandbox = sandbox.await?;
             sandbox.watch_reaper(&keeper, None);
@@ -95,7 +95,7 @@ impl Sandbox {
         id: String,
         request: &SandboxRequest,
         config: Option<PodSandboxConfig>,
-        of_shim: Option<OfShim>,
+        of_shim: Option<&OfShim>,
     ) -> Result<Arc<Self>> {
         let owner = request.user.as_ref().map_or((0, 0), IdMappings::host_root);
         let files = config.as_ref().filter(|_| keeper.events.is_wanted());
@@ -150,7 +150,7 @@ impl Sandbox {
         rollback.push("kept descriptors", || keeper.guardian.forget_all(&prefix));
         keeper.guardian.keep(&items).map_err(|e| Error::io("keep descriptors of sandbox", &record.id, &e))?;
         record.namespaces = namespaces.iter().map(|(kind, _)| name(*kind).to_owned()).collect();
-        let shim = match &of_shim {
+        let shim = match of_shim {
             None => None,
             Some(OfShim { shim, files }) => {
                 let netns = request.netns.as_ref().map(|path| path.to_string_lossy()).unwrap_or_default();

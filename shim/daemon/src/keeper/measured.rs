@@ -12,10 +12,10 @@ const UNLIMITED: u64 = 1 << 62;
 pub(super) fn decode(any: &Any) -> Option<Stats> {
     match any.type_url.rsplit('/').next()? {
         "io.containerd.cgroups.v1.Metrics" => {
-            v1::Metrics::parse_from_bytes(&any.value).ok().map(of_version_1)
+            v1::Metrics::parse_from_bytes(&any.value).ok().as_ref().map(of_version_1)
         }
         "io.containerd.cgroups.v2.Metrics" => {
-            v2::Metrics::parse_from_bytes(&any.value).ok().map(of_version_2)
+            v2::Metrics::parse_from_bytes(&any.value).ok().as_ref().map(of_version_2)
         }
         _ => None,
     }
@@ -25,7 +25,7 @@ fn limit(value: u64) -> Option<u64> {
     (value != 0 && value < UNLIMITED).then_some(value)
 }
 
-fn of_version_1(metrics: v1::Metrics) -> Stats {
+fn of_version_1(metrics: &v1::Metrics) -> Stats {
     let mut stats = Stats::default();
     if let Some(usage) = metrics.cpu.as_ref().and_then(|cpu| cpu.usage.as_ref()) {
         stats.cpu_usage_ns = Some(usage.total);
@@ -51,7 +51,7 @@ fn of_version_1(metrics: v1::Metrics) -> Stats {
     stats
 }
 
-fn of_version_2(metrics: v2::Metrics) -> Stats {
+fn of_version_2(metrics: &v2::Metrics) -> Stats {
     let mut stats = Stats::default();
     if let Some(cpu) = metrics.cpu.as_ref() {
         let nanos = |micros: u64| micros.saturating_mul(1000);

@@ -36,14 +36,14 @@ impl Endpoint {
         if text.starts_with('{') {
             let json: Json =
                 serde_json::from_str(text).map_err(|e| format!("its answer is no address: {e}"))?;
-            return Self::of(json.version, json.address, &json.protocol);
+            return Self::of(json.version, &json.address, &json.protocol);
         }
         if text.starts_with('/') || text.starts_with("unix:") {
-            return Self::of(2, text.into(), "");
+            return Self::of(2, text, "");
         }
         match BootstrapResult::parse_from_bytes(said) {
             Ok(result) if !result.address.is_empty() => {
-                Self::of(result.version, result.address, &result.protocol)
+                Self::of(result.version, &result.address, &result.protocol)
             }
             _ => {
                 let shown: String = text.chars().filter(|c| !c.is_control()).take(200).collect();
@@ -52,14 +52,14 @@ impl Endpoint {
         }
     }
 
-    fn of(version: i32, address: String, protocol: &str) -> Result<Self, String> {
+    fn of(version: i32, address: &str, protocol: &str) -> Result<Self, String> {
         if !protocol.is_empty() && !protocol.eq_ignore_ascii_case("ttrpc") {
             return Err(format!("it speaks {protocol}, and only ttrpc is spoken here"));
         }
         if version > 3 {
             return Err(format!("it speaks version {version} of the Task service: 2 and 3 are known"));
         }
-        let path = address.strip_prefix("unix://").unwrap_or(&address);
+        let path = address.strip_prefix("unix://").unwrap_or(address);
         if !path.starts_with('/') || path.contains(['\n', '\0']) {
             return Err(format!("its answer {address:?} is not the address of a unix socket"));
         }

@@ -267,10 +267,17 @@ impl Pod {
     /// SIGKILL to its server, and to calls of its program under way.
     pub(super) async fn end_shim(&self) -> Result<()> {
         let dir = self.dir.clone();
-        self.state.lock().await.link = None;
-        let (pid, ended) = (self.state.lock().await.pid, blocking(move || Ok(end_calls(&dir))).await);
-        reap(pid);
-        ended
+        let pid = {
+            let mut state = self.state.lock().await;
+            state.link = None;
+            state.pid
+        };
+        let end = move || {
+            end_calls(&dir);
+            reap(pid);
+            Ok(())
+        };
+        blocking(end).await
     }
 
     /// Ends the sandbox container and the shim. The pod's containers have been deleted. Repeatable.
