@@ -230,10 +230,11 @@ impl Exec {
         shim: &Arc<shims::Container>,
         process: &ProcessSpec,
     ) -> Result<Process> {
-        let (kept, streams) = stdio::by_name::session(&self.streams)?;
+        let stdio::by_name::Session { kept, names, places } = stdio::by_name::session(&self.streams)?;
         stdio::keep_all(&keeper.guardian, &self.prefix(), &kept, &[])
             .map_err(|e| Error::io("keep the descriptors of exec", &self.id, &e))?;
-        let started = shims::wait(shim.exec(&self.id, process, streams));
+        let started = shims::wait(shim.exec(&self.id, process, names));
+        drop(places);
         let pid = started.inspect_err(|_| keeper.guardian.forget_all(&self.prefix()))?;
         // One in a virtual machine stays with the others.
         let group = Cgroup::open(task.cgroup()).map_err(Error::from);

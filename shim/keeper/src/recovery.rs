@@ -208,8 +208,16 @@ fn restore(
 
 /// The same for one that a shim runs: that knows whatever happened meanwhile, and is asked by whoever waits for the end.
 #[allow(clippy::result_large_err, reason = "once per record, at start")]
-fn restore_of_shim(keeper: &Keeper, record: TaskRecord, kept: stdio::Kept) -> Result<Living, HalfMade> {
+fn restore_of_shim(keeper: &Keeper, record: TaskRecord, mut kept: stdio::Kept) -> Result<Living, HalfMade> {
     let shim = Task::known_shim(keeper, &record.sandbox, &record.id);
+    let is_over = matches!(record.phase, TaskPhase::Creating | TaskPhase::Stopped { .. });
+    if let Some(shim) = shim.as_ref().filter(|_| !is_over && kept.is_empty()) {
+        shim.reopen(&record.streams, &mut kept);
+        let held = stdio::keep_all(&keeper.guardian, &task::prefix(&record.id), &kept, &[]);
+        if let Err(error) = held {
+            tracing::warn!(id = record.id, "keep its descriptors: {error}");
+        }
+    }
     let process = |pid| shim.map(|shim| Process::of_shim(pid, shims::Process::new(shim, "")));
     let restored = match record.phase.clone() {
         TaskPhase::Creating | TaskPhase::Frozen { .. } => return Err((record, None)),

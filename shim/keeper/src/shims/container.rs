@@ -72,6 +72,11 @@ impl Container {
         self.pod.bundle(&self.id)
     }
 
+    /// See [`stdio::by_name::reopen`].
+    pub(crate) fn reopen(&self, streams: &Streams, kept: &mut stdio::Kept) {
+        stdio::by_name::reopen(streams, &self.dir(), kept);
+    }
+
     /// Create: the container waits for its start. The pid is whatever the shim says. On error nothing is left. Blocks.
     pub(crate) fn create(&self, new: New<'_>) -> Result<(i32, stdio::Opened)> {
         self.try_create(new).inspect_err(|_| wait(self.remove()))

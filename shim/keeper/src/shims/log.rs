@@ -45,7 +45,10 @@ fn tell(rest: &mut Vec<u8>, pod: &str) {
     while let Some(end) = memchr::memchr(b'\n', rest).or((rest.len() >= LINE).then_some(LINE - 1)) {
         let line: Vec<u8> = rest.drain(..=end).collect();
         let line: String = String::from_utf8_lossy(&line).chars().filter(|c| !c.is_control()).collect();
-        if !line.trim().is_empty() {
+        // As logrus writes it, which nearly all use.
+        if ["level=info", "level=debug", "level=trace"].iter().any(|level| line.contains(level)) {
+            tracing::debug!(pod, "its shim: {line}");
+        } else if !line.trim().is_empty() {
             tracing::info!(pod, "its shim: {line}");
         }
     }

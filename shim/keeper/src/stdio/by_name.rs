@@ -5,8 +5,11 @@ use super::{Kept, Opened, input_fifo, keep_log, key, open_fifo, output_fifo};
 use crate::error::{Error, Result};
 use crate::logs;
 use crate::records::Streams;
+use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
 use std::path::Path;
+
+const NOWHERE: &str = "/dev/null";
 
 /// Streams of a container that is logged: fifos in `dir`. The ends that are held until the shim has opened its own are among
 /// the kept ones, see [`is_placeholder`].
@@ -39,11 +42,38 @@ pub(crate) fn logged(streams: &Streams, dir: &Path) -> Result<(Opened, Streams)>
     Ok((opened, names))
 }
 
+/// Opens again what of a container's streams a keeper and its guardian took with them: what the shim copied meanwhile waits in
+/// the fifos. Missing is success.
+pub(crate) fn reopen(streams: &Streams, dir: &Path, kept: &mut Kept) {
+    let mut put = |key, opened: Result<OwnedFd>| match opened {
+        Ok(fd) => drop(kept.entry(key).or_insert(fd)),
+        Err(error) => tracing::debug!("{error}"),
+    };
+    for (name, read, hold) in [("out", key::OUT, key::OUT_HOLD), ("err", key::ERR, key::ERR_HOLD)] {
+        put(read, open_fifo(&dir.join(name), OFlags::RDONLY));
+        put(hold, logs::hold().map_err(|e| Error::io("make", "log buffer", &e)));
+    }
+    if let Ok(Target::Log { path: Some(path), .. }) = Target::parse(&streams.stdout) {
+        put(key::LOG, super::open_log(&path).map(Into::into));
+    }
+    put(key::IN, open_fifo(&dir.join("in"), OFlags::WRONLY));
+}
+
+/// Streams of a session, and their names for a shim.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) kept: Kept,
+    pub(crate) names: Streams,
+    /// The shim's ends, to be held until it has opened them itself: else a client might see the end before the beginning.
+    pub(crate) places: Vec<OwnedFd>,
+}
+
 /// Streams of a session: its client's fifos, or pipes, which have names below /proc.
 ///
 /// # Errors
 /// `Unimplemented` for all others.
-pub(crate) fn session(streams: &Streams) -> Result<(Kept, Streams)> {
+pub(crate) fn session(streams: &Streams) -> Result<Session> {
+    let mut places = Vec::new();
     let (mut kept, mut names) = (Kept::new(), Streams { terminal: streams.terminal, ..Streams::default() });
     let outputs = [
         (&streams.stdout, key::OUT_READER, &mut names.stdout),
@@ -53,7 +83,7 @@ pub(crate) fn session(streams: &Streams) -> Result<(Kept, Streams)> {
         match Target::parse(stream)? {
             Target::Null => {}
             Target::Fifo(path) | Target::Pipe(path) => {
-                output_fifo(&path, reader, &mut kept, (0, 0))?;
+                places.push(output_fifo(&path, reader, &mut kept, (0, 0))?);
                 *name = path.to_string_lossy().into_owned();
             }
             _ => {
@@ -64,11 +94,19 @@ pub(crate) fn session(streams: &Streams) -> Result<(Kept, Streams)> {
         }
     }
     if let Target::Fifo(path) | Target::Pipe(path) = Target::parse(&streams.stdin)? {
-        let (_, write) = input_fifo(&path, (0, 0))?;
+        let (read, write) = input_fifo(&path, (0, 0))?;
+        places.push(read);
         kept.insert(key::IN, write);
         names.stdin = path.to_string_lossy().into_owned();
     }
-    Ok((kept, names))
+    // runc's shim takes all outputs or none.
+    if [&names.stdin, &names.stdout, &names.stderr].iter().any(|name| !name.is_empty()) {
+        let wanted = [Some(&mut names.stdout), (!names.terminal).then_some(&mut names.stderr)];
+        for name in wanted.into_iter().flatten().filter(|name| name.is_empty()) {
+            *name = NOWHERE.into();
+        }
+    }
+    Ok(Session { kept, names, places })
 }
 
 /// True for what only holds a fifo open for its shim.
@@ -129,10 +167,12 @@ mod tests {
         let number = std::os::fd::AsRawFd::as_raw_fd(&write);
         let streams =
             Streams { stdout: format!("pipe://{}/{number}", std::process::id()), ..Streams::default() };
-        let (kept, names) = session(&streams).unwrap();
+        let Session { kept, names, places } = session(&streams).unwrap();
         assert_eq!(names.stdout, format!("/proc/{}/fd/{number}", std::process::id()));
+        assert_eq!((names.stdin.as_str(), names.stderr.as_str()), ("", NOWHERE));
+        assert_eq!(session(&Streams::default()).unwrap().names, Streams::default());
         assert_eq!(kept.keys().collect::<Vec<_>>(), [&key::OUT_READER]);
-        drop(write);
+        drop((write, places));
         let mut text = String::new();
         File::from(read).read_to_string(&mut text).unwrap();
         assert_eq!(text, "", "we keep no end that would hide the end");
