@@ -239,6 +239,8 @@ impl Exec {
         // One in a virtual machine stays with the others.
         let group = Cgroup::open(task.cgroup()).map_err(Error::from);
         let group = group.and_then(|group| foreign::set_apart(&group, &self.id, pid));
+        // A shim of our own kind has made it already.
+        let group = group.or_else(|_| Cgroup::open(&format!("{}/exec-{}", task.cgroup(), self.id)));
         let cgroup = group.map(|group| group.path().to_owned()).unwrap_or_default();
         let started = Process::of_shim(pid, shims::Process::new(Arc::clone(shim), &self.id));
         self.go_to(keeper, Lifecycle::Running { process: started.clone(), cgroup });

@@ -1,5 +1,6 @@
-//! Handlers whose pods a containerd shim of somebody else runs: Debian's for runc, which is what kata's and runsc's are to a
-//! client, but for the virtual machine (SHIM-CMD-*, SHIM-TSK-*, SHIM-DEL-04).
+//! Handlers whose pods a containerd shim of somebody else runs (SHIM-CMD-*, SHIM-TSK-*, SHIM-DEL-04): Debian's for runc, which
+//! speaks version 2 of the Task service; containerd 2's, which speaks version 3 and nothing else; and our own, which is a
+//! stranger's to the keeper, too. Kata's and runsc's are the same to a client, but for what is behind them.
 
 use anyhow::{Context, Result, ensure};
 use cri_proto::v1;
@@ -15,6 +16,15 @@ use std::time::{Duration, Instant};
 
 const SHIM: &str = "/usr/bin/containerd-shim-runc-v2";
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Every shim there is here, by the name of its handler.
+fn all() -> [(&'static str, PathBuf); 3] {
+    [
+        ("debian", SHIM.into()),
+        ("two", e2e::node::tool("containerd-2/containerd-shim-runc-v2")),
+        ("own", e2e::node::binary("containerd-shim-slipway-v1")),
+    ]
+}
 
 /// Adds a handler with this shim and waits until the running daemon has it.
 async fn handler(node: &Node, name: &str, program: &Path, more: &str) -> Result<()> {
@@ -77,28 +87,36 @@ fn a_pod_of_two_containers_runs_under_a_shim() {
 
 async fn pair(node: &mut Node) -> Result<()> {
     let image = node.import("busybox").await?;
-    handler(node, "shim", Path::new(SHIM), "").await?;
-    let told = handlers(node).await?;
-    let features = told.iter().find(|h| h.name == "shim").and_then(|h| h.features).context("features")?;
-    ensure!(!features.user_namespaces && !features.recursive_read_only_mounts, "{features:?}");
-    let config = pod(node, "pair");
-    let sandbox = node.run_pod_under(&config, "shim").await?;
+    for (name, program) in all() {
+        handler(node, name, &program, "").await?;
+        let told = handlers(node).await?;
+        let features = told.iter().find(|h| h.name == name).and_then(|h| h.features).context("features")?;
+        ensure!(!features.user_namespaces && !features.recursive_read_only_mounts, "{features:?}");
+        pair_under(node, &image, name, &program).await.with_context(|| format!("with {name}"))?;
+    }
+    Ok(())
+}
+
+async fn pair_under(node: &Node, image: &str, handler: &str, program: &Path) -> Result<()> {
+    let config = pod(node, handler);
+    let sandbox = node.run_pod_under(&config, handler).await?;
     let (pid, socket) = shim(node, &sandbox)?;
     let command = std::fs::read_to_string(format!("/proc/{pid}/cmdline"))?;
-    ensure!(command.starts_with(SHIM), "{command:?}");
-    one_life(node, &image, &config, &sandbox).await?;
+    let name = program.file_name().context("name")?.to_string_lossy().into_owned();
+    ensure!(command.split('\0').next().is_some_and(|first| first.ends_with(&name)), "{command:?}");
+    one_life(node, image, &config, &sandbox, program).await?;
 
     // A second one, beside the first, in the same shim.
     let talk = "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); echo line $i; done; exit 5";
-    let one = node.run(&sandbox, &config, shell("one", &image, talk)).await?;
-    let two = node.run(&sandbox, &config, shell("two", &image, "hostname; exec sleep 1000")).await?;
+    let one = node.run(&sandbox, &config, shell("one", image, talk)).await?;
+    let two = node.run(&sandbox, &config, shell("two", image, "hostname; exec sleep 1000")).await?;
     let name = config.hostname.clone();
     node.log_shows(&two, |line| line == name).await?;
     ensure!(node.ended(&one).await?.exit_code == 5);
     let count = node.log(&one).await?.iter().filter(|(_, _, line)| line.starts_with("line ")).count();
     ensure!(count == 20000, "{count} lines are in the log when the end is told");
     ensure!(shim(node, &sandbox)?.0 == pid, "one shim for the pod");
-    let three = node.run(&sandbox, &config, shell("three", &image, "exec sleep 1000")).await?;
+    let three = node.run(&sandbox, &config, shell("three", image, "exec sleep 1000")).await?;
     let script = "readlink /proc/self/ns/net; readlink /proc/self/ns/ipc";
     ensure!(node.sh(&two, script).await? == node.sh(&three, script).await?, "the pod's own namespaces");
     node.remove_container(&three).await?;
@@ -109,7 +127,13 @@ async fn pair(node: &mut Node) -> Result<()> {
     is_clean(node, &sandbox, pid, &socket)
 }
 
-async fn one_life(node: &Node, image: &str, config: &v1::PodSandboxConfig, sandbox: &str) -> Result<()> {
+async fn one_life(
+    node: &Node,
+    image: &str,
+    config: &v1::PodSandboxConfig,
+    sandbox: &str,
+    program: &Path,
+) -> Result<()> {
     let text = "echo out; echo err >&2; trap 'echo bye; exit 9' TERM; while :; do sleep 0.05; done";
     let mut main = shell("main", image, text);
     main.linux.get_or_insert_default().resources = Some(v1::LinuxContainerResources {
@@ -182,7 +206,7 @@ async fn one_life(node: &Node, image: &str, config: &v1::PodSandboxConfig, sandb
     wrong.command = vec!["/no/such".into()];
     let error = node.run(sandbox, config, wrong).await;
     let error = format!("{:#}", error.err().context("a command that is not there")?);
-    ensure!(error.contains("/no/such") && error.contains(SHIM), "{error}");
+    ensure!(error.contains("/no/such") && error.contains(&*program.to_string_lossy()), "{error}");
     let never = node.create(sandbox, config, shell("never", image, "true")).await?;
     node.remove_container(&never).await?;
     Ok(())
@@ -287,16 +311,23 @@ fn nothing_of_a_shim_is_lost_when_we_are_killed() {
 
 async fn killed(node: &mut Node) -> Result<()> {
     let image = node.import("busybox").await?;
-    handler(node, "shim", Path::new(SHIM), "").await?;
-    let config = pod(node, "killed");
-    let sandbox = node.run_pod_under(&config, "shim").await?;
+    for (name, program) in all() {
+        handler(node, name, &program, "").await?;
+        killed_under(node, &image, name).await.with_context(|| format!("with {name}"))?;
+    }
+    Ok(())
+}
+
+async fn killed_under(node: &mut Node, image: &str, handler: &str) -> Result<()> {
+    let config = pod(node, handler);
+    let sandbox = node.run_pod_under(&config, handler).await?;
     let (pid, socket) = shim(node, &sandbox)?;
-    let steady = shell("steady", &image, "trap 'exit 9' TERM; while :; do sleep 0.05; done");
+    let steady = shell("steady", image, "trap 'exit 9' TERM; while :; do sleep 0.05; done");
     let steady = node.run(&sandbox, &config, steady).await?;
     let lines = "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); echo line $i; done; sleep 1; exit 5";
-    let logger = node.run(&sandbox, &config, shell("logger", &image, lines)).await?;
-    let parked = node.create(&sandbox, &config, shell("parked", &image, "echo late; exit 6")).await?;
-    let brief = node.run(&sandbox, &config, shell("brief", &image, "sleep 2; exit 42")).await?;
+    let logger = node.run(&sandbox, &config, shell("logger", image, lines)).await?;
+    let parked = node.create(&sandbox, &config, shell("parked", image, "echo late; exit 6")).await?;
+    let brief = node.run(&sandbox, &config, shell("brief", image, "sleep 2; exit 42")).await?;
     kill(Pid::from_raw(node.keeper_pid().await?), Signal::SIGKILL)?;
     tokio::time::sleep(Duration::from_millis(200)).await;
     kill(Pid::from_raw(node.keeper_pid().await?), Signal::SIGKILL)?;
@@ -318,7 +349,7 @@ async fn killed(node: &mut Node) -> Result<()> {
     kill(Pid::from_raw(node.guardian_pid().await?), Signal::SIGKILL)?;
     node.stop_container(&steady, 30).await?;
     ensure!(node.container_status(&steady).await?.exit_code == 9, "without its guardian");
-    let more = node.run(&sandbox, &config, shell("more", &image, "exit 8")).await?;
+    let more = node.run(&sandbox, &config, shell("more", image, "exit 8")).await?;
     ensure!(node.ended(&more).await?.exit_code == 8, "made by the last keeper");
     node.stop_pod(&sandbox).await?;
     node.remove_pod(&sandbox).await?;
@@ -333,18 +364,29 @@ fn a_shim_that_is_killed_ends_its_pod_plainly() {
 
 async fn dead_shim(node: &mut Node) -> Result<()> {
     let image = node.import("busybox").await?;
-    handler(node, "shim", Path::new(SHIM), "").await?;
-    let config = pod(node, "dead");
-    let sandbox = node.run_pod_under(&config, "shim").await?;
+    for (name, program) in all().into_iter().filter(|(name, _)| *name != "own") {
+        handler(node, name, &program, "").await?;
+        dead(node, &image, name, &program).await.with_context(|| format!("{name} dies"))?;
+        hung(node, &image, name).await.with_context(|| format!("{name} hangs"))?;
+    }
+    Ok(())
+}
+
+async fn dead(node: &Node, image: &str, handler: &str, program: &Path) -> Result<()> {
+    let config = pod(node, handler);
+    let sandbox = node.run_pod_under(&config, handler).await?;
     let (pid, socket) = shim(node, &sandbox)?;
-    let one = node.run(&sandbox, &config, shell("one", &image, "echo said; exec sleep 4711")).await?;
-    let two = node.create(&sandbox, &config, shell("two", &image, "true")).await?;
+    let one = node.run(&sandbox, &config, shell("one", image, "echo said; exec sleep 4711")).await?;
+    let two = node.create(&sandbox, &config, shell("two", image, "true")).await?;
     node.log_shows(&one, |line| line == "said").await?;
     let init = Group::of(node, &one).await?.init;
     kill(Pid::from_raw(pid), Signal::SIGKILL)?;
     let status = node.ended(&one).await?;
     ensure!(status.exit_code == 255 && status.reason == "Unknown", "{status:?}");
-    ensure!(status.message.contains(SHIM) && status.message.contains("gone"), "{status:?}");
+    ensure!(
+        status.message.contains(&*program.to_string_lossy()) && status.message.contains("gone"),
+        "{status:?}"
+    );
     let start = Instant::now();
     while node.pod_status(&sandbox).await?.state() != v1::PodSandboxState::SandboxNotready {
         ensure!(start.elapsed() < PATIENCE, "the pod is ready without its shim");
@@ -352,18 +394,20 @@ async fn dead_shim(node: &mut Node) -> Result<()> {
     }
     ensure!(!Path::new(&format!("/proc/{init}/root")).exists(), "what it ran is left");
     ensure!(node.start_container(&two).await.is_err(), "it cannot be started any more");
-    let third = node.create(&sandbox, &config, shell("three", &image, "true")).await;
+    let third = node.create(&sandbox, &config, shell("three", image, "true")).await;
     ensure!(third.is_err(), "the pod is over");
     node.remove_container(&one).await?;
     node.stop_pod(&sandbox).await?;
     node.remove_pod(&sandbox).await?;
-    is_clean(node, &sandbox, pid, &socket)?;
+    is_clean(node, &sandbox, pid, &socket)
+}
 
-    // One that hangs: asked in vain, ended, and the rest as before.
+/// One that hangs: asked in vain, ended, and the rest as before.
+async fn hung(node: &Node, image: &str, handler: &str) -> Result<()> {
     let config = pod(node, "hung");
-    let sandbox = node.run_pod_under(&config, "shim").await?;
+    let sandbox = node.run_pod_under(&config, handler).await?;
     let (pid, socket) = shim(node, &sandbox)?;
-    let one = node.run(&sandbox, &config, shell("one", &image, "exec sleep 4711")).await?;
+    let one = node.run(&sandbox, &config, shell("one", image, "exec sleep 4711")).await?;
     kill(Pid::from_raw(pid), Signal::SIGSTOP)?;
     let start = Instant::now();
     node.stop_container(&one, 0).await?;

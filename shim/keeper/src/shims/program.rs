@@ -1,4 +1,4 @@
-//! Calls of a shim's program: its `start` and `delete` actions (SHIM-CMD-*, SHIM-BOOT-01, SHIM-DEL-02).
+//! Calls of a shim's program: its `start` and `delete` actions (SHIM-CMD-*, SHIM-BOOT-01, SHIM-BOOT-02, SHIM-DEL-02).
 //!
 //! ```text
 //!  keeper ──spawn──▶ ourselves, action "shim" ──exec──▶ BIN … start ──▶ its server, which outlives us
@@ -9,8 +9,9 @@ use super::pod::Pod;
 use crate::error::{Error, Result};
 use crate::foreign::{shown, watch};
 use containerd_shim_protos::api::DeleteResponse;
-use protobuf::Message as _;
+use containerd_shim_protos::bootstrap_api::{BootstrapParams, Extension};
 use protobuf::well_known_types::any::Any;
+use protobuf::{Message as _, MessageDyn};
 use rustix::fs::Access;
 use rustix::io::ioctl_fionbio;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -30,6 +31,8 @@ pub(crate) const ACTION: &str = "shim";
 const NAME: &str = "containerd-shim-slipway-v1";
 /// How long `delete` may take (SHIM-DEL-04 says 5 s; a slow disk gets more).
 const DELETE: Duration = Duration::from_secs(10);
+/// In what a shim says that wants its input in the form of containerd 2.3 (pkg/shim: "bootstrap parameters do not match …").
+const NEW_FORM: &str = "bootstrap";
 /// containerd's own number (SHIM-CMD-08).
 const MAX_SHIM_VERSION: &str = "2";
 
@@ -52,12 +55,34 @@ pub(crate) fn become_shim(args: &[OsString]) -> io::Error {
 
 /// The `start` action for a container whose bundle is there. Blocks.
 pub(super) fn start(pod: &Pod, id: &str, options: Option<&Any>) -> Result<Endpoint> {
-    let input = match options {
-        Some(options) => options.write_to_bytes().map_err(|e| failed(pod, "start", &e.to_string()))?,
-        None => Vec::new(),
+    let encode = |message: &dyn MessageDyn| {
+        message.write_to_bytes_dyn().map_err(|e| failed(pod, "start", &format!("encode its input: {e}")))
     };
-    let said = run(pod, id, "start", &input, pod.shim().patience())?;
+    let input = options.map_or(Ok(Vec::new()), |options| encode(options))?;
+    let patience = pod.shim().patience();
+    let said = match run(pod, id, "start", &input, patience) {
+        // Shims of containerd 2.3 and later take only its new form; older ones break off at any other than theirs, and later.
+        Err(error) if error.to_string().to_ascii_lowercase().contains(NEW_FORM) => {
+            run(pod, id, "start", &encode(&params(pod, id, options))?, patience)?
+        }
+        said => said?,
+    };
     Endpoint::parse(&said).map_err(|why| failed(pod, "start", &why))
+}
+
+/// What it reads from standard input, as containerd gives it since 2.3 (SHIM-BOOT-02, SHIM-BOOT-06).
+fn params(pod: &Pod, id: &str, options: Option<&Any>) -> BootstrapParams {
+    let extension = |options: &Any| Extension { value: Some(options.clone()).into(), ..Extension::default() };
+    let path = |path: &Path| path.to_string_lossy().into_owned();
+    BootstrapParams {
+        instance_id: id.into(),
+        namespace: pod.namespace().into(),
+        containerd_ttrpc_address: path(pod.events()),
+        containerd_grpc_address: path(pod.dir()),
+        containerd_binary: std::env::current_exe().map(|own| path(&own)).unwrap_or_default(),
+        extensions: options.map(extension).into_iter().collect(),
+        ..BootstrapParams::default()
+    }
 }
 
 /// The `delete` action, which ends and forgets a container whose shim is dead. Blocks.
