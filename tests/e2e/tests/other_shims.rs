@@ -556,3 +556,73 @@ async fn refused(node: &mut Node) -> Result<()> {
     node.stop_pod(&sandbox).await?;
     node.remove_pod(&sandbox).await
 }
+
+/// A shim whose containers are in no control group that we know of, as those of a virtual machine are: all that is known of
+/// them is what the shim says.
+#[test]
+fn what_only_the_shim_sees_is_what_it_says() {
+    on_a_node(Setup::default(), |node| Box::pin(elsewhere(node)));
+}
+
+async fn elsewhere(node: &mut Node) -> Result<()> {
+    if node.cgroup_root().ends_with(".slice") {
+        eprintln!("skipped: systemd makes the control groups here, and would not have any elsewhere");
+        return Ok(());
+    }
+    let image = node.import("busybox").await?;
+    std::fs::create_dir(node.path("bin"))?;
+    let place = format!("{}/elsewhere", node.cgroup_root());
+    let text = format!(
+        "prev=; create=; bundle=; for a; do [ \"$prev\" = --bundle ] && bundle=$a; [ \"$a\" = create ] && create=1; prev=$a; done
+if [ -n \"$create\" ] && grep -q 'container-type\":\"container\"' \"$bundle/config.json\"; then
+    sed -i 's|\"cgroupsPath\":\"[^\"]*/|\"cgroupsPath\":\"{place}/|' \"$bundle/config.json\"
+fi
+exec /usr/sbin/runc \"$@\""
+    );
+    script(node, "bin/runc", &text)?;
+    let path = format!("PATH={}:$PATH; export PATH; exec {SHIM} \"$@\"", node.path("bin").display());
+    handler(node, "vm", &script(node, "vm", &path)?, "").await?;
+    let config = pod(node, "vm");
+    let sandbox = node.run_pod_under(&config, "vm").await?;
+    let main = shell(
+        "main",
+        &image,
+        "trap 'exit 9' TERM; x=$(head -c 3000000 /dev/zero | tr '\\0' x); echo up; while :; do sleep 0.05; done",
+    );
+    let id = node.run(&sandbox, &config, main).await?;
+    node.log_shows(&id, |line| line == "up").await?;
+    let group = Group::of(node, &id).await?;
+    ensure!(!group.dir("memory").exists(), "it is elsewhere");
+    let stats = v1::ContainerStatsRequest { container_id: id.clone() };
+    let stats = node.runtime().await?.container_stats(stats).await?.into_inner().stats.context("stats")?;
+    let used = stats.memory.and_then(|m| m.usage_bytes).map_or(0, |bytes| bytes.value);
+    ensure!(used > 1 << 20, "{used} bytes of memory");
+    ensure!(stats.cpu.and_then(|c| c.usage_core_nano_seconds).is_some_and(|ns| ns.value > 0), "cpu time");
+    let stats = v1::ListContainerStatsRequest::default();
+    let stats = node.runtime().await?.list_container_stats(stats).await?.into_inner().stats;
+    ensure!(stats.iter().any(|stats| stats.memory.is_some()), "{stats:?}");
+    let (code, out, _) = node.exec(&id, &["sh", "-c", "echo o; exit 7"]).await?;
+    ensure!((code, out.as_str()) == (7, "o\n"), "{code} {out:?}");
+    node.stop_container(&id, 30).await?;
+    ensure!(node.container_status(&id).await?.exit_code == 9);
+    let deaf =
+        node.run(&sandbox, &config, shell("deaf", &image, "trap '' TERM; while :; do sleep 1; done")).await?;
+    node.stop_container(&deaf, 0).await?;
+    ensure!(node.container_status(&deaf).await?.exit_code == 137);
+    let mut eater = shell("eater", &image, "x=aaaaaaaaaaaaaaaa; while :; do x=$x$x; done");
+    eater.linux.get_or_insert_default().resources =
+        Some(v1::LinuxContainerResources { memory_limit_in_bytes: 32 << 20, ..Default::default() });
+    let eater = node.run(&sandbox, &config, eater).await?;
+    let eaten = node.ended(&eater).await?;
+    ensure!(eaten.reason == "OOMKilled" && eaten.exit_code == 137, "{eaten:?}");
+    ensure!(eaten.message.contains("container's memory limit"), "{eaten:?}");
+    let (pid, socket) = shim(node, &sandbox)?;
+    node.stop_pod(&sandbox).await?;
+    // What the script above has made is its own to take away.
+    for hierarchy in std::fs::read_dir("/sys/fs/cgroup")?.flatten() {
+        let _ = std::fs::remove_dir(hierarchy.path().join(place.trim_start_matches('/')));
+    }
+    let _ = std::fs::remove_dir(Path::new("/sys/fs/cgroup").join(place.trim_start_matches('/')));
+    node.remove_pod(&sandbox).await?;
+    is_clean(node, &sandbox, pid, &socket)
+}

@@ -196,10 +196,10 @@ impl Task {
             tracing::warn!(id = self.facts.id, "the end of the log has no file: {error}");
         }
         keeper.engine.remove(&self.facts.id);
+        let known = self.out_of_memory(ended).await.or(early);
         // Where its memory is not this host's.
-        let told = (keeper.shims.ran_out(&self.facts.id) && ended.status == KILLED)
-            .then_some(OutOfMemory::Container);
-        Ended { oom: self.out_of_memory(ended).await.or(early).or(told), ..ended }
+        let told = known.is_none() && ended.status == KILLED && self.told_out_of_memory(keeper).await;
+        Ended { oom: known.or(told.then_some(OutOfMemory::Container)), ..ended }
     }
 
     /// Whether the OOM killer was in the container's group, and why.

@@ -11,11 +11,13 @@ use slipway_runtime::cgroup::Cgroup;
 use slipway_runtime::error::Kind;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// How long a dead container's output may be on its way through its shim (runc's own waits as long), and how often that is
-/// looked at.
+/// How long a dead container's output may be on its way through its shim (runc's own waits as long).
 const ON_THE_WAY: Duration = Duration::from_secs(2);
+/// How long the word of memory that ran out may come after that of the end.
+const OVERTAKEN: Duration = Duration::from_millis(200);
+/// Between two looks at either.
 const LOOK: Duration = Duration::from_millis(2);
 
 impl Task {
@@ -111,6 +113,21 @@ impl Task {
                 "its output is still open {} s after its end",
                 ON_THE_WAY.as_secs()
             );
+        }
+    }
+
+    /// Its shim says that its memory ran out; which may come after its end (SHIM-EVT-08).
+    pub(super) async fn told_out_of_memory(&self, keeper: &Keeper) -> bool {
+        let end = Instant::now() + OVERTAKEN;
+        loop {
+            if keeper.shims.ran_out(&self.facts.id) {
+                return true;
+            }
+            let is_expected = self.facts.shim.is_some() && !self.killed.load(Ordering::Relaxed);
+            if !is_expected || Instant::now() > end {
+                return false;
+            }
+            tokio::time::sleep(LOOK).await;
         }
     }
 
