@@ -4,9 +4,10 @@
 //!  Added ──start──▶ Starting ──▶ Running ──exit──▶ Stopped ──delete──▶ gone
 //! ```
 
+mod by_shim;
+
 use crate::error::{Error, Result};
 use crate::events::timestamp;
-use crate::foreign;
 use crate::keeper::{Keeper, blocking, detached};
 use crate::layout::is_valid_id;
 use crate::logger::{self, Logger};
@@ -222,32 +223,6 @@ impl Exec {
         Ok(started)
     }
 
-    /// The same by the container's shim, which opens the streams itself.
-    fn launch_by_shim(
-        &self,
-        keeper: &Keeper,
-        task: &Task,
-        shim: &Arc<shims::Container>,
-        process: &ProcessSpec,
-    ) -> Result<Process> {
-        let stdio::by_name::Session { kept, names, places } = stdio::by_name::session(&self.streams)?;
-        stdio::keep_all(&keeper.guardian, &self.prefix(), &kept, &[])
-            .map_err(|e| Error::io("keep the descriptors of exec", &self.id, &e))?;
-        let started = shims::wait(shim.exec(&self.id, process, names));
-        drop(places);
-        let pid = started.inspect_err(|_| keeper.guardian.forget_all(&self.prefix()))?;
-        // One in a virtual machine stays with the others.
-        let group = Cgroup::open(task.cgroup()).map_err(Error::from);
-        let group = group.and_then(|group| foreign::set_apart(&group, &self.id, pid));
-        // A shim of our own kind has made it already.
-        let group = group.or_else(|_| Cgroup::open(&format!("{}/exec-{}", task.cgroup(), self.id)));
-        let cgroup = group.map(|group| group.path().to_owned()).unwrap_or_default();
-        let started = Process::of_shim(pid, shims::Process::new(Arc::clone(shim), &self.id));
-        self.go_to(keeper, Lifecycle::Running { process: started.clone(), cgroup });
-        *self.kept() = kept;
-        Ok(started)
-    }
-
     fn watch(self: &Arc<Self>, keeper: &Arc<Keeper>, task: &Arc<Task>, adopted: Option<Awaited>) {
         let shim = task.shim().cloned();
         let Lifecycle::Running { process, cgroup } = self.lock().clone() else { return };
@@ -336,40 +311,6 @@ impl Exec {
             Ok(())
         })
         .await
-    }
-
-    /// [`Self::kill`] by the container's shim; its group, if it has one here, is ours to end.
-    async fn kill_by_shim(
-        &self,
-        shim: &shims::Container,
-        alive: bool,
-        cgroup: String,
-        signal: i32,
-        all: bool,
-    ) -> Result<()> {
-        let killed = all && signal == SIGKILL && !cgroup.is_empty();
-        if killed {
-            let group = cgroup.clone();
-            blocking(move || kill_group(&group)).await?;
-        }
-        if alive {
-            let number =
-                u32::try_from(signal).map_err(|_| Error::invalid(format!("{signal} is not a signal")))?;
-            match shim.signal(&self.id, number, false).await {
-                // Dead of the first blow.
-                Err(error) if error.is_not_found() && killed => {}
-                Err(error) if error.is_not_found() => return Err(self.finished()),
-                result => result?,
-            }
-        }
-        if killed {
-            let wait = move || {
-                wait_until_gone(&cgroup);
-                Ok(())
-            };
-            blocking(wait).await?;
-        }
-        Ok(())
     }
 
     /// Delete: only what has ended, or never began.

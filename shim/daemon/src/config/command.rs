@@ -225,6 +225,10 @@ mod tests {
                 "config.toml:3: handlers.x.runtime_args: the handler has a shim",
             ),
             (
+                "[handlers.x]\nshim = \"/bin/sh\"\nruntime_root = \"/r\"",
+                "config.toml:3: handlers.x.runtime_root: the handler has a shim",
+            ),
+            (
                 "[handlers.x]\nruntime_path = \"/bin/sh\"\nconfig_path = \"/etc/passwd\"",
                 "config.toml:3: handlers.x.config_path: it is for a shim",
             ),

@@ -70,7 +70,8 @@ pub(crate) struct File {
 pub(crate) struct Handler {
     /// The OCI runtime's program, an absolute path, such as "/usr/sbin/runc". Without it, and without shim: Slipway itself.
     pub(crate) runtime_path: Option<PathBuf>,
-    /// Where that runtime keeps its state (its option --root). Without it: runtimes/NAME below the daemon's --state.
+    /// Where that runtime, or runc behind its shim, keeps its state (its option --root). Without it: runtimes/NAME below the
+    /// daemon's --state.
     pub(crate) runtime_root: Option<PathBuf>,
     /// Arguments before each of its commands, such as "--debug", or "--platform=systrap" of runsc. --systemd-cgroup is given
     /// by itself where cgroup_driver is systemd.

@@ -31,9 +31,12 @@ pub(super) fn check(file: &File, name: &str, handler: &Handler) -> (String, Resu
 
 /// A key that has no meaning beside another one, or without it.
 fn contradiction(handler: &Handler) -> Option<(&'static str, &'static str)> {
+    let name = handler.shim.as_deref().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
     let of_runtimes = [
         ("runtime_path", handler.runtime_path.is_some()),
         ("runtime_args", !handler.runtime_args.is_empty()),
+        // Only runc's can be told.
+        ("runtime_root", handler.runtime_root.is_some() && !name.starts_with("containerd-shim-runc-v")),
         ("sandbox_per_container", handler.sandbox_per_container),
     ];
     let of_shims = [
@@ -42,9 +45,12 @@ fn contradiction(handler: &Handler) -> Option<(&'static str, &'static str)> {
         ("pod_annotations", !handler.pod_annotations.is_empty()),
     ];
     let (keys, why) = if handler.shim.is_some() {
-        (of_runtimes, "the handler has a shim, which calls its runtime itself: take out one of the two")
+        (
+            of_runtimes.to_vec(),
+            "the handler has a shim, which calls its runtime itself: take out one of the two",
+        )
     } else {
-        (of_shims, "it is for a shim, and the handler has none")
+        (of_shims.to_vec(), "it is for a shim, and the handler has none")
     };
     keys.into_iter().find(|(_, set)| *set).map(|(key, _)| (key, why))
 }
