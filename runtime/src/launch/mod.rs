@@ -10,6 +10,7 @@ mod listener;
 mod prepare;
 mod stdio;
 
+pub use prepare::REAPER;
 pub use stdio::Stdio;
 
 use crate::cgroup::Join;

@@ -218,10 +218,12 @@ fn null() -> Result<OwnedFd> {
     Ok(tree)
 }
 
+/// The reaper's program: static, and in need of nothing. It is a pause container's, too, for those who need such a thing.
+pub static REAPER: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/reaper"));
+
 /// The reaper as a sealed memfd: a program without a path, which nobody can change.
 fn reaper() -> Result<OwnedFd> {
-    static PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/reaper"));
-    process::sealed_program("slipway-reaper", PROGRAM)
+    process::sealed_program("slipway-reaper", REAPER)
         .map_err(|e| Error::sys("prepare the reaper", "memfd_create", e))
 }
 

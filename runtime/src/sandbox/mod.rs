@@ -19,6 +19,7 @@ use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
+pub use crate::launch::REAPER;
 pub use crate::namespace::NamespaceKind;
 
 /// What a pod asks of its own namespaces.

@@ -1,7 +1,7 @@
 //! Runtime handlers: what a RuntimeClass's name means on this node.
 //!
 //! Slipway itself under its own name, as the default under the empty one (CRI-STA-07), and under the names of those that it
-//! takes the place of (`runtime_handlers`); and other OCI runtimes (`[handlers.NAME]`), which the keeper calls.
+//! takes the place of (`runtime_handlers`); and other OCI runtimes and shims (`[handlers.NAME]`), which the keeper calls.
 
 mod features;
 
@@ -63,9 +63,11 @@ async fn of_this_host(daemon: &Daemon) -> Able {
 
 /// What its runtime is able to do on a host that allows everything.
 async fn able(daemon: &Daemon, handler: &Handler) -> Able {
-    match &handler.runtime_path {
-        Some(path) => daemon.features.of(path, &handler.runtime_args).await,
-        None => Able { recursive_read_only_mounts: true, user_namespaces: true },
+    match (&handler.runtime_path, &handler.shim) {
+        (Some(path), _) => daemon.features.of(path, &handler.runtime_args).await,
+        // What is behind it may have other file systems and users than this host.
+        (None, Some(_)) => Able::default(),
+        (None, None) => Able { recursive_read_only_mounts: true, user_namespaces: true },
     }
 }
 
@@ -99,10 +101,13 @@ pub(crate) async fn check_container(
 }
 
 fn lacks(name: &str, handler: &Handler, what: &str, hint: &str) -> Error {
-    let path = handler.runtime_path.as_deref().unwrap_or(std::path::Path::new(NAME)).display();
-    let text = format!(
-        "runtime_handler {name:?}: {path} says (by its command features) that it has no {what}; {hint}"
-    );
+    let path = handler.program().unwrap_or(std::path::Path::new(NAME)).display();
+    let text = match handler.shim {
+        Some(_) => format!("runtime_handler {name:?}: pods run by a shim ({path}) have no {what}; {hint}"),
+        None => format!(
+            "runtime_handler {name:?}: {path} says (by its command features) that it has no {what}; {hint}"
+        ),
+    };
     Error::new(Code::FailedPrecondition, text)
 }
 

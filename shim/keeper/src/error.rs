@@ -61,6 +61,10 @@ impl Error {
         Self { text: format!("{place}: {}", self.text), ..self }
     }
 
+    pub(crate) fn is_not_found(&self) -> bool {
+        self.code == Code::NOT_FOUND
+    }
+
     #[cfg(test)]
     pub(crate) fn code(&self) -> Code {
         self.code

@@ -217,6 +217,12 @@ async fn forward(
     Outcome::Lost
 }
 
+/// The reverse of [`timestamp`]; now where there is none.
+pub(crate) fn timestamp_nanos(timestamp: &Timestamp) -> i64 {
+    let nanos = timestamp.seconds.saturating_mul(1_000_000_000).saturating_add(timestamp.nanos.into());
+    if nanos > 0 { nanos } else { crate::process::now() }
+}
+
 /// Nanoseconds since the epoch as a protobuf timestamp.
 pub(crate) fn timestamp(nanos: i64) -> Timestamp {
     Timestamp {

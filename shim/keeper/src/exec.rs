@@ -4,6 +4,8 @@
 //!  Added ──start──▶ Starting ──▶ Running ──exit──▶ Stopped ──delete──▶ gone
 //! ```
 
+mod by_shim;
+
 use crate::error::{Error, Result};
 use crate::events::timestamp;
 use crate::keeper::{Keeper, blocking, detached};
@@ -12,6 +14,7 @@ use crate::logger::{self, Logger};
 use crate::prepare;
 use crate::process::{Awaited, Process, now, wait_end};
 use crate::records::{self, Ended, ExecPhase, ExecRecord, Streams, VERSION};
+use crate::shims;
 use crate::stdio::{self, Kept, Target, key};
 use crate::task::{Phase, SIGKILL, Task};
 use crate::terminal::{self, Copying};
@@ -40,6 +43,12 @@ enum Lifecycle {
     Starting,
     Running { process: Process, cgroup: String },
     Stopped { pid: i32, cgroup: String, ended: Ended },
+}
+
+/// By what a former keeper's session is known.
+enum ExecHold {
+    Descriptor(std::os::fd::OwnedFd),
+    Shim(Arc<shims::Process>),
 }
 
 /// An exec session.
@@ -142,7 +151,7 @@ impl Exec {
                 exec.never_ran(&keeper, KILLED);
                 return Err(exec.wrong("start", "it was killed before it began"));
             }
-            let (starter, starter_keeper) = (Arc::clone(&exec), Arc::clone(&keeper));
+            let (starter, starter_keeper, own) = (Arc::clone(&exec), Arc::clone(&keeper), Arc::clone(&task));
             let started = blocking(move || starter.launch(&starter_keeper, &task, &init, spec)).await;
             let process = match started {
                 Ok(process) => process,
@@ -152,7 +161,7 @@ impl Exec {
                 }
             };
             if exec.is_doomed()
-                && let Err(error) = exec.kill(SIGKILL, true).await
+                && let Err(error) = exec.kill(&own, SIGKILL, true).await
             {
                 tracing::warn!(id = exec.id, "end what was killed while it began: {error}");
             }
@@ -164,7 +173,7 @@ impl Exec {
                 ..TaskExecStarted::default()
             };
             keeper.events.publish("/tasks/exec-started", &event);
-            exec.watch(&keeper, None);
+            exec.watch(&keeper, &own, None);
             Ok(process.pid)
         })
         .await
@@ -184,6 +193,9 @@ impl Exec {
         let oom_score = container.process().as_ref().and_then(ProcessSpec::oom_score_adj);
         prepare::process(&mut process, oom_score, keeper.nofile);
         process.set_terminal(Some(self.streams.terminal));
+        if let Some(shim) = task.shim() {
+            return self.launch_by_shim(keeper, task, shim, &process);
+        }
         let owner = task.io_owner().unwrap_or_else(|| prepare::owner(&container, Some(&process)));
         let opened =
             stdio::open(&self.streams, owner, Logger { id: task.id(), namespace: &keeper.namespace })?;
@@ -193,7 +205,7 @@ impl Exec {
             None => slipway_runtime::container::exec(ExecRequest {
                 exec_id: Some(&self.id),
                 pid: init.pid,
-                pidfd: &init.pidfd,
+                pidfd: init.own_pidfd().map_err(|e| Error::io("execute in", task.id(), &e))?,
                 subject: Subject { id: task.id(), bundle: task.bundle(), spec: &container },
                 process: &process,
                 cgroup: &cgroup,
@@ -207,7 +219,7 @@ impl Exec {
         if let Some(pty) = session.pty {
             kept.insert(key::PTY, pty);
         }
-        let more = [("pidfd", started.pidfd.as_fd())];
+        let more: Vec<_> = started.pidfd().map(|pidfd| ("pidfd", pidfd.as_fd())).into_iter().collect();
         let running =
             Lifecycle::Running { process: started.clone(), cgroup: session.cgroup.path().to_owned() };
         let held = stdio::keep_all(&keeper.guardian, &self.prefix(), &kept, &more)
@@ -223,7 +235,8 @@ impl Exec {
         Ok(started)
     }
 
-    fn watch(self: &Arc<Self>, keeper: &Arc<Keeper>, adopted: Option<Awaited>) {
+    fn watch(self: &Arc<Self>, keeper: &Arc<Keeper>, task: &Arc<Task>, adopted: Option<Awaited>) {
+        let shim = task.shim().cloned();
         let Lifecycle::Running { process, cgroup } = self.lock().clone() else { return };
         let (exec, keeper) = (Arc::clone(self), Arc::clone(keeper));
         tokio::spawn(async move {
@@ -234,6 +247,11 @@ impl Exec {
             process.reap();
             if let Some(report) = end.report {
                 keeper.guardian.recorded(report);
+            }
+            if let Some(shim) = &shim
+                && let Err(error) = shim.forget_session(&exec.id).await
+            {
+                tracing::warn!(id = exec.id, "{error}");
             }
             // What the client has not read yet stays in its fifos until Delete; their write ends must close, else it would
             // never see the end.
@@ -302,11 +320,11 @@ impl Exec {
             }
             Lifecycle::Running { .. } | Lifecycle::Stopped { .. } => {}
         }
-        self.kill(SIGKILL, true).await
+        self.kill(task, SIGKILL, true).await
     }
 
     /// A signal to the session's first process, or with `all` SIGKILL to all of them.
-    pub(crate) async fn kill(&self, signal: i32, all: bool) -> Result<()> {
+    pub(crate) async fn kill(&self, task: &Task, signal: i32, all: bool) -> Result<()> {
         let (process, cgroup) = match &*self.lock() {
             Lifecycle::Running { process, cgroup } => (Some(process.clone()), cgroup.clone()),
             // The first one may be gone and others of the session alive.
@@ -314,6 +332,9 @@ impl Exec {
             Lifecycle::Stopped { .. } => return Err(self.finished()),
             _ => return Err(self.wrong("kill", "it is not started")),
         };
+        if let Some(shim) = task.shim() {
+            return self.kill_by_shim(shim, process.is_some(), cgroup, signal, all).await;
+        }
         let finished = self.finished();
         let id = self.id.clone();
         blocking(move || {
@@ -375,14 +396,20 @@ impl Exec {
         Ok((pid, ended))
     }
 
-    pub(crate) fn resize(&self, width: u32, height: u32) -> Result<()> {
+    pub(crate) async fn resize(&self, task: &Task, width: u32, height: u32) -> Result<()> {
+        if let Some(shim) = task.shim().filter(|_| self.streams.terminal) {
+            return shim.resize(&self.id, width, height).await;
+        }
         terminal::resize(&self.kept(), width, height)
             .map_err(|e| Error::io("resize the terminal of", &self.id, &e))
     }
 
-    pub(crate) fn close_stdin(&self, keeper: &Keeper) {
+    pub(crate) fn close_stdin(&self, keeper: &Keeper, task: &Task) {
         self.kept().remove(key::IN);
         keeper.guardian.forget(&format!("{}{}", self.prefix(), key::IN));
+        if let Some(shim) = task.shim() {
+            shims::close_stdin(shim, &self.id);
+        }
     }
 
     /// The client is gone: see keeper.proto. What the session still writes is thrown away (STR-STM-16).
@@ -398,10 +425,10 @@ impl Exec {
             if matches!(state, Lifecycle::Running { .. }) && exec.streams.terminal {
                 // As a terminal does whose line is cut; whoever it matters to ends by it.
                 for signal in [SIGHUP, SIGCONT] {
-                    let _ = exec.kill(signal, false).await;
+                    let _ = exec.kill(&task, signal, false).await;
                 }
             }
-            exec.close_stdin(&keeper);
+            exec.close_stdin(&keeper, &task);
             exec.finish_alone(&keeper, &task);
             Ok(())
         })
@@ -456,19 +483,30 @@ impl Exec {
         let lost = Ended { status: 255, at: now(), known: false, oom: None };
         let prefix = prefix(&record.task, &record.id);
         let kept = stdio::take_kept(held, &prefix);
-        let pidfd = held.remove(&format!("{prefix}pidfd"));
+        let by_shim =
+            task.shim().map(|shim| ExecHold::Shim(shims::Process::new(Arc::clone(shim), &record.id)));
+        let by = by_shim.or_else(|| held.remove(&format!("{prefix}pidfd")).map(ExecHold::Descriptor));
         let mut adopted = None;
-        let state = match (record.phase, pidfd) {
+        let state = match (record.phase, by) {
             (ExecPhase::Added, _) => Lifecycle::Added { process: record.process },
-            (ExecPhase::Running { pid }, Some(pidfd)) => {
-                adopted = Some(keeper.deaths.expect(pid));
-                Lifecycle::Running { process: Process::new(pid, pidfd), cgroup: record.cgroup }
+            (ExecPhase::Running { pid }, Some(held)) => {
+                let process = match held {
+                    ExecHold::Descriptor(pidfd) => {
+                        adopted = Some(keeper.deaths.expect(pid));
+                        Process::new(pid, pidfd)
+                    }
+                    ExecHold::Shim(process) => Process::of_shim(pid, process),
+                };
+                Lifecycle::Running { process, cgroup: record.cgroup }
             }
             (ExecPhase::Stopped { pid, ended }, _) => {
                 Lifecycle::Stopped { pid, cgroup: record.cgroup, ended }
             }
             (ExecPhase::Starting | ExecPhase::Running { .. }, _) => {
                 let cgroup = group_of(task, &record.id);
+                if let Some(shim) = task.shim() {
+                    shims::end_session(shim, &record.id);
+                }
                 if let Some(foreign) = task.foreign(&keeper.layout) {
                     foreign.clear_exec(&record.id, task.cgroup());
                 }
@@ -483,7 +521,7 @@ impl Exec {
         exec.save(keeper, &exec.lock());
         exec.connect_terminal();
         task.execs.insert(&exec.id, Arc::clone(&exec));
-        exec.watch(keeper, adopted);
+        exec.watch(keeper, task, adopted);
         if record.abandoned {
             exec.finish_alone(keeper, task);
         }

@@ -8,6 +8,7 @@ use crate::logs::Engine;
 use crate::process::Deaths;
 use crate::registry::Registry;
 use crate::sandbox::Sandbox;
+use crate::shims;
 use crate::task::Task;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,6 +34,8 @@ pub(crate) struct Keeper {
     pub(crate) events: Publisher,
     pub(crate) tasks: Registry<Task>,
     pub(crate) sandboxes: Registry<Sandbox>,
+    /// Where other shims publish.
+    pub(crate) shims: shims::Listener,
     /// 1 for the first keeper under this guardian.
     pub(crate) generation: u32,
     /// Soft and hard limit of descriptors for containers that say nothing.
@@ -71,6 +74,7 @@ impl Keeper {
             events,
             tasks: Registry::new("task"),
             sandboxes: Registry::new("sandbox"),
+            shims: shims::Listener::default(),
             generation,
             nofile,
             used: AtomicBool::new(false),

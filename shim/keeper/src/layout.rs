@@ -4,6 +4,7 @@
 //!  <state>/<group>/          0700; group = hash of client address, namespace and grouping
 //!      sock  lock  log  events-address  events/  calls/
 //!      tasks/<id>.json  execs/<id>:<exec id>.json  sandboxes/<id>.json  sandboxes/<id>/  foreign/<id>/
+//!      shims.sock  shims/<sandbox>/<id>/
 //! ```
 
 use sha2::{Digest as _, Sha256};
@@ -115,6 +116,16 @@ impl Layout {
     /// Where containers of foreign runtimes have what such a runtime needs.
     pub(crate) fn foreign(&self) -> PathBuf {
         self.root.join("foreign")
+    }
+
+    /// Where pods of other shims are, a directory for each.
+    pub(crate) fn shims(&self) -> PathBuf {
+        self.root.join("shims")
+    }
+
+    /// The socket that such shims publish to.
+    pub(crate) fn shim_events(&self) -> PathBuf {
+        self.root.join("shims.sock")
     }
 
     /// Where the root filesystem of a container that is being restored is mounted, in a namespace of its own.

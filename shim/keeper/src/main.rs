@@ -35,6 +35,7 @@ mod rollback;
 mod sandbox;
 mod serve;
 mod service;
+mod shims;
 mod start;
 mod stdio;
 mod task;
@@ -66,6 +67,13 @@ fn run(args: &[OsString]) -> Result<(), Box<dyn Error>> {
     }
     if args.first().is_some_and(|action| action == foreign::ACTION) {
         return Err(foreign::become_caller(&args[1..]).into());
+    }
+    if args.first().is_some_and(|action| action == shims::ACTION) {
+        return Err(shims::become_shim(&args[1..]).into());
+    }
+    if shims::is_publishing(args) {
+        std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
+        return Ok(());
     }
     let flags = flags::parse(args)?;
     if flags.version {

@@ -3,9 +3,11 @@
 use crate::guardian::Exit;
 use crate::readiness::{self, Held};
 use crate::records::Ended;
+use crate::shims;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::process::{WaitId, WaitIdOptions, waitid};
+use slipway_runtime::sys::process::exit_status;
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,29 +30,59 @@ const KERNEL_PAUSE: Duration = Duration::from_millis(100);
 /// A process, alive or not reaped yet.
 #[derive(Debug, Clone)]
 pub(crate) struct Process {
+    /// A shim's may be anything, or 0: it is told on, and no more.
     pub(crate) pid: i32,
-    pub(crate) pidfd: Arc<OwnedFd>,
+    held: Hold,
+}
+
+/// By what.
+#[derive(Debug, Clone)]
+enum Hold {
+    Descriptor(Arc<OwnedFd>),
+    /// It is told of by its shim alone.
+    Shim(Arc<shims::Process>),
 }
 
 impl Process {
     pub(crate) fn new(pid: i32, pidfd: OwnedFd) -> Self {
-        Self { pid, pidfd: Arc::new(pidfd) }
+        Self { pid, held: Hold::Descriptor(Arc::new(pidfd)) }
     }
 
-    /// Sends a signal by its kernel number.
+    pub(crate) fn of_shim(pid: i32, process: Arc<shims::Process>) -> Self {
+        Self { pid, held: Hold::Shim(process) }
+    }
+
+    /// Its descriptor; none for a shim's.
+    pub(crate) fn pidfd(&self) -> Option<&Arc<OwnedFd>> {
+        match &self.held {
+            Hold::Descriptor(pidfd) => Some(pidfd),
+            Hold::Shim(_) => None,
+        }
+    }
+
+    /// The same for what only our own processes can do.
+    pub(crate) fn own_pidfd(&self) -> io::Result<&Arc<OwnedFd>> {
+        self.pidfd().ok_or_else(|| io::Error::other("it is a shim's"))
+    }
+
+    /// Sends a signal by its kernel number. A shim's processes hear by their shim.
     pub(crate) fn signal(&self, signal: i32) -> io::Result<()> {
-        slipway_runtime::sys::signal::send(self.pidfd.as_fd(), signal)
+        slipway_runtime::sys::signal::send(self.own_pidfd()?.as_fd(), signal)
     }
 
     /// Returns when it has ended.
     async fn ended(&self) -> io::Result<()> {
-        let fd = readiness::watch(Held(Arc::clone(&self.pidfd)), Interest::READABLE)?;
+        let fd = readiness::watch(Held(Arc::clone(self.own_pidfd()?)), Interest::READABLE)?;
         fd.readable().await.map(drop)
     }
 
     /// It is dead, reaped or not.
     pub(crate) fn has_ended(&self) -> bool {
-        let mut fds = [PollFd::new(&*self.pidfd, PollFlags::IN)];
+        let pidfd = match &self.held {
+            Hold::Descriptor(pidfd) => pidfd,
+            Hold::Shim(process) => return process.has_ended(),
+        };
+        let mut fds = [PollFd::new(&**pidfd, PollFlags::IN)];
         poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)
     }
 
@@ -58,7 +90,7 @@ impl Process {
     /// reading it here and writing it down.
     fn peek_status(&self) -> io::Result<Option<u32>> {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-        let status = waitid(WaitId::PidFd(self.pidfd.as_fd()), options)?;
+        let status = waitid(WaitId::PidFd(self.own_pidfd()?.as_fd()), options)?;
         Ok(status.and_then(|status| match (status.exit_status(), status.terminating_signal()) {
             (Some(code), _) => Some(code.cast_unsigned() & 0xff),
             (_, Some(signal)) => Some(128 + signal.cast_unsigned()),
@@ -68,8 +100,9 @@ impl Process {
 
     /// Ends our own child and lets go of it. Blocks.
     pub(crate) fn kill_and_reap(&self) {
+        let Some(pidfd) = self.pidfd() else { return };
         let _ = self.signal(9);
-        let _ = waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
+        let _ = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED);
     }
 
     /// Returns when it has ended; our own child is let go of.
@@ -80,7 +113,8 @@ impl Process {
 
     /// Lets go of our own dead child. Not ours: nothing.
     pub(crate) fn reap(&self) {
-        let _ = waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
+        let Some(pidfd) = self.pidfd() else { return };
+        let _ = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
     }
 }
 
@@ -122,6 +156,9 @@ pub(crate) struct End {
 
 /// Waits for the end of `process`; `adopted` if it is not our own child.
 pub(crate) async fn wait_end(process: &Process, adopted: Option<Awaited>) -> End {
+    if let Hold::Shim(process) = &process.held {
+        return End { ended: process.follow().await, report: None };
+    }
     if let Err(error) = process.ended().await {
         tracing::error!(pid = process.pid, "wait for process: {error}");
     }
@@ -157,7 +194,7 @@ async fn peek_once_let_go(process: &Process) -> io::Result<Option<u32>> {
 
 /// A kernel that tells does so once somebody has reaped the process, and a busy host's init takes its time.
 fn patience(process: &Process) -> Duration {
-    match slipway_runtime::sys::process::exit_status(&*process.pidfd) {
+    match process.own_pidfd().and_then(exit_status) {
         Ok(_) => REAPER_PATIENCE,
         Err(_) => GUARDIAN_PATIENCE,
     }
@@ -168,7 +205,7 @@ fn patience(process: &Process) -> Duration {
 async fn status_by_kernel(process: &Process) -> u32 {
     loop {
         tokio::time::sleep(KERNEL_PAUSE).await;
-        if let Ok(Some(status)) = slipway_runtime::sys::process::exit_status(&*process.pidfd) {
+        if let Ok(Some(status)) = process.own_pidfd().and_then(exit_status) {
             return status;
         }
     }
@@ -247,7 +284,7 @@ mod tests {
         for (script, status) in [("exit 3", 3), ("kill -9 $$", 137)] {
             let (deaths, process) = (Deaths::default(), spawn(script));
             process.reap_at_end().await;
-            if slipway_runtime::sys::process::exit_status(&*process.pidfd).is_err() {
+            if exit_status(process.own_pidfd().unwrap()).is_err() {
                 eprintln!("skipped: this kernel does not say how a process ended (before Linux 6.15)");
                 return;
             }

@@ -141,6 +141,9 @@ pub(crate) struct TaskRecord {
     /// The OCI runtime that made it, where that is not ours.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) foreign: Option<Runtime>,
+    /// The shim of its pod made it.
+    #[serde(default)]
+    pub(crate) by_shim: bool,
     /// start_time of /proc/<pid>/stat, to tell the process from a later one with its pid.
     pub(crate) born: u64,
     pub(crate) dropped: u64,
@@ -211,6 +214,9 @@ pub(crate) struct SandboxRecord {
     /// Kinds of the namespaces that are the pod's own and held by descriptor, as in /proc/<pid>/ns.
     #[serde(default)]
     pub(crate) namespaces: Vec<String>,
+    /// A shim of somebody else runs it.
+    #[serde(default)]
+    pub(crate) by_shim: bool,
     pub(crate) created_at: i64,
     #[serde(flatten)]
     pub(crate) phase: SandboxPhase,
@@ -325,6 +331,7 @@ mod tests {
             io_owner: None,
             criu: "criu".into(),
             foreign: None,
+            by_shim: false,
             born: 0,
             dropped: 0,
             phase,

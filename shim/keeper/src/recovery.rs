@@ -9,8 +9,9 @@ use crate::guardian::Exit;
 use crate::keeper::{Keeper, blocking};
 use crate::mounts;
 use crate::process::{Awaited, Process, now, reopen};
-use crate::records::{self, Ended, ExecRecord, SandboxRecord, TaskPhase, TaskRecord};
+use crate::records::{self, Ended, ExecRecord, SandboxPhase, SandboxRecord, TaskPhase, TaskRecord};
 use crate::sandbox::Sandbox;
+use crate::shims;
 use crate::stdio;
 use crate::task::{self, Gate, Restored, Task};
 use rustix::fd::OwnedFd;
@@ -30,6 +31,8 @@ type HalfMade = (TaskRecord, Option<OwnedFd>);
 pub(crate) struct Pending {
     tasks: Vec<Living>,
     half_made: Vec<HalfMade>,
+    /// Pods that a shim was to run.
+    half_pods: Vec<String>,
 }
 
 /// Rebuilds everything in memory, without awaiting anything: when it returns, whoever waits for a death is known, so that
@@ -41,6 +44,9 @@ pub(crate) fn rebuild(keeper: &Arc<Keeper>, mut held: HashMap<String, OwnedFd>) 
     let tasks = records::load_all::<TaskRecord>(&keeper.layout.tasks()).map_err(fail)?;
     for record in records::load_all::<SandboxRecord>(&keeper.layout.sandboxes()).map_err(fail)? {
         let id = record.id.clone();
+        if record.by_shim && record.phase == SandboxPhase::Creating {
+            pending.half_pods.push(id.clone());
+        }
         let inhabitant = tasks.iter().filter(|task| task.sandbox == id).find_map(living);
         if let Some(sandbox) = Sandbox::recover(keeper, record, inhabitant.as_ref(), &mut held) {
             keeper.sandboxes.insert(&id, sandbox);
@@ -83,6 +89,14 @@ pub(crate) async fn resume(keeper: &Arc<Keeper>, pending: Pending) {
     for (record, pidfd) in pending.half_made {
         let keeper = Arc::clone(keeper);
         undone.spawn(async move { undo(&keeper, &record, pidfd).await });
+    }
+    for id in pending.half_pods {
+        let keeper = Arc::clone(keeper);
+        undone.spawn(async move {
+            if let Err(error) = shims::undo(&keeper, &id).await {
+                tracing::warn!(id, "a pod that was being made: {error}");
+            }
+        });
     }
     let mut connected = JoinSet::new();
     for (task, adopted) in pending.tasks {
@@ -131,6 +145,9 @@ fn restore(
     let kept = stdio::take_kept(held, &prefix);
     let mut take = |name: &str| held.remove(&format!("{prefix}{name}"));
     let (mut pidfd, socket) = (take("pidfd"), take("start"));
+    if record.by_shim {
+        return restore_of_shim(keeper, record, kept);
+    }
     let gate = match (&record.foreign, &record.phase) {
         (Some(_), TaskPhase::Created { pid, .. } | TaskPhase::Starting { pid, .. }) => {
             // It waits for its runtime, whoever lives or dies of us.
@@ -150,7 +167,7 @@ fn restore(
                 keeper.guardian.forget_all(&prefix);
             }
             let frozen = frozen.clone();
-            return Ok((Task::restore(record, stdio::Kept::new(), Restored::Frozen(frozen)), None));
+            return Ok((Task::restore(keeper, record, stdio::Kept::new(), Restored::Frozen(frozen)), None));
         }
         (TaskPhase::Created { pid, .. }, Some(pidfd), Some(start)) => {
             Restored::Parked { process: Process::new(*pid, pidfd), start, sent: false }
@@ -185,8 +202,37 @@ fn restore(
         }
         Restored::Frozen(_) | Restored::Stopped { .. } => None,
     };
-    let task = Task::restore(record, kept, restored);
+    let task = Task::restore(keeper, record, kept, restored);
     Ok((task, adopted))
+}
+
+/// The same for one that a shim runs: that knows whatever happened meanwhile, and is asked by whoever waits for the end.
+#[allow(clippy::result_large_err, reason = "once per record, at start")]
+fn restore_of_shim(keeper: &Keeper, record: TaskRecord, mut kept: stdio::Kept) -> Result<Living, HalfMade> {
+    let shim = Task::known_shim(keeper, &record.sandbox, &record.id);
+    let is_over = matches!(record.phase, TaskPhase::Creating | TaskPhase::Stopped { .. });
+    if let Some(shim) = shim.as_ref().filter(|_| !is_over && kept.is_empty()) {
+        shim.reopen(&record.streams, &mut kept);
+        let held = stdio::keep_all(&keeper.guardian, &task::prefix(&record.id), &kept, &[]);
+        if let Err(error) = held {
+            tracing::warn!(id = record.id, "keep its descriptors: {error}");
+        }
+    }
+    let process = |pid| shim.map(|shim| Process::of_shim(pid, shims::Process::new(shim, "")));
+    let restored = match record.phase.clone() {
+        TaskPhase::Creating | TaskPhase::Frozen { .. } => return Err((record, None)),
+        TaskPhase::Created { pid, .. } => process(pid)
+            .map(|process| Restored::Parked { process, start: Gate::Foreign, sent: false })
+            .unwrap_or(Restored::Stopped { pid, started_at: 0, ended: lost() }),
+        TaskPhase::Starting { pid, .. } => process(pid)
+            .map(|process| Restored::Parked { process, start: Gate::Foreign, sent: true })
+            .unwrap_or(Restored::Stopped { pid, started_at: 0, ended: lost() }),
+        TaskPhase::Running { pid, started_at, paused } => process(pid)
+            .map(|process| Restored::Running { process, started_at, paused })
+            .unwrap_or(Restored::Stopped { pid, started_at, ended: lost() }),
+        TaskPhase::Stopped { pid, started_at, ended } => Restored::Stopped { pid, started_at, ended },
+    };
+    Ok((Task::restore(keeper, record, kept, restored), None))
 }
 
 /// Takes back a container whose making was cut short.
@@ -196,6 +242,11 @@ async fn undo(keeper: &Arc<Keeper>, record: &TaskRecord, pidfd: Option<OwnedFd>)
         let _ = Process::new(0, pidfd).signal(task::SIGKILL);
     }
     let (of, layout) = (record.clone(), keeper.layout.clone());
+    if record.by_shim
+        && let Some(shim) = Task::known_shim(keeper, &record.sandbox, &record.id)
+    {
+        shim.remove().await;
+    }
     let removed = blocking(move || {
         if let Some(runtime) = &of.foreign {
             // Whoever is still making it must not go on; what it made is in the group, and killed with that.

@@ -13,6 +13,8 @@ use crate::layout::{Layout, is_valid_id};
 use crate::process::{Awaited, Process, born, now, reopen, wait_end};
 use crate::records::{self, SandboxPhase, SandboxRecord, VERSION};
 use crate::rollback::Rollback;
+use crate::shims::{self, Shim};
+use cri_proto::keeper::SandboxOptions;
 use cri_proto::v1::{IdMapping, NamespaceMode, NamespaceOption, PodSandboxConfig, UserNamespace};
 use prost::Message as _;
 use rustix::fd::{AsFd, OwnedFd};
@@ -23,7 +25,7 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -32,6 +34,8 @@ use tokio::task::JoinSet;
 const SIGKILL: i32 = 9;
 /// Status of a pod whose end nobody saw (CRI-EXIT-02).
 const LOST: u32 = 255;
+/// Type of the options for a pod that another shim is to run (keeper.proto).
+const OF_SHIM: &str = "slipway.keeper.v1.SandboxOptions";
 /// Name of the reaper's pidfd among the kept descriptors.
 const REAPER: &str = "reaper";
 
@@ -43,6 +47,8 @@ pub(crate) struct Sandbox {
     changing: Mutex<()>,
     namespaces: Mutex<Vec<(NamespaceKind, OwnedFd)>>,
     reaper: Option<Process>,
+    /// Who runs it, if that is not us.
+    shim: Option<Arc<shims::Pod>>,
     stopped: watch::Sender<Option<(i64, u32)>>,
 }
 
@@ -51,6 +57,7 @@ impl Sandbox {
     pub(crate) async fn create(
         keeper: &Arc<Keeper>,
         id: String,
+        bundle: PathBuf,
         netns: String,
         config: Option<(String, Vec<u8>)>,
     ) -> Result<Arc<Self>> {
@@ -59,13 +66,24 @@ impl Sandbox {
             if !is_valid_id(&id) {
                 return Err(Error::invalid(format!("bad sandbox id {id:?}")));
             }
-            let config = decode(config)?;
+            let (config, shim) = decode(config)?;
             let request = request(netns, config.as_ref())?;
+            if let Some(shim) = shim.as_ref().filter(|_| request.user.is_some()) {
+                let path = shim.path.display();
+                return Err(Error::unimplemented(format!(
+                    "pods with user namespaces cannot be run by {path}"
+                )));
+            }
             keeper.must_serve()?;
             let reservation = keeper.sandboxes.reserve(&id)?;
             let maker = Arc::clone(&keeper);
-            let sandbox = blocking(move || Self::make(&maker, id, &request, config)).await?;
+            let sandbox = blocking(move || {
+                let of_shim = shim.map(|shim| OfShim { shim, files: bundle });
+                Self::make(&maker, id, &request, config, of_shim.as_ref())
+            });
+            let sandbox = sandbox.await?;
             sandbox.watch_reaper(&keeper, None);
+            sandbox.watch_shim(&keeper);
             reservation.fill(Arc::clone(&sandbox));
             Ok(sandbox)
         })
@@ -77,6 +95,7 @@ impl Sandbox {
         id: String,
         request: &SandboxRequest,
         config: Option<PodSandboxConfig>,
+        of_shim: Option<&OfShim>,
     ) -> Result<Arc<Self>> {
         let owner = request.user.as_ref().map_or((0, 0), IdMappings::host_root);
         let files = config.as_ref().filter(|_| keeper.events.is_wanted());
@@ -94,6 +113,7 @@ impl Sandbox {
             cgroup: cgroup.unwrap_or_default(),
             host_pids,
             namespaces: Vec::new(),
+            by_shim: of_shim.is_some(),
             created_at: now(),
             phase: SandboxPhase::Creating,
         };
@@ -125,20 +145,39 @@ impl Sandbox {
             namespaces.iter().map(|(kind, fd)| (format!("{prefix}{}", name(*kind)), fd.as_fd())).collect();
         let mut items: Vec<_> = keys.iter().map(|(key, fd)| (key.as_str(), *fd)).collect();
         let reaper_key = format!("{prefix}{REAPER}");
-        items.extend(reaper.as_ref().map(|reaper| (reaper_key.as_str(), reaper.pidfd.as_fd())));
+        let pidfd = reaper.as_ref().and_then(Process::pidfd);
+        items.extend(pidfd.map(|pidfd| (reaper_key.as_str(), pidfd.as_fd())));
         rollback.push("kept descriptors", || keeper.guardian.forget_all(&prefix));
         keeper.guardian.keep(&items).map_err(|e| Error::io("keep descriptors of sandbox", &record.id, &e))?;
         record.namespaces = namespaces.iter().map(|(kind, _)| name(*kind).to_owned()).collect();
+        let shim = match of_shim {
+            None => None,
+            Some(OfShim { shim, files }) => {
+                let netns = request.netns.as_ref().map(|path| path.to_string_lossy()).unwrap_or_default();
+                let pause = shims::Pause {
+                    hostname: request.hostname.as_deref().unwrap_or_default(),
+                    netns: &netns,
+                    files,
+                    namespaces: &namespaces,
+                    annotations: &shim.annotations,
+                };
+                let pod = shims::Pod::make(keeper, &record.id, shim.clone(), &pause)?;
+                let undo = Arc::clone(&pod);
+                rollback.push("shim", move || undo.clear());
+                Some(pod)
+            }
+        };
         record.phase = SandboxPhase::Created;
         save(keeper, &record)?;
         rollback.commit();
-        Ok(Arc::new(Self::assemble(record, namespaces, reaper)))
+        Ok(Arc::new(Self::assemble(record, namespaces, reaper, shim)))
     }
 
     fn assemble(
         record: SandboxRecord,
         namespaces: Vec<(NamespaceKind, OwnedFd)>,
         reaper: Option<Process>,
+        shim: Option<Arc<shims::Pod>>,
     ) -> Self {
         let stopped = match record.phase {
             SandboxPhase::Stopped { at, status } => Some((at, status)),
@@ -149,6 +188,7 @@ impl Sandbox {
             changing: Mutex::new(()),
             namespaces: Mutex::new(namespaces),
             reaper,
+            shim,
             stopped: watch::Sender::new(stopped),
         }
     }
@@ -175,6 +215,8 @@ impl Sandbox {
             let lost: Vec<_> = record.namespaces.iter().filter(|kind| !is_held(kind)).cloned().collect();
             namespaces_of(process, &lost, &mut namespaces);
         }
+        let log = take("shim-log");
+        let shim = record.by_shim.then(|| shims::Pod::find(keeper, &record.id, log)).flatten();
         if record.phase == SandboxPhase::Creating {
             if let Some(reaper) = reaper {
                 let _ = reaper.signal(SIGKILL);
@@ -187,9 +229,12 @@ impl Sandbox {
         let adopted = reaper.as_ref().map(|reaper| keeper.deaths.expect(reaper.pid));
         // A pod whose first process or one of whose namespaces is gone is over, whatever else lives.
         let is_held = |kind: &String| namespaces.iter().any(|(held, _)| name(*held) == kind);
-        let died_unseen = record.reaper && reaper.is_none() || !record.namespaces.iter().all(is_held);
-        let sandbox = Arc::new(Self::assemble(record, namespaces, reaper));
+        let shim_lost = record.by_shim && shim.is_none();
+        let died_unseen =
+            shim_lost || record.reaper && reaper.is_none() || !record.namespaces.iter().all(is_held);
+        let sandbox = Arc::new(Self::assemble(record, namespaces, reaper, shim));
         sandbox.watch_reaper(keeper, adopted);
+        sandbox.watch_shim(keeper);
         if died_unseen {
             sandbox.set_stopped(keeper, now(), LOST);
         }
@@ -208,6 +253,33 @@ impl Sandbox {
                 keeper.guardian.recorded(report);
             }
         });
+    }
+
+    /// The same for its sandbox container, and the shim with that.
+    fn watch_shim(self: &Arc<Self>, keeper: &Arc<Keeper>) {
+        let Some(shim) = self.shim.clone() else { return };
+        if matches!(self.record().phase, SandboxPhase::Stopped { .. }) {
+            return;
+        }
+        let (sandbox, keeper) = (Arc::clone(self), Arc::clone(keeper));
+        tokio::spawn(async move {
+            // Of the former keeper's socket nothing is left.
+            if let Err(error) = keeper.shims.open(&keeper.layout).await {
+                tracing::warn!("{error}");
+            }
+            let ended = shim.ended().await;
+            if ended.is_none() && !shim.is_closing() {
+                let path = shim.shim().path.display();
+                tracing::error!(id = sandbox.id(), "the pod's shim, {path}, is gone: the pod is over");
+            }
+            let (at, status) = ended.map_or_else(|| (now(), LOST), |ended| (ended.at, ended.status));
+            sandbox.end(&keeper, at, status).await;
+        });
+    }
+
+    /// Who runs it, if that is not us.
+    pub(crate) fn shim(&self) -> Option<&Arc<shims::Pod>> {
+        self.shim.as_ref()
     }
 
     /// StartSandbox: the pid that stands for the pod in namespace paths, and when it was made.
@@ -238,13 +310,23 @@ impl Sandbox {
             let mut ends = JoinSet::new();
             for task in keeper.tasks.all().into_iter().filter(|task| task.sandbox() == id) {
                 let keeper = Arc::clone(&keeper);
-                ends.spawn(async move { task.end_by_force(&keeper).await });
+                ends.spawn(async move {
+                    task.end_by_force(&keeper).await?;
+                    match task.shim() {
+                        Some(shim) => shim.delete().await,
+                        None => Ok(()),
+                    }
+                });
             }
             let ends = ends.join_all().await;
+            let closed = match &sandbox.shim {
+                Some(shim) => shim.close().await,
+                None => Ok(()),
+            };
             if let Some(reaper) = &sandbox.reaper {
                 let _ = reaper.signal(SIGKILL);
             }
-            ends.into_iter().collect::<Result<()>>()?;
+            ends.into_iter().chain([closed]).collect::<Result<()>>()?;
             sandbox.end(&keeper, now(), 0).await;
             Ok(())
         })
@@ -299,8 +381,13 @@ impl Sandbox {
     /// ShutdownSandbox: stops it if need be and forgets it.
     pub(crate) async fn shut_down(self: &Arc<Self>, keeper: &Arc<Keeper>) -> Result<()> {
         self.stop(keeper).await?;
-        let (record, keeper) = (self.record(), Arc::clone(keeper));
+        let (record, keeper, shim) = (self.record(), Arc::clone(keeper), self.shim.clone());
         blocking(move || {
+            if let Some(shim) = shim {
+                shim.clear();
+            } else if record.by_shim {
+                shims::clear_left_over(&keeper.layout.shims().join(&record.id));
+            }
             keeper.guardian.forget_all(&prefix(&record.id));
             PodFiles::remove(&keeper.layout.sandbox_files(&record.id))?;
             records::remove(&keeper.layout.sandboxes(), &record)
@@ -386,13 +473,28 @@ fn namespaces_of(process: &Process, lost: &[String], namespaces: &mut Vec<(Names
     }
 }
 
-/// SHIM-SBX-04: options are CRI's own configuration.
-fn decode(options: Option<(String, Vec<u8>)>) -> Result<Option<PodSandboxConfig>> {
+/// A pod that another shim is to run.
+#[derive(Debug)]
+struct OfShim {
+    shim: Shim,
+    /// Where the client has the pod's files.
+    files: PathBuf,
+}
+
+/// SHIM-SBX-04: options are CRI's own configuration; or ours around that, which no pod of containerd's can bring.
+fn decode(options: Option<(String, Vec<u8>)>) -> Result<(Option<PodSandboxConfig>, Option<Shim>)> {
+    let damaged = |error: &dyn std::fmt::Display| Error::invalid(format!("sandbox options: {error}"));
     match options {
-        None => Ok(None),
+        None => Ok((None, None)),
         Some((url, value)) if url.ends_with("PodSandboxConfig") => {
             let config = PodSandboxConfig::decode(value.as_slice());
-            config.map(Some).map_err(|error| Error::invalid(format!("sandbox options: {error}")))
+            config.map(|config| (Some(config), None)).map_err(|e| damaged(&e))
+        }
+        Some((url, value)) if url == OF_SHIM => {
+            let options =
+                <SandboxOptions as protobuf::Message>::parse_from_bytes(&value).map_err(|e| damaged(&e))?;
+            let config = PodSandboxConfig::decode(options.config.as_slice()).map_err(|e| damaged(&e))?;
+            Ok((Some(config), Some(Shim::parse(&options.shim)?)))
         }
         Some((url, _)) => Err(Error::invalid(format!("sandbox options of type {url:?} are not known"))),
     }
@@ -474,7 +576,7 @@ const SHARED: [NamespaceKind; 5] =
     [NamespaceKind::Network, NamespaceKind::Ipc, NamespaceKind::Uts, NamespaceKind::Pid, NamespaceKind::User];
 
 /// The kernel's name of a kind, as in /proc/<pid>/ns.
-fn name(kind: NamespaceKind) -> &'static str {
+pub(crate) fn name(kind: NamespaceKind) -> &'static str {
     match kind {
         NamespaceKind::Network => "net",
         NamespaceKind::Ipc => "ipc",

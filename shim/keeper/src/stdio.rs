@@ -2,6 +2,7 @@
 //!
 //! Opens files and fifos, never reads or writes them.
 
+pub(crate) mod by_name;
 mod target;
 
 pub(crate) use target::{LogPath, Stdin, Target, absolute};
@@ -41,6 +42,10 @@ pub(crate) mod key {
     pub(crate) const TTY_OUT: &str = "tty-out";
     pub(crate) const TTY_IN: &str = "tty-in";
     pub(crate) const PTY: &str = "pty";
+    /// Ends of fifos that a shim opens by name, held until it has.
+    pub(crate) const OUT_PLACE: &str = "out-place";
+    pub(crate) const ERR_PLACE: &str = "err-place";
+    pub(crate) const IN_PLACE: &str = "in-place";
     /// Pidfd of the client's logging program.
     pub(crate) const LOGGER: &str = "logger";
 }
@@ -101,6 +106,9 @@ pub(crate) fn take_kept(held: &mut HashMap<String, OwnedFd>, prefix: &str) -> Ke
         key::TTY_OUT,
         key::TTY_IN,
         key::PTY,
+        key::OUT_PLACE,
+        key::ERR_PLACE,
+        key::IN_PLACE,
         key::LOGGER,
     ];
     all.into_iter().filter_map(|key| Some((key, held.remove(&format!("{prefix}{key}"))?))).collect()

@@ -14,6 +14,7 @@ pub mod node;
 pub mod plugin;
 pub mod registry;
 pub mod requests;
+pub mod shims;
 pub mod streams;
 
 pub use node::{Node, Setup};

@@ -52,7 +52,7 @@ pub(crate) fn forget(root: &Path, container: &str) -> Result<()> {
 
 /// The sentence for pods that criu cannot bring back, or whose containers are not ours to freeze.
 fn check_pod(pod: &PodRecord) -> Result<()> {
-    if let Some(path) = &pod.settings.runtime_path {
+    if let Some(path) = pod.settings.program() {
         let (pod, name, path) = (pod.label(), &pod.handler, path.display());
         return Err(Error::new(
             Code::Unimplemented,

@@ -137,7 +137,7 @@ impl Node<'_> {
             config,
         };
         let handler = crate::handlers::find(self.file, &pod.handler).unwrap_or_default();
-        if let Some(runtime) = &handler.runtime_path {
+        if let Some(runtime) = handler.program() {
             anyhow::bail!(
                 "runtimeClassName {:?} is run by {}: what that does, only it can tell",
                 pod.handler,

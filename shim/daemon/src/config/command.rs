@@ -212,6 +212,39 @@ mod tests {
             ("[handlers.Runc]\n", "[handlers.\"Runc\"]: a handler's name is"),
             ("[handlers.x]\nruntime_pth = \"/bin/sh\"", "did you mean \"handlers.*.runtime_path\"?"),
             (
+                "[handlers.x]\nshim = \"containerd-shim-kata-v2\"",
+                "config.toml:2: handlers.x.shim: containerd-shim-kata-v2 must be an absolute path",
+            ),
+            ("[handlers.x]\nshim = \"/no/kata\"", "config.toml:2: handlers.x.shim: /no/kata: No such file"),
+            (
+                "[handlers.x]\nruntime_path = \"/bin/sh\"\nshim = \"/bin/sh\"",
+                "config.toml:2: handlers.x.runtime_path: the handler has a shim",
+            ),
+            (
+                "[handlers.x]\nshim = \"/bin/sh\"\nruntime_args = [\"-x\"]",
+                "config.toml:3: handlers.x.runtime_args: the handler has a shim",
+            ),
+            (
+                "[handlers.x]\nshim = \"/bin/sh\"\nruntime_root = \"/r\"",
+                "config.toml:3: handlers.x.runtime_root: the handler has a shim",
+            ),
+            (
+                "[handlers.x]\nruntime_path = \"/bin/sh\"\nconfig_path = \"/etc/passwd\"",
+                "config.toml:3: handlers.x.config_path: it is for a shim",
+            ),
+            (
+                "[handlers.x]\nshim = \"/bin/sh\"\nconfig_path = \"kata.toml\"",
+                "config.toml:3: handlers.x.config_path = kata.toml: must be an absolute",
+            ),
+            (
+                "[handlers.x]\nshim = \"/bin/sh\"\nconfig_path = \"/no/kata.toml\"",
+                "config.toml:3: handlers.x.config_path: /no/kata.toml: No such file",
+            ),
+            (
+                "runtime_handlers = [\"x\"]\n[handlers.x]\nshim = \"/bin/sh\"",
+                "config.toml:3: handlers.x has a shim, and",
+            ),
+            (
                 "[handlers.x]\ncreate_timeout = \"5\"",
                 "config.toml:2: handlers.x.create_timeout: \"5\" has no unit",
             ),

@@ -31,7 +31,8 @@ pub(crate) struct File {
     /// Slipway itself.
     pub(crate) runtime_handlers: Vec<String>,
     /// Handlers of runtime classes with settings of their own, a table for each by its name. With runtime_path its containers
-    /// are run by that OCI runtime (runc, crun, youki, runsc) under Slipway's keeper; without it by Slipway itself.
+    /// are run by that OCI runtime (runc, crun, youki, runsc) under Slipway's keeper, with shim its pods by that containerd shim
+    /// (kata's, runsc's); without either by Slipway itself.
     pub(crate) handlers: BTreeMap<String, Handler>,
     /// The socket for the kubelet, crictl and slipway's own commands; --address says where it is.
     pub(crate) socket: Socket,
@@ -67,14 +68,27 @@ pub(crate) struct File {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub(crate) struct Handler {
-    /// The OCI runtime's program, an absolute path, such as "/usr/sbin/runc". Without it: Slipway itself.
+    /// The OCI runtime's program, an absolute path, such as "/usr/sbin/runc". Without it, and without shim: Slipway itself.
     pub(crate) runtime_path: Option<PathBuf>,
-    /// Where that runtime keeps its state (its option --root). Without it: runtimes/NAME below the daemon's --state.
+    /// Where that runtime, or runc behind its shim, keeps its state (its option --root). Without it: runtimes/NAME below the
+    /// daemon's --state.
     pub(crate) runtime_root: Option<PathBuf>,
     /// Arguments before each of its commands, such as "--debug", or "--platform=systrap" of runsc. --systemd-cgroup is given
     /// by itself where cgroup_driver is systemd.
     pub(crate) runtime_args: Vec<String>,
-    /// How long it may take to make a container; then it is killed, and the request fails.
+    /// A containerd shim's program (shim v2 over ttrpc), an absolute path, such as "/usr/bin/containerd-shim-kata-v2": it runs
+    /// the pods of this handler, one process for each. Not together with runtime_path.
+    pub(crate) shim: Option<PathBuf>,
+    /// The configuration file of that shim's runtime, an absolute path (containerd's ConfigPath, CRI-O's runtime_config_path).
+    /// Without it: the runtime's own default.
+    pub(crate) config_path: Option<PathBuf>,
+    /// The type that the shim knows its options by (containerd's TypeUrl), such as "io.containerd.runsc.v1.options". Without it:
+    /// none.
+    pub(crate) config_type: Option<String>,
+    /// Annotations of pods that the shim is to see, by name, or with "*" at the end by what a name begins with, such as
+    /// "io.katacontainers.*". They change how a pod is run: whoever may make pods may set them.
+    pub(crate) pod_annotations: Vec<String>,
+    /// How long it may take to make a container, or a shim's pod; then it is killed, and the request fails.
     pub(crate) create_timeout: Time,
     /// Each container is announced to the runtime as a sandbox of its own (annotation io.kubernetes.cri.container-type): for
     /// runsc and others that look for a pause container otherwise. Pods of one container are what such a runtime can do.
@@ -91,11 +105,22 @@ impl Default for Handler {
             runtime_path: None,
             runtime_root: None,
             runtime_args: Vec::new(),
+            shim: None,
+            config_path: None,
+            config_type: None,
+            pod_annotations: Vec::new(),
             create_timeout: seconds(60),
             sandbox_per_container: false,
             privileged_without_host_devices: false,
             privileged_without_host_devices_all_devices_allowed: false,
         }
+    }
+}
+
+impl Handler {
+    /// The program that runs its containers, if that is not Slipway.
+    pub(crate) fn program(&self) -> Option<&Path> {
+        self.runtime_path.as_deref().or(self.shim.as_deref())
     }
 }
 

@@ -6,18 +6,22 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// Keys that a running daemon takes over at SIGHUP (see [`super::reload`]); all others need a restart.
-pub(crate) const LIVE: [&str; 19] = [
+pub(crate) const LIVE: [&str; 23] = [
     "cdi.spec_dirs",
     "containers.default_ulimits",
     "containers.device_ownership_from_security_context",
     "containers.writable_layer_limit",
+    "handlers.*.config_path",
+    "handlers.*.config_type",
     "handlers.*.create_timeout",
+    "handlers.*.pod_annotations",
     "handlers.*.privileged_without_host_devices",
     "handlers.*.privileged_without_host_devices_all_devices_allowed",
     "handlers.*.runtime_args",
     "handlers.*.runtime_path",
     "handlers.*.runtime_root",
     "handlers.*.sandbox_per_container",
+    "handlers.*.shim",
     "images.auth_file",
     "images.hosts_dirs",
     "images.parallel_layers",

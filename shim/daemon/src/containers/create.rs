@@ -8,7 +8,7 @@ use crate::keeper::{NewTask, Runtime};
 use crate::pods::PodPhase;
 use crate::rollback::Rollback;
 use crate::telemetry::laps;
-use crate::{cdi, handlers, signals, spec};
+use crate::{cdi, handlers, keeper, signals, spec};
 use cri_proto::nri::Event;
 use cri_proto::v1::{self, ContainerEventType};
 use slipway_images::Image;
@@ -183,6 +183,7 @@ impl Daemon {
             checkpoint: thawing.map(|thawing| thawing.images()),
             criu: self.config.file.checkpoints.criu.as_deref(),
             runtime: runtime.as_ref(),
+            patience: keeper::patience(handler),
         };
         let made = laps::traced(&self.keeper, &id, self.keeper.create_task(&task));
         self.telemetry.phase(METHOD, "keeper: create", made).await?;

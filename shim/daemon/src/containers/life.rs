@@ -265,12 +265,14 @@ impl Daemon {
 /// CRI-EXIT-01, CRI-EXIT-02, CRI-CSTAT-12, CRI-CSTAT-13, CRI-REC-02.
 pub(crate) fn exited(started_at: i64, info: Option<&TaskInfo>) -> Phase {
     let Some(info) = info.filter(|i| i.status_known) else {
+        let why = info.map(|info| info.lost_because.clone()).filter(|why| !why.is_empty());
+        let why = why.unwrap_or_else(|| "the container ended while nobody could see its status".into());
         return Phase::Exited {
             started_at,
             finished_at: crate::clock::now(),
             exit_code: 255,
             reason: "Unknown".into(),
-            message: "the container ended while nobody could see its status".into(),
+            message: why,
         };
     };
     let exit_code = i32::try_from(info.exit_status).unwrap_or(255);
@@ -325,5 +327,10 @@ mod tests {
             matches!(exited(5, Some(&out)), Phase::Exited { message, .. } if message.contains("pod's memory"))
         );
         assert_eq!(reason(None), (255, "Unknown".into()));
+        let mut lost = info(0, false, false);
+        lost.lost_because = "its shim was gone".into();
+        assert!(
+            matches!(exited(5, Some(&lost)), Phase::Exited { message, .. } if message == "its shim was gone")
+        );
     }
 }

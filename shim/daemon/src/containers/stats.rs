@@ -8,7 +8,7 @@ use crate::daemon::{Container, Daemon, blocking};
 use crate::error::Result;
 use crate::usage;
 use cri_proto::v1;
-use slipway_runtime::cgroup::Cgroup;
+use slipway_runtime::cgroup::{Cgroup, Stats};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -87,8 +87,7 @@ impl Daemon {
             writable_layer: self.writable_layer_usage(&record.id),
             ..Default::default()
         };
-        let group = Cgroup::open(&record.cgroup).and_then(|group| group.stats());
-        if let (true, Ok(group)) = (record.is_running(), group) {
+        if let (true, Some(group)) = (record.is_running(), self.measured(record)) {
             let at = crate::clock::now();
             let rate = self.rates.rate(&record.id, at, group.cpu_usage_ns.unwrap_or(0));
             stats.cpu = Some(usage::cpu(at, &group, rate));
@@ -97,6 +96,21 @@ impl Daemon {
             stats.io = usage::io(at, &group);
         }
         stats
+    }
+
+    /// From its control group; from its shim, where it is in none of this host. Blocks.
+    fn measured(&self, record: &ContainerRecord) -> Option<Stats> {
+        let group = Cgroup::open(&record.cgroup);
+        let by_shim = self.pods.get(&record.pod_id).is_ok_and(|pod| pod.record().settings.shim.is_some());
+        let is_here = || group.as_ref().is_ok_and(|group| group.pids().is_ok_and(|pids| !pids.is_empty()));
+        if by_shim && !is_here() {
+            let told = tokio::runtime::Handle::current().block_on(self.keeper.stats(&record.id));
+            return told
+                .inspect_err(|e| tracing::warn!(container = record.label(), "stats: {e}"))
+                .ok()
+                .flatten();
+        }
+        group.and_then(|group| group.stats()).ok()
     }
 
     pub(crate) fn writable_layer_usage(&self, id: &str) -> Option<v1::FilesystemUsage> {

@@ -4,9 +4,10 @@
 
 mod connection;
 mod foreign;
+mod measured;
 mod options;
 
-pub(crate) use foreign::Runtime;
+pub(crate) use foreign::{Runtime, Shim, patience};
 
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -16,8 +17,8 @@ use containerd_shim_protos::sandbox_api as sandbox;
 use containerd_shim_protos::shim::oci::CheckpointOptions;
 use cri_proto::keeper as ext;
 use cri_proto::v1;
-use prost::Message;
 use protobuf::well_known_types::any::Any;
+use slipway_runtime::cgroup::Stats;
 use slipway_runtime::idmap::IdMap;
 use slipway_runtime::rootfs::Overlay;
 use std::path::{Path, PathBuf};
@@ -89,17 +90,17 @@ impl Keeper {
         self.call(Retry::Safe, |c| async move { c.ext.list(quick(), &ext::ListRequest::new()).await }).await
     }
 
-    /// Makes the pod's namespaces; answers the pid that namespace paths of its containers name.
+    /// Makes the pod's namespaces, and starts its shim where it has one; answers the pid that namespace paths of its containers
+    /// name.
     pub(crate) async fn run_sandbox(
         &self,
         id: &str,
         bundle: &Path,
         config: &v1::PodSandboxConfig,
         netns: Option<&Path>,
+        shim: Option<&Shim>,
     ) -> Result<i32> {
-        let mut options = Any::new();
-        options.type_url = "runtime.v1.PodSandboxConfig".into();
-        options.value = config.encode_to_vec();
+        let options = options::of_pod(config, shim)?;
         if options.value.len() > CONFIG_MAX {
             let size = options.value.len();
             return Err(Error::invalid(format!(
@@ -111,10 +112,11 @@ impl Keeper {
         request.bundle_path = bundle.display().to_string();
         request.netns_path = netns.map(|p| p.display().to_string()).unwrap_or_default();
         request.options = Some(options).into();
+        let patience = shim.map_or(QUICK, Shim::patience);
         let create = || async {
             let created = self.call(Retry::Never, |c| {
                 let request = request.clone();
-                async move { c.sandbox.create_sandbox(quick(), &request).await }
+                async move { c.sandbox.create_sandbox(with_duration(patience), &request).await }
             });
             created.await.map(drop)
         };
@@ -175,7 +177,7 @@ impl Keeper {
         request.stdout = task.log.clone();
         request.checkpoint = task.checkpoint.as_ref().map(|p| p.display().to_string()).unwrap_or_default();
         request.options = options::encode(task.runtime, task.criu)?.into();
-        let mut context = with_duration(task.runtime.map_or(QUICK, Runtime::patience));
+        let mut context = with_duration(task.patience.unwrap_or(QUICK));
         if crate::telemetry::is_sampled() {
             context.add(CLOCKED.into(), "1".into());
         }
@@ -515,6 +517,17 @@ impl Keeper {
         updated.await.map(drop)
     }
 
+    /// What a container's shim measures; none if it does not say it in words that are known.
+    pub(crate) async fn stats(&self, id: &str) -> Result<Option<Stats>> {
+        let mut request = api::StatsRequest::new();
+        request.id = id.into();
+        let stats = self.call(Retry::Safe, |c| {
+            let request = request.clone();
+            async move { c.task.stats(quick(), &request).await }
+        });
+        Ok(stats.await?.stats.as_ref().and_then(measured::decode))
+    }
+
     pub(crate) async fn reopen_log(&self, id: &str) -> Result<()> {
         let mut request = ext::ReopenLogRequest::new();
         request.id = id.into();
@@ -560,8 +573,10 @@ pub(crate) struct NewTask<'a> {
     pub(crate) checkpoint: Option<PathBuf>,
     /// CRIU's program, where it is not the one in PATH.
     pub(crate) criu: Option<&'a Path>,
-    /// Who makes it, if not Slipway itself.
+    /// Who makes it, if not Slipway itself or its pod's shim.
     pub(crate) runtime: Option<&'a Runtime>,
+    /// How long that may take, where it is not Slipway itself.
+    pub(crate) patience: Option<Duration>,
 }
 
 fn quick() -> Context {

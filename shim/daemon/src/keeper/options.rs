@@ -1,9 +1,10 @@
 //! What the keeper is told of the making itself, in the form in which containerd hands on a runtime class's options.
 
-use super::foreign::Runtime;
+use super::foreign::{Runtime, Shim};
 use crate::error::{Error, Result};
-use cri_proto::keeper::GenericOptions;
-use protobuf::Message as _;
+use cri_proto::keeper::{GenericOptions, SandboxOptions};
+use cri_proto::v1;
+use prost::Message as _;
 use protobuf::well_known_types::any::Any;
 use serde::Serialize;
 use std::path::Path;
@@ -36,8 +37,25 @@ pub(super) fn encode(runtime: Option<&Runtime>, criu: Option<&Path>) -> Result<O
     let message = GenericOptions { config_body: body.into_bytes(), ..GenericOptions::default() };
     let mut any = Any::new();
     any.type_url = GENERIC.into();
-    any.value = message.write_to_bytes().map_err(|e| failed(&e))?;
+    any.value = protobuf::Message::write_to_bytes(&message).map_err(|e| failed(&e))?;
     Ok(Some(any))
+}
+
+/// Options of a pod: CRI's own configuration, and around it the shim that is to run it, if any.
+///
+/// # Errors
+/// As [`encode`].
+pub(super) fn of_pod(config: &v1::PodSandboxConfig, shim: Option<&Shim>) -> Result<Any> {
+    let mut any = Any::new();
+    (any.type_url, any.value) = ("runtime.v1.PodSandboxConfig".into(), config.encode_to_vec());
+    if let Some(shim) = shim {
+        let failed = |error: &dyn std::fmt::Display| Error::internal(format!("encode options: {error}"));
+        let shim = toml::to_string(shim).map_err(|e| failed(&e))?;
+        let options = SandboxOptions { config: any.value, shim, ..SandboxOptions::default() };
+        any.type_url = "slipway.keeper.v1.SandboxOptions".into();
+        any.value = protobuf::Message::write_to_bytes(&options).map_err(|e| failed(&e))?;
+    }
+    Ok(any)
 }
 
 #[cfg(test)]
@@ -56,7 +74,8 @@ mod tests {
         let text = |runtime, criu: Option<&str>| {
             let any = encode(runtime, criu.map(Path::new)).expect("encoded")?;
             assert_eq!(any.type_url, GENERIC);
-            let message = GenericOptions::parse_from_bytes(&any.value).expect("its own message");
+            let message: GenericOptions =
+                protobuf::Message::parse_from_bytes(&any.value).expect("its own message");
             Some(String::from_utf8(message.config_body).expect("TOML"))
         };
         assert_eq!(text(None, None), None);

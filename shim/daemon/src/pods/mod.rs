@@ -58,6 +58,18 @@ impl Record for PodRecord {
 }
 
 impl PodRecord {
+    /// Those of its annotations that its handler's shim is to see.
+    pub(crate) fn passed_annotations(&self) -> impl Iterator<Item = (String, String)> {
+        let passes = |name: &str| {
+            self.settings.pod_annotations.iter().any(|wanted| match wanted.strip_suffix('*') {
+                Some(start) => name.starts_with(start),
+                None => name == wanted,
+            })
+        };
+        let own = self.config.annotations.iter().filter(move |(name, _)| passes(name));
+        own.map(|(name, value)| (name.clone(), value.clone()))
+    }
+
     /// The record written before anything is made.
     pub(crate) fn intent(
         id: String,

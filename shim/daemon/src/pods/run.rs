@@ -4,6 +4,7 @@ use super::files::PodDir;
 use super::{PodPhase, PodRecord, files};
 use crate::daemon::{Daemon, Pod, blocking};
 use crate::error::{Error, Result};
+use crate::keeper::Shim;
 use crate::names::Company;
 use crate::rollback::Rollback;
 use crate::telemetry::spans;
@@ -128,7 +129,9 @@ impl Daemon {
         let mut config = record.config.clone();
         config.hostname = files::hostname(&record);
         let dir = PodDir::new(&self.config.state, &id);
-        let made = self.keeper.run_sandbox(&id, dir.path(), &config, record.netns.as_deref());
+        let group = self.config.cgroups.container(&record.cgroup_parent, &id);
+        let shim = Shim::of(&record, group, &self.config.state);
+        let made = self.keeper.run_sandbox(&id, dir.path(), &config, record.netns.as_deref(), shim.as_ref());
         record.sandbox_pid = self.telemetry.phase(METHOD, "keeper: namespaces", made).await?;
         let admission = self.nri.admit().await;
         let (daemon, message) = (Arc::clone(self), crate::nri::pod(&record));

@@ -101,7 +101,7 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Spec> {
 /// As containerd names them: other tools look for these (CRI-CC-17).
 fn annotations(inputs: &Inputs<'_>) -> Value {
     let pod = inputs.pod.metadata();
-    json!({
+    let mut all = json!({
         "io.kubernetes.cri.container-type": "container",
         "io.kubernetes.cri.sandbox-id": inputs.pod.id,
         "io.kubernetes.cri.sandbox-name": pod.name,
@@ -109,7 +109,14 @@ fn annotations(inputs: &Inputs<'_>) -> Value {
         "io.kubernetes.cri.sandbox-uid": pod.uid,
         "io.kubernetes.cri.container-name": inputs.container.metadata().name,
         "io.kubernetes.cri.image-name": inputs.container.image_name,
-    })
+    });
+    for (name, value) in inputs.pod.passed_annotations() {
+        // Whose container it is is not a pod's to say.
+        if all.get(&name).is_none() {
+            all[name] = value.into();
+        }
+    }
+    all
 }
 
 /// A map in the words of the OCI specification.

@@ -34,6 +34,11 @@ pub(super) fn make(dir: &Path, new: &New<'_>, standalone: bool) -> Result<()> {
     write_json(&dir.join("config.json"), &spec)
 }
 
+/// Mounts the root file system in `dir`, as [`make`] does, and answers what `config.json` is to be there; for a shim.
+pub(crate) fn prepared(dir: &Path, new: &New<'_>) -> Result<Spec> {
+    Ok(adapted(new, root(dir, new)?, false))
+}
+
 /// Takes away what [`make`] made, and what the runtime wrote. Missing is success.
 pub(super) fn remove(dir: &Path) -> io::Result<()> {
     let rootfs = dir.join("rootfs");
@@ -49,7 +54,7 @@ pub(super) fn remove(dir: &Path) -> io::Result<()> {
     }
 }
 
-pub(super) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let fail = |e: io::Error| Error::io("write", path.display(), &e);
     let text = serde_json::to_vec(value).map_err(|e| fail(e.into()))?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
@@ -58,7 +63,7 @@ pub(super) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
 }
 
 /// Its control group is named as a scope of systemd's.
-pub(super) fn is_scope(spec: &Spec) -> bool {
+pub(crate) fn is_scope(spec: &Spec) -> bool {
     let path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref());
     path.is_some_and(|path| matches!(ScopeName::parse(&path.to_string_lossy()), Ok(Some(_))))
 }
@@ -121,7 +126,7 @@ fn adapted(new: &New<'_>, root: PathBuf, standalone: bool) -> Spec {
 }
 
 /// Takes from a process what nobody here could give it: other runtimes refuse it then, where ours leaves it out.
-pub(super) fn within_reach(process: &mut Process) {
+pub(crate) fn within_reach(process: &mut Process) {
     if let Some(asked) = process.capabilities() {
         let clipped = slipway_runtime::plan::clipped(asked, Host::current().capabilities);
         process.set_capabilities(Some(clipped));

@@ -144,8 +144,8 @@ fn or_null(stream: Option<OwnedFd>) -> process::Stdio {
     stream.map_or_else(process::Stdio::null, Into::into)
 }
 
-/// Until its end, or none if the time was up; and what it said.
-fn watch(
+/// Until its end, or none if the time was up; and what it said. One that fails is ended with its whole process group.
+pub(crate) fn watch(
     child: &mut Child,
     mut heard: Option<OwnedFd>,
     limit: Duration,
@@ -237,7 +237,7 @@ fn words(log: &Path) -> Option<String> {
 }
 
 /// One line, not too long.
-fn shown(text: &str) -> String {
+pub(crate) fn shown(text: &str) -> String {
     let lines: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let mut text = lines.join("; ");
     if text.len() > SHOWN {

@@ -19,8 +19,10 @@ mod caller;
 mod console;
 mod orphans;
 
+pub(crate) use bundle::{is_scope, prepared, within_reach, write_json};
+pub(crate) use call::{shown, watch};
 pub(crate) use caller::{ACTION, become_caller};
-pub(crate) use orphans::sweep;
+pub(crate) use orphans::{end_calls, set_apart, sweep};
 
 use crate::error::{Error, Result};
 use crate::layout::Layout;
@@ -246,7 +248,8 @@ impl Container<'_> {
             .and_then(|pty| Ok((pty, orphans::set_apart(cgroup, exec, process.pid)?)));
         let (pty, group) = group.inspect_err(|_| process.kill_and_reap())?;
         let pid = process.pid;
-        let pidfd = process.pidfd.try_clone().map_err(|e| Error::io("hold the process of exec", exec, &e))?;
+        let held = process.own_pidfd().and_then(|pidfd| pidfd.try_clone());
+        let pidfd = held.map_err(|e| Error::io("hold the process of exec", exec, &e))?;
         Ok(Exec { pid, pidfd, cgroup: group, pty })
     }
 

@@ -73,7 +73,7 @@ pub(super) fn child_of_file(file: &Path) -> Result<Process, String> {
 /// Puts a session's process, and the children it has by now, into a group of its own below the container's, so that it can
 /// be ended with all that it starts. One that is not in the container's group (the runtime's own, of a virtual machine, say)
 /// stays where it is.
-pub(super) fn set_apart(container: &Cgroup, exec: &str, pid: i32) -> Result<Cgroup> {
+pub(crate) fn set_apart(container: &Cgroup, exec: &str, pid: i32) -> Result<Cgroup> {
     let group = container.exec_group(exec)?;
     if !container.pids()?.contains(&pid) {
         return Ok(group);
@@ -97,7 +97,7 @@ pub(super) fn children(pid: i32) -> Vec<i32> {
 
 /// Ends calls of a former keeper that are still under way: they name `what`, a path of ours, or something below it. They lead
 /// process groups of their own.
-pub(super) fn end_calls(what: &Path) {
+pub(crate) fn end_calls(what: &Path) {
     let needle = what.as_os_str().as_bytes();
     let names = |command: &[u8]| {
         command.split(|byte| *byte == 0).any(|word| {

@@ -203,6 +203,9 @@ impl Worker {
                 Ok(Command::Drain(id, reply)) => {
                     let _ = reply.send(self.drain(&id));
                 }
+                Ok(Command::IsOver(id, reply)) => {
+                    let _ = reply.send(self.entry(&id).is_none_or(|entry| entry.taps.is_empty()));
+                }
                 Ok(Command::Attach(id, listener, reply)) => {
                     let _ = reply.send(self.attach(&id, listener));
                 }

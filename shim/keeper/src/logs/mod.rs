@@ -106,6 +106,7 @@ enum Command {
     Add(Log, oneshot::Sender<io::Result<()>>),
     Reopen(String, File, oneshot::Sender<bool>),
     Drain(String, oneshot::Sender<Drained>),
+    IsOver(String, oneshot::Sender<bool>),
     Attach(String, Listener, oneshot::Sender<io::Result<bool>>),
     Remove(String),
     Recovered,
@@ -150,6 +151,13 @@ impl Engine {
     pub(crate) async fn drain(&self, id: &str) -> io::Result<Drained> {
         let (reply, answer) = oneshot::channel();
         self.send(Command::Drain(id.into(), reply));
+        answer.await.map_err(|_| gone())
+    }
+
+    /// Whether all that could write to the container's pipes is gone, and all they wrote is taken.
+    pub(crate) async fn is_over(&self, id: &str) -> io::Result<bool> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::IsOver(id.into(), reply));
         answer.await.map_err(|_| gone())
     }
 

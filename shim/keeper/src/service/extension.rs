@@ -65,7 +65,11 @@ impl keeper_ttrpc::Keeper for ExtensionService {
     async fn wait_task(&self, _: &TtrpcContext, request: WaitTaskRequest) -> ttrpc::Result<TaskInfo> {
         let task = answer(self.0.tasks.get(&request.id))?;
         answer(task.wait().await)?;
-        Ok(info(task.snapshot()))
+        let mut info = info(task.snapshot());
+        if !info.status_known {
+            info.lost_because = task.lost_because();
+        }
+        Ok(info)
     }
 
     async fn kill_all(&self, _: &TtrpcContext, request: KillAllRequest) -> ttrpc::Result<KillAllResponse> {

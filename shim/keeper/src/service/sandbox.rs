@@ -38,7 +38,8 @@ impl sandbox_async::Sandbox for SandboxService {
         }
         let options = request.options.into_option().map(|any| (any.type_url, any.value));
         let options = options.filter(|(url, _)| !url.is_empty());
-        answer(Sandbox::create(&self.0, request.sandbox_id, request.netns_path, options).await)?;
+        let bundle = request.bundle_path.into();
+        answer(Sandbox::create(&self.0, request.sandbox_id, bundle, request.netns_path, options).await)?;
         Ok(CreateSandboxResponse::default())
     }
 

@@ -163,7 +163,7 @@ impl shim_async::Task for TaskService {
         let (task, exec) = answer(self.find(&request.id, &request.exec_id))?;
         let signal = i32::try_from(request.signal).unwrap_or(i32::MAX);
         answer(match exec {
-            Some(exec) => exec.kill(signal, request.all && signal == SIGKILL).await,
+            Some(exec) => exec.kill(&task, signal, request.all && signal == SIGKILL).await,
             None => task.kill(&self.0, signal, request.all).await,
         })?;
         Ok(Empty::default())
@@ -203,15 +203,19 @@ impl shim_async::Task for TaskService {
     }
 
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
-        let stats = answer(answer(self.task(&request.id))?.stats().await)?;
+        let task = answer(self.task(&request.id))?;
+        if let Some(stats) = task.shim_stats().await {
+            return Ok(StatsResponse { stats: Some(answer(stats)?).into(), ..Default::default() });
+        }
+        let stats = answer(task.stats().await)?;
         Ok(StatsResponse { stats: Some(answer(metrics::encode(&stats))?).into(), ..Default::default() })
     }
 
     async fn resize_pty(&self, _: &TtrpcContext, request: ResizePtyRequest) -> ttrpc::Result<Empty> {
         let (task, exec) = answer(self.find(&request.id, &request.exec_id))?;
         answer(match exec {
-            Some(exec) => exec.resize(request.width, request.height),
-            None => task.resize(request.width, request.height),
+            Some(exec) => exec.resize(&task, request.width, request.height).await,
+            None => task.resize(request.width, request.height).await,
         })?;
         Ok(Empty::default())
     }
@@ -220,7 +224,7 @@ impl shim_async::Task for TaskService {
         let (task, exec) = answer(self.find(&request.id, &request.exec_id))?;
         match exec {
             _ if !request.stdin => {}
-            Some(exec) => exec.close_stdin(&self.0),
+            Some(exec) => exec.close_stdin(&self.0, &task),
             None => task.close_stdin(&self.0),
         }
         Ok(Empty::default())

@@ -80,7 +80,8 @@ impl Task {
         stdin: Stdin,
     ) -> io::Result<Option<Copier>> {
         let terminal = self.facts.streams.terminal;
-        let name = if terminal { key::PTY } else { key::IN };
+        // A shim has the terminal, and a fifo before it.
+        let name = if terminal && self.facts.shim.is_none() { key::PTY } else { key::IN };
         let to = self.kept().get(name).map(OwnedFd::try_clone).transpose()?;
         let Some(to) = to.filter(|_| stdin != Stdin::None) else { return Ok(None) };
         rustix::io::ioctl_fionbio(&to, true)?;

@@ -10,6 +10,7 @@ use crate::logger;
 use crate::mounts;
 use crate::process::{Awaited, now, wait_end};
 use crate::records::{self, Ended, OutOfMemory};
+use crate::shims;
 use crate::stdio::{self, key};
 use containerd_shim_protos::events::task::{TaskDelete, TaskExit, TaskOOM};
 use slipway_runtime::cgroup::{Cgroup, OomLevel};
@@ -33,7 +34,7 @@ impl Task {
     pub(crate) async fn end_by_force(self: &Arc<Self>, keeper: &Keeper) -> Result<()> {
         if self.ended().is_none() {
             match self.kill(keeper, SIGKILL, true).await {
-                Err(_) if self.ended().is_some() => {}
+                Err(error) if self.ended().is_some() || error.is_not_found() => {}
                 result => result?,
             }
             tokio::time::timeout(KILL_PATIENCE, self.wait())
@@ -114,6 +115,11 @@ impl Task {
         if self.facts.mounted {
             mounts::unmount_all(&self.facts.bundle);
         }
+        if let Some(shim) = self.shim() {
+            shims::wait(shim.remove());
+            // What its runtime made for itself in hierarchies that had nothing of ours.
+            remove_cgroup(&self.facts.cgroup)?;
+        }
         if let Some(foreign) = self.foreign(&keeper.layout) {
             foreign.remove();
             // What such a runtime made for itself in hierarchies that had nothing of ours.
@@ -133,6 +139,9 @@ impl Task {
         let (task, keeper) = (Arc::clone(self), Arc::clone(keeper));
         tokio::spawn(async move {
             let end = wait_end(&process, adopted).await;
+            if !end.ended.known {
+                task.end_of_shim().await;
+            }
             // A start in flight tells its client, and the world, first (SHIM-TSK-08).
             let changing = task.changing.lock().await;
             let ended = task.settle(&keeper, end.ended).await;
@@ -153,6 +162,7 @@ impl Task {
                 let container_id = task.facts.id.clone();
                 keeper.events.publish("/tasks/oom", &TaskOOM { container_id, ..TaskOOM::default() });
             }
+            task.forget_by_shim();
             task.exit.send_replace(Some(ended));
             task.publish_exit(&keeper, process.pid, ended);
         });
@@ -173,6 +183,9 @@ impl Task {
             sessions.spawn(async move { exec.wait_if_running().await });
         }
         let _ = tokio::time::timeout(EXEC_PATIENCE, sessions.join_all()).await;
+        if self.facts.shim.is_some() {
+            self.output_of_shim(keeper).await;
+        }
         let drained = keeper.engine.drain(&self.facts.id).await.unwrap_or_default();
         if drained.dropped > 0 {
             self.dropped.store(drained.dropped, Ordering::Relaxed);
@@ -183,7 +196,10 @@ impl Task {
             tracing::warn!(id = self.facts.id, "the end of the log has no file: {error}");
         }
         keeper.engine.remove(&self.facts.id);
-        Ended { oom: self.out_of_memory(ended).await.or(early), ..ended }
+        let known = self.out_of_memory(ended).await.or(early);
+        // Where its memory is not this host's.
+        let told = known.is_none() && ended.status == KILLED && self.told_out_of_memory(keeper).await;
+        Ended { oom: known.or(told.then_some(OutOfMemory::Container)), ..ended }
     }
 
     /// Whether the OOM killer was in the container's group, and why.

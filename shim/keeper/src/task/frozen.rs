@@ -34,8 +34,9 @@ impl Task {
         let (task, keeper) = (Arc::clone(self), Arc::clone(keeper));
         detached(async move {
             let _changing = task.changing.lock().await;
-            if let Some(runtime) = &task.facts.foreign {
-                let (id, path) = (&task.facts.id, runtime.path.display());
+            let others = task.facts.foreign.as_ref().map(|runtime| &runtime.path);
+            if let Some(path) = others.or(task.facts.shim.as_ref().map(|shim| &shim.pod().shim().path)) {
+                let (id, path) = (&task.facts.id, path.display());
                 return Err(Error::unimplemented(format!(
                     "checkpoint container {id}: it is run by {path}, and checkpoints are of Slipway's own containers"
                 )));
@@ -88,6 +89,12 @@ impl Task {
     pub(super) fn freeze_made(keeper: &Keeper, new: NewTask, frozen: Frozen) -> Result<Arc<Self>> {
         let mounts = new.mounts.clone();
         let (facts, ..) = Facts::of(keeper, new)?;
+        if let Some(shim) = &facts.shim {
+            let (id, path) = (&facts.id, shim.pod().shim().path.display());
+            return Err(Error::unimplemented(format!(
+                "restore container {id}: checkpoints are Slipway's own: {path} cannot start from one"
+            )));
+        }
         stdio::check(&facts.streams)?;
         let task = Self::assemble(facts, Lifecycle::Frozen { frozen, begun: false }, Kept::new(), None, 0);
         let mut rollback = Rollback::default();
@@ -177,7 +184,8 @@ impl Task {
         let undo = process.clone();
         rollback.push("restored process", move || undo.kill_and_reap());
         kept.extend(terminal.map(|master| (key::PTY, master)));
-        stdio::keep_all(&keeper.guardian, &self.prefix(), &kept, &[("pidfd", process.pidfd.as_fd())])
+        let pidfd = process.pidfd().map(|pidfd| ("pidfd", pidfd.as_fd()));
+        stdio::keep_all(&keeper.guardian, &self.prefix(), &kept, pidfd.as_slice())
             .map_err(|e| Error::io("keep the descriptors of", &facts.id, &e))?;
         *self.kept() = kept;
         rollback.commit();

@@ -16,6 +16,7 @@ use crate::prepare::{self, Namespaces};
 use crate::process::{Process, born};
 use crate::records::{self, TaskPhase, TaskRecord};
 use crate::rollback::Rollback;
+use crate::shims;
 use crate::stdio::{self, Target, key};
 use crate::terminal;
 use containerd_shim_protos::events::task::{TaskCreate, TaskIO};
@@ -126,6 +127,9 @@ fn create_event(new: &NewTask) -> TaskCreate {
 impl Task {
     /// Lets the parked process go, with the hooks and the seccomp agent that its spec names. Blocks.
     pub(super) fn release(&self, layout: &Layout, process: &Process, start: &Gate) -> Result<()> {
+        if let Some(shim) = &self.facts.shim {
+            return shims::wait(shim.start());
+        }
         let start = match (start, self.foreign(layout)) {
             (Gate::Pipe(pipe), _) => pipe,
             (Gate::Foreign, Some(foreign)) => return foreign.start(),
@@ -139,7 +143,7 @@ impl Task {
         container::start(&StartRequest {
             subject: Subject { id: &self.facts.id, bundle: &self.facts.bundle, spec: &spec },
             pid: process.pid,
-            pidfd: &process.pidfd,
+            pidfd: process.own_pidfd().map_err(|e| Error::io("start", &self.facts.id, &e))?,
             cgroup: &cgroup,
             parked: Parked::Pipe(start),
         })?;
@@ -172,18 +176,28 @@ impl Facts {
         prepare::protect_root(&new.mounts, &mut spec);
         let cgroup = prepare::cgroup(&spec, &keeper.namespace, &new.id, &options);
         prepare::set_cgroup(&mut spec, &cgroup);
+        let sandbox = prepare::sandbox_of(&spec);
+        let shim = keeper.sandboxes.find(&sandbox).and_then(|sandbox| sandbox.shim().cloned());
+        if let (Some(pod), Some(runtime)) = (&shim, &options.runtime) {
+            let (shim, runtime) = (pod.shim().path.display(), runtime.path.display());
+            return Err(Error::invalid(format!(
+                "container {}: its pod is run by {shim}, not by {runtime}",
+                new.id
+            )));
+        }
         let facts = Self {
+            // A foreign runtime, and a shim, does all that by itself.
+            attended: options.runtime.is_none() && shim.is_none() && container::is_attended(&spec),
+            shim: shim.map(|pod| shims::Container::new(pod, &new.id)),
             rootfs: prepare::rootfs(&new.mounts, &new.bundle, &spec)?,
             mounted: prepare::needs_mounting(&new.mounts),
-            sandbox: prepare::sandbox_of(&spec),
+            sandbox,
             cgroup,
             id: new.id,
             bundle: new.bundle,
             oom_before: None,
             streams: new.streams,
             foreign_pids: namespaces.foreign_pids,
-            // A foreign runtime does all that by itself.
-            attended: options.runtime.is_none() && container::is_attended(&spec),
             io_owner: options.io_owner(),
             criu: if options.criu_path.is_empty() { "criu".into() } else { options.criu_path.clone().into() },
             foreign: options.runtime.clone(),
@@ -229,6 +243,30 @@ fn by_ourselves(
     Ok(Made { process: Process::new(pid, pidfd), cgroup, pty, gate: Gate::Pipe(start), clocked })
 }
 
+/// By the shim of its pod, which has its streams, too.
+fn by_shim(
+    facts: &Facts,
+    spec: Spec,
+    namespaces: &Namespaces,
+    rollback: &mut Rollback<'_>,
+) -> Result<(Made, stdio::Opened)> {
+    let shim = facts.shim.as_ref().ok_or_else(|| Error::internal("its pod has no shim"))?;
+    let (pid, opened) = shim.create(shims::New {
+        spec,
+        rootfs: &facts.rootfs,
+        bundle: &facts.bundle,
+        namespaces,
+        cgroup: &facts.cgroup,
+        streams: &facts.streams,
+    })?;
+    let undo = Arc::clone(shim);
+    rollback.push("container of a shim", move || shims::wait(undo.remove()));
+    // One that is in a virtual machine has none to be measured by.
+    let cgroup = Cgroup::open(&facts.cgroup).or_else(|_| Cgroup::named(&facts.cgroup))?;
+    let process = Process::of_shim(pid, shims::Process::new(Arc::clone(shim), ""));
+    Ok((Made { process, cgroup, pty: None, gate: Gate::Foreign, clocked: Clocked::default() }, opened))
+}
+
 /// Makes the container; on error nothing is left of it. Blocks.
 fn make(keeper: &Keeper, new: NewTask) -> Result<Arc<Task>> {
     let clocked = new.clocked;
@@ -240,7 +278,11 @@ fn make(keeper: &Keeper, new: NewTask) -> Result<Arc<Task>> {
     }
     let owner = options.io_owner().unwrap_or_else(|| prepare::owner(&spec, spec.process().as_ref()));
     let logger = Logger { id: &facts.id, namespace: &keeper.namespace };
-    let mut opened = stdio::open(&facts.streams, owner, logger)?;
+    let mut opened = match &facts.shim {
+        // It opens them itself, by name.
+        Some(_) => stdio::Opened::default(),
+        None => stdio::open(&facts.streams, owner, logger)?,
+    };
     let save = |record: &TaskRecord| {
         records::save(&keeper.layout.tasks(), record).map_err(|e| Error::io("record", &record.id, &e))
     };
@@ -255,6 +297,12 @@ fn make(keeper: &Keeper, new: NewTask) -> Result<Arc<Task>> {
         rollback.push("root filesystem", move || mounts::unmount_all(&bundle));
     }
     let Made { process, cgroup, pty, gate, clocked } = match &facts.foreign {
+        None if facts.shim.is_some() => {
+            let (made, streams) = by_shim(&facts, spec, &namespaces, &mut rollback)?;
+            opened = streams;
+            rollback.push("log", opened.undo());
+            made
+        }
         None => {
             let wishes = container::Options { clocked, ..wishes(&options) };
             by_ourselves(&facts, spec, namespaces, opened.child, wishes)?
@@ -300,7 +348,7 @@ fn make(keeper: &Keeper, new: NewTask) -> Result<Arc<Task>> {
     let prefix = prefix(&facts.id);
     let undo_prefix = prefix.clone();
     rollback.push("kept descriptors", move || keeper.guardian.forget_all(&undo_prefix));
-    let mut more = vec![("pidfd", process.pidfd.as_fd())];
+    let mut more: Vec<_> = process.pidfd().map(|pidfd| ("pidfd", pidfd.as_fd())).into_iter().collect();
     if let Gate::Pipe(start) = &gate {
         more.push(("start", start.socket.as_fd()));
     }

@@ -14,6 +14,7 @@ mod frozen;
 pub(crate) mod laps;
 mod make;
 mod restore;
+mod shimmed;
 
 pub(crate) use attach::Client;
 pub(crate) use end::remove_cgroup;
@@ -29,6 +30,7 @@ use crate::layout::Layout;
 use crate::process::{Process, now};
 use crate::records::{self, Ended, Streams, TaskPhase, TaskRecord, VERSION};
 use crate::registry::Registry;
+use crate::shims;
 use crate::stdio::{self, Kept, Target, key};
 use crate::terminal::{self, Copying};
 use containerd_shim_protos::api::Mount;
@@ -78,13 +80,15 @@ struct Facts {
     criu: PathBuf,
     /// The OCI runtime that makes and runs it, where that is not ours.
     foreign: Option<Runtime>,
+    /// The same by the shim of its pod.
+    shim: Option<Arc<shims::Container>>,
 }
 
 /// What holds a container back until its start.
 #[derive(Debug)]
 pub(crate) enum Gate {
     Pipe(StartPipe),
-    /// Its runtime does, and lets it go.
+    /// Its runtime, or its shim, does, and lets it go.
     Foreign,
 }
 
@@ -202,6 +206,7 @@ impl Task {
             .await?;
             task.go_to(&keeper, Lifecycle::Running { process, started_at, paused: false })?;
             keeper.guardian.forget(&format!("{}start", task.prefix()));
+            task.let_go_of_places(&keeper);
             task.publish_start(&keeper, pid);
             Ok(pid)
         })
@@ -230,6 +235,9 @@ impl Task {
                 (process.clone(), false)
             }
         };
+        if let Some(shim) = &self.facts.shim {
+            return self.kill_by_shim(shim, &process, signal, all, paused).await;
+        }
         let (task, layout) = (Arc::clone(self), keeper.layout.clone());
         blocking(move || {
             let cgroup = || Cgroup::open(&task.facts.cgroup);
@@ -279,7 +287,10 @@ impl Task {
                 _ => return Err(task.wrong(if frozen { "pause" } else { "resume" }, "it is not running")),
             };
             let cgroup = task.facts.cgroup.clone();
-            blocking(move || Ok(Cgroup::open(&cgroup)?.freeze(frozen)?)).await?;
+            match &task.facts.shim {
+                Some(shim) => shim.freeze(frozen).await?,
+                None => blocking(move || Ok(Cgroup::open(&cgroup)?.freeze(frozen)?)).await?,
+            }
             task.go_to(&keeper, Lifecycle::Running { process, started_at, paused: frozen })?;
             let container_id = task.facts.id.clone();
             if frozen {
@@ -305,6 +316,9 @@ impl Task {
             let _changing = task.changing.lock().await;
             if task.ended().is_some() {
                 return Err(task.wrong("update", "it has ended"));
+            }
+            if let Some(shim) = &task.facts.shim {
+                return shim.update(&resources).await;
             }
             let updated = Arc::clone(&task);
             blocking(move || match updated.foreign(&layout) {
@@ -367,7 +381,10 @@ impl Task {
         Ok(())
     }
 
-    pub(crate) fn resize(&self, width: u32, height: u32) -> Result<()> {
+    pub(crate) async fn resize(&self, width: u32, height: u32) -> Result<()> {
+        if let Some(shim) = self.facts.shim.as_ref().filter(|_| self.facts.streams.terminal) {
+            return shim.resize("", width, height).await;
+        }
         terminal::resize(&self.kept(), width, height)
             .map_err(|e| Error::io("resize the terminal of", &self.facts.id, &e))
     }
@@ -377,6 +394,9 @@ impl Task {
         self.stdin_closed.send_replace(true);
         self.kept().remove(key::IN);
         keeper.guardian.forget(&format!("{}{}", self.prefix(), key::IN));
+        if let Some(shim) = &self.facts.shim {
+            shims::close_stdin(shim, "");
+        }
     }
 
     pub(crate) fn snapshot(&self) -> Snapshot {
@@ -455,6 +475,11 @@ impl Task {
                 Ok(false)
             }
         }
+    }
+
+    /// The container as its pod's shim knows it that made it, where that is so.
+    pub(crate) fn shim(&self) -> Option<&Arc<shims::Container>> {
+        self.facts.shim.as_ref()
     }
 
     fn ended(&self) -> Option<Ended> {
@@ -592,6 +617,7 @@ impl Facts {
             io_owner: self.io_owner,
             criu: self.criu.clone(),
             foreign: self.foreign.clone(),
+            by_shim: self.shim.is_some(),
             born,
             dropped,
             phase,

@@ -8,6 +8,7 @@ use crate::keeper::{Keeper, blocking};
 use crate::layout::Layout;
 use crate::process::{Awaited, Process, now};
 use crate::records::{self, Ended, TaskRecord};
+use crate::shims;
 use crate::stdio::Kept;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -37,7 +38,8 @@ pub(crate) enum Restored {
 
 impl Task {
     /// A container as a former keeper left it; see [`crate::recovery`].
-    pub(crate) fn restore(record: TaskRecord, kept: Kept, restored: Restored) -> Arc<Self> {
+    pub(crate) fn restore(keeper: &Keeper, record: TaskRecord, kept: Kept, restored: Restored) -> Arc<Self> {
+        let shim = record.by_shim.then(|| Self::known_shim(keeper, &record.sandbox, &record.id)).flatten();
         let state = match restored {
             Restored::Frozen(frozen) => Lifecycle::Frozen { frozen, begun: false },
             Restored::Parked { process, start, sent: false } => {
@@ -69,6 +71,7 @@ impl Task {
             io_owner: record.io_owner,
             criu: record.criu,
             foreign: record.foreign,
+            shim,
         };
         client_log::add(&facts.bundle);
         let task = Self::assemble(facts, state, kept, ended, record.dropped);
@@ -92,6 +95,7 @@ impl Task {
             if let Err(error) = records::save(&keeper.layout.tasks(), &self.record()) {
                 tracing::error!(id = self.facts.id, "record the end: {error}");
             }
+            self.forget_by_shim();
             return self.let_go(keeper);
         }
         let starting = match &*self.lock() {
@@ -109,6 +113,7 @@ impl Task {
                     if let Err(error) = self.go_to(keeper, running) {
                         tracing::error!(id = self.facts.id, "record the start: {error}");
                     }
+                    self.let_go_of_places(keeper);
                     self.publish_start(keeper, pid);
                 }
                 Err(error) => tracing::warn!(id = self.facts.id, "start begun by the former keeper: {error}"),
@@ -121,6 +126,19 @@ impl Task {
     /// is open, a second byte does no harm, as only one is read.
     fn finish_start(&self, layout: &Layout, process: &Process, start: &Gate) -> Result<()> {
         use rustix::net::{RecvFlags, recv};
+        if let Some(shim) = &self.facts.shim {
+            // One that a shim is at still is refused a second time.
+            let done = shims::wait(async {
+                match shim.is_waiting().await? {
+                    false => Ok(()),
+                    true => match shim.start().await {
+                        Err(_) if !shim.is_waiting().await? => Ok(()),
+                        result => result,
+                    },
+                }
+            });
+            return done;
+        }
         let is_done = match (start, self.foreign(layout)) {
             (Gate::Pipe(pipe), _) => matches!(
                 recv(&pipe.socket, &mut [0u8; 1][..], RecvFlags::PEEK | RecvFlags::DONTWAIT),

@@ -14,5 +14,6 @@ mod resources;
 mod rig;
 mod roots;
 mod shim;
+mod shims;
 mod streams;
 mod wire;

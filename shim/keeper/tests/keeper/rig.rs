@@ -290,6 +290,15 @@ fn end_keeper(rig: &Rig) {
             }
         }
         kill_both(rig.guardian, keeper);
+        // Other shims that it started.
+        let dir = rig.dir.path().as_os_str().as_encoded_bytes();
+        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
+            let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            if let Some(pid) = pid.filter(|_| command.windows(dir.len()).any(|part| part == dir)) {
+                kill(pid, 9);
+            }
+        }
         std::thread::sleep(Duration::from_millis(100));
         for parent in rig.cgroups() {
             for procs in walk(&parent) {

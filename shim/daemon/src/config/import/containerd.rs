@@ -156,10 +156,14 @@ const RULES: &Rules = &[
     // Put together by `runtimes`.
     ("cri/containerd/runtimes/*/options/BinaryName", Fate::Needless),
     ("cri/containerd/runtimes/*/options/Root", Fate::Needless),
+    ("cri/containerd/runtimes/*/options/ConfigPath", Fate::With(for_shims)),
+    ("cri/containerd/runtimes/*/options/TypeUrl", Fate::With(for_shims)),
+    ("cri/containerd/runtimes/*/pod_annotations", Fate::With(for_shims)),
     (
-        "cri/containerd/runtimes/*/runtime_path",
-        Fate::Cannot("other shims cannot be run; an OCI runtime can, by [handlers.NAME]"),
+        "cri/containerd/runtimes/*/container_annotations",
+        Fate::Cannot("a shim sees annotations of pods only (pod_annotations of [handlers.NAME])"),
     ),
+    ("cri/containerd/runtimes/*/runtime_path", Fate::With(for_shims)),
     ("cri/containerd/runtimes/*/privileged_without_host_devices", Fate::With(handlers::setting)),
     (
         "cri/containerd/runtimes/*/privileged_without_host_devices_all_devices_allowed",
@@ -408,25 +412,47 @@ fn runtimes(import: &mut Import, leaves: &[Leaf]) {
                 let handler = found.entry(name).or_default();
                 handler.is_oci = RUNC.contains(&leaf.text());
                 handler.is_ours = leaf.text() == OURS;
+                handler.shim =
+                    Some(leaf).filter(|_| !handler.is_oci && !handler.is_ours && !leaf.is_nothing());
+            }
+            ["runtimes", name, "runtime_path"] => found.entry(name).or_default().shim_path = Some(leaf),
+            ["runtimes", name, "options", "ConfigPath"] => {
+                found.entry(name).or_default().for_shim.push(("config_path", leaf));
+            }
+            ["runtimes", name, "options", "TypeUrl"] => {
+                found.entry(name).or_default().for_shim.push(("config_type", leaf));
+            }
+            ["runtimes", name, "pod_annotations"] => {
+                found.entry(name).or_default().for_shim.push(("pod_annotations", leaf));
             }
             ["runtimes", name, "options", "BinaryName"] => found.entry(name).or_default().binary = Some(leaf),
             ["runtimes", name, "options", "Root"] => found.entry(name).or_default().root = Some(leaf),
             _ => {}
         }
     }
+    for (name, handler) in &found {
+        let unused = handler.shim_path.into_iter().chain(handler.for_shim.iter().map(|(_, leaf)| *leaf));
+        for leaf in unused.filter(|leaf| handler.shim.is_none() && !leaf.is_nothing()) {
+            import
+                .leave(leaf, format!("it is for a shim of another kind, and {name} is run without one here"));
+        }
+    }
     handlers::settle(import, &found, default);
 }
 
-/// Runtimes that do what ours does; sandboxes with a kernel of their own do not.
+/// Put together by `runtimes`.
+fn for_shims(_: &mut Import, _: &Leaf, _: &[&str]) -> Outcome {
+    Ok(())
+}
+
+/// Runtimes that do what ours does; shims of other kinds are put together by `runtimes`.
 fn handler(import: &mut Import, leaf: &Leaf, stars: &[&str]) -> Outcome {
     match leaf.text() {
         kind if RUNC.contains(&kind) || kind == OURS => {
             import.add("runtime_handlers", stars.first().copied().unwrap_or_default());
             Ok(())
         }
-        other => Err(format!(
-            "{other} is another kind of sandbox: pods of this runtime class need a node that has it"
-        )),
+        _ => Ok(()),
     }
 }
 
@@ -561,6 +587,12 @@ ca_file = "/etc/ssl/mirror.pem"
 [plugins."io.containerd.grpc.v1.cri".registry.configs."mirror.example:5000".auth]
 username = "me"
 password = "geheim"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.vm]
+runtime_type = "io.containerd.kata.v2"
+runtime_path = "/opt/kata/bin/containerd-shim-kata-v2"
+pod_annotations = ["io.katacontainers.*"]
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.vm.options]
+ConfigPath = "/opt/kata/configuration.toml"
 [plugins."io.containerd.nri.v1.nri"]
 disable = true
 plugin_request_timeout = "1.5s"
@@ -582,6 +614,10 @@ runtime_handlers = ["runc", "lost"]
 runtime_path = "/usr/bin/nvidia-container-runtime"
 runtime_root = "/run/nvidia"
 privileged_without_host_devices = true
+[handlers.vm]
+shim = "/opt/kata/bin/containerd-shim-kata-v2"
+config_path = "/opt/kata/configuration.toml"
+pod_annotations = ["io.katacontainers.*"]
 [socket]
 group = "998"
 mode = "0660"

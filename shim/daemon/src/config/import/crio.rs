@@ -103,6 +103,7 @@ const RULES: &Rules = &[
     // Put together by `runtimes`.
     ("runtime/runtimes/*/runtime_path", Fate::Needless),
     ("runtime/runtimes/*/runtime_root", Fate::Needless),
+    ("runtime/runtimes/*/runtime_config_path", Fate::Needless),
     ("runtime/runtimes/*/privileged_without_host_devices", Fate::With(handlers::setting)),
     ("runtime/runtimes/*/container_create_timeout", Fate::With(create_timeout)),
     ("runtime/runtimes/*/monitor_path", Fate::Needless),
@@ -331,6 +332,8 @@ fn runtime_type(import: &mut Import, leaf: &Leaf, stars: &[&str]) -> Outcome {
             import.add("runtime_handlers", stars.first().copied().unwrap_or_default());
             Ok(())
         }
+        // Put together by `runtimes`.
+        "vm" => Ok(()),
         other => Err(format!(
             "{other} is another kind of sandbox: pods of this runtime class need a node that has it"
         )),
@@ -340,20 +343,39 @@ fn runtime_type(import: &mut Import, leaf: &Leaf, stars: &[&str]) -> Outcome {
 /// Handlers that name the OCI runtime which CRI-O is to call.
 fn runtimes(import: &mut Import, leaves: &[Leaf]) {
     let (mut found, mut default) = (BTreeMap::<&str, Found<'_>>::new(), "");
+    let mut vms = Vec::new();
     for leaf in leaves {
         let path: Vec<&str> = leaf.path.iter().map(String::as_str).collect();
         match path.strip_prefix(&["crio", "runtime"]).unwrap_or_default() {
             ["default_runtime"] => default = leaf.text(),
-            ["runtimes", name, key @ ("runtime_type" | "runtime_path" | "runtime_root")] => {
+            [
+                "runtimes",
+                name,
+                key @ ("runtime_type" | "runtime_path" | "runtime_root" | "runtime_config_path"),
+            ] => {
                 // "" is "oci".
                 let handler = found.entry(name).or_insert_with(|| Found { is_oci: true, ..Found::default() });
                 match *key {
-                    "runtime_type" => handler.is_oci = matches!(leaf.text(), "" | "oci"),
+                    "runtime_type" => {
+                        handler.is_oci = matches!(leaf.text(), "" | "oci");
+                        vms.extend((leaf.text() == "vm").then_some((*name, leaf)));
+                    }
                     "runtime_path" => handler.binary = Some(leaf),
+                    "runtime_config_path" => handler.for_shim.push(("config_path", leaf)),
                     _ => handler.root = Some(leaf),
                 }
             }
             _ => {}
+        }
+    }
+    for (name, kind) in vms {
+        let Some(handler) = found.get_mut(name) else { continue };
+        match handler.binary.filter(|leaf| !leaf.is_nothing()) {
+            // It names the shim's program.
+            Some(binary) => handler.shim = Some(binary),
+            None => {
+                import.leave(kind, "it names no runtime_path: give the shim's as shim of [handlers.NAME]")
+            }
         }
     }
     handlers::settle(import, &found, default);
@@ -422,6 +444,8 @@ container_create_timeout = 120
 [crio.runtime.runtimes.kata]
 runtime_type = "vm"
 runtime_path = "/usr/bin/containerd-shim-kata-v2"
+runtime_root = "/run/vc"
+runtime_config_path = "/etc/kata-containers/configuration.toml"
 [crio.image]
 global_auth_file = "/etc/crio/auth.json"
 pause_image = "registry.k8s.io/pause:3.10"
@@ -454,6 +478,9 @@ runtime_path = "/usr/local/bin/runsc"
 runtime_root = "/run/runsc"
 create_timeout = "120s"
 sandbox_per_container = true
+[handlers.kata]
+shim = "/usr/bin/containerd-shim-kata-v2"
+config_path = "/etc/kata-containers/configuration.toml"
 [images]
 auth_file = "/etc/crio/auth.json"
 [containers]
@@ -485,8 +512,7 @@ disable = true
             [
                 "crio.runtime.pids_limit",
                 "crio.runtime.hooks_dir",
-                "crio.runtime.runtimes.crun.allowed_annotations",
-                "crio.runtime.runtimes.kata.runtime_type"
+                "crio.runtime.runtimes.crun.allowed_annotations"
             ]
         );
     }

@@ -1,0 +1,381 @@
+//! A pod's shim: from its start to its end, and again after a keeper's.
+
+use super::answer::Endpoint;
+use super::container::{Container, wait};
+use super::link::{Fault, Link};
+use super::{QUICK, SIGNAL, Shim, bundle, log, program};
+use crate::error::{Error, Result};
+use crate::foreign::end_calls;
+use crate::keeper::{Keeper, blocking};
+use crate::records::Ended;
+use containerd_shim_protos::api::{ConnectRequest, ConnectResponse, Empty, ShutdownRequest};
+use protobuf::Message;
+use protobuf::well_known_types::any::Any;
+use rustix::fd::OwnedFd;
+use rustix::process::{Pid, WaitOptions, waitpid};
+use serde::{Deserialize, Serialize};
+use slipway_runtime::sandbox::NamespaceKind;
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::task::AbortHandle;
+
+/// Version of `shim.json`.
+const VERSION: u32 = 1;
+const FILE: &str = "shim.json";
+/// How long a shim may take to end by itself (SHIM-DEL-06), and how often that is looked at.
+const FAREWELL: Duration = Duration::from_secs(3);
+const LOOK: Duration = Duration::from_millis(20);
+
+/// What a sandbox container is made of.
+#[derive(Debug)]
+pub(crate) struct Pause<'a> {
+    pub(crate) hostname: &'a str,
+    /// Path of the pod's network namespace; empty: the host's.
+    pub(crate) netns: &'a str,
+    /// Where the client has the pod's own files.
+    pub(crate) files: &'a Path,
+    pub(crate) namespaces: &'a [(NamespaceKind, OwnedFd)],
+    pub(crate) annotations: &'a BTreeMap<String, String>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Pod {
+    id: String,
+    dir: PathBuf,
+    events: PathBuf,
+    namespace: String,
+    shim: Shim,
+    state: tokio::sync::Mutex<State>,
+    log: Mutex<Option<AbortHandle>>,
+    /// It is to end, or has: nobody is to wonder.
+    closing: AtomicBool,
+}
+
+/// What is known of its server.
+#[derive(Debug, Default)]
+struct State {
+    endpoint: Option<Endpoint>,
+    pid: i32,
+    link: Option<Link>,
+}
+
+/// What the next keeper needs.
+#[derive(Debug, Serialize, Deserialize)]
+struct Record {
+    version: u32,
+    shim: Shim,
+    endpoint: Option<Endpoint>,
+    /// Of its server; 0: it does not say.
+    pid: i32,
+}
+
+impl Pod {
+    /// Starts the shim with its sandbox container, which runs when this returns. On error nothing is left. Blocks.
+    pub(crate) fn make(keeper: &Keeper, id: &str, shim: Shim, pause: &Pause<'_>) -> Result<Arc<Self>> {
+        let pod = Self::assemble(keeper, id, shim, State::default());
+        let made = wait(keeper.shims.open(&keeper.layout)).and_then(|()| pod.try_make(keeper, pause));
+        match made {
+            Ok(()) => Ok(pod),
+            Err(error) => {
+                pod.clear();
+                keeper.guardian.forget(&pod.log_key());
+                Err(error)
+            }
+        }
+    }
+
+    fn try_make(self: &Arc<Self>, keeper: &Keeper, pause: &Pause<'_>) -> Result<()> {
+        let fail = |e: io::Error| Error::io("make", self.dir.display(), &e);
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir).map_err(fail)?;
+        self.save(&State::default())?;
+        let log = self.sandbox_container().create_sandbox(pause)?;
+        let kept = keeper.guardian.keep(&[(&self.log_key(), log.as_fd())]);
+        kept.map_err(|e| Error::io("keep the log of", self.id.as_str(), &e))?;
+        self.read_log(log);
+        Ok(())
+    }
+
+    /// One of a former keeper; none if there is nothing that could be used.
+    pub(crate) fn find(keeper: &Keeper, id: &str, log: Option<OwnedFd>) -> Option<Arc<Self>> {
+        let path = keeper.layout.shims().join(id).join(FILE);
+        let read = fs::read(&path).and_then(|text| Ok(serde_json::from_slice::<Record>(&text)?));
+        let record = read.inspect_err(|e| tracing::error!("{}: {e}", path.display())).ok()?;
+        if record.version != VERSION {
+            tracing::error!("{}: version {} is not known", path.display(), record.version);
+            return None;
+        }
+        let state = State { endpoint: record.endpoint, pid: record.pid, link: None };
+        let pod = Self::assemble(keeper, id, record.shim, state);
+        if let Some(log) = log {
+            pod.read_log(log);
+        }
+        Some(pod)
+    }
+
+    fn assemble(keeper: &Keeper, id: &str, shim: Shim, state: State) -> Arc<Self> {
+        Arc::new(Self {
+            id: id.into(),
+            dir: keeper.layout.shims().join(id),
+            events: keeper.layout.shim_events(),
+            namespace: keeper.namespace.clone(),
+            shim,
+            state: tokio::sync::Mutex::new(state),
+            log: Mutex::new(None),
+            closing: AtomicBool::new(false),
+        })
+    }
+
+    fn read_log(&self, fifo: OwnedFd) {
+        match log::copy(fifo, &self.id) {
+            Ok(task) => *self.log.lock().unwrap_or_else(PoisonError::into_inner) = Some(task),
+            Err(error) => tracing::warn!(pod = self.id, "the shim's log: {error}"),
+        }
+    }
+
+    pub(crate) fn shim(&self) -> &Shim {
+        &self.shim
+    }
+
+    /// Where everything of it is, and the name by which its processes are known.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(super) fn bundle(&self, id: &str) -> PathBuf {
+        self.dir.join(id)
+    }
+
+    pub(super) fn events(&self) -> &Path {
+        &self.events
+    }
+
+    pub(super) fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// Of the log's fifo with the guardian.
+    pub(crate) fn log_key(&self) -> String {
+        format!("s/{}/shim-log", self.id)
+    }
+
+    fn sandbox_container(self: &Arc<Self>) -> Arc<Container> {
+        Container::new(Arc::clone(self), &self.id)
+    }
+
+    /// Returns when the sandbox container, and so the pod, has ended; none: nobody can say how.
+    pub(crate) async fn ended(self: &Arc<Self>) -> Option<Ended> {
+        self.sandbox_container().wait("").await
+    }
+
+    /// It was ended by request.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Relaxed)
+    }
+
+    /// The shim's server for a container whose bundle is there: started, or found (SHIM-GRP-03).
+    pub(super) async fn reach(self: &Arc<Self>, id: &str, options: Option<&Any>) -> Result<()> {
+        if self.state.lock().await.endpoint.as_ref().is_some_and(|endpoint| endpoint.version >= 3) {
+            return Ok(());
+        }
+        let (pod, container, options) = (Arc::clone(self), id.to_owned(), options.cloned());
+        let endpoint = blocking(move || program::start(&pod, &container, options.as_ref())).await?;
+        let mut state = self.state.lock().await;
+        match &state.endpoint {
+            Some(known) if known.address == endpoint.address => return Ok(()),
+            Some(known) => {
+                let why = format!(
+                    "it answers {} for a container of a pod that it serves at {}: pods of several containers need one shim",
+                    endpoint.address, known.address
+                );
+                return Err(program::failed(self, "start", &why));
+            }
+            None => state.endpoint = Some(endpoint),
+        }
+        // Written down before it is used: whoever undoes this must find it.
+        self.save(&state)?;
+        drop(state);
+        let limit = QUICK.min(self.shim.patience());
+        let request = ConnectRequest { id: id.into(), ..ConnectRequest::default() };
+        match self.call::<ConnectResponse>("Connect", &request, Some(limit)).await {
+            Ok(answer) => {
+                let mut state = self.state.lock().await;
+                state.pid = answer.shim_pid.cast_signed();
+                self.save(&state)
+            }
+            // One that knows no container yet may say so.
+            Err(Fault::Refused(..)) => Ok(()),
+            Err(fault) => {
+                // Nothing was made by it yet, and it would hold up whatever is asked of it.
+                self.end_shim().await?;
+                Err(fault.within(&format!("{} Connect", self.shim.path.display())))
+            }
+        }
+    }
+
+    fn save(&self, state: &State) -> Result<()> {
+        let path = self.dir.join(FILE);
+        let record = Record {
+            version: VERSION,
+            shim: self.shim.clone(),
+            endpoint: state.endpoint.clone(),
+            pid: state.pid,
+        };
+        let temporary = self.dir.join(format!(".{FILE}"));
+        let text = serde_json::to_vec(&record).map_err(|e| Error::io("write", path.display(), &e.into()))?;
+        let saved = fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, &path));
+        saved.map_err(|e| Error::io("write", path.display(), &e))
+    }
+
+    /// One call of the Task service.
+    pub(super) async fn call<A: Message>(
+        &self,
+        method: &str,
+        request: &impl Message,
+        limit: Option<Duration>,
+    ) -> Result<A, Fault> {
+        let answer = self.link().await?.call(method, request, limit).await;
+        if matches!(answer, Err(Fault::Lost(_))) {
+            self.state.lock().await.link = None;
+        }
+        answer
+    }
+
+    async fn link(&self) -> Result<Link, Fault> {
+        let mut state = self.state.lock().await;
+        if let Some(link) = &state.link {
+            return Ok(link.clone());
+        }
+        let endpoint = state.endpoint.as_ref().ok_or_else(|| Fault::Lost("it was not started".into()))?;
+        let link = Link::connect(endpoint, &self.namespace).await?;
+        state.link = Some(link.clone());
+        Ok(link)
+    }
+
+    /// It can be connected to.
+    pub(super) async fn is_alive(&self) -> bool {
+        self.link().await.is_ok()
+    }
+
+    /// SIGKILL to its server, and to calls of its program under way.
+    pub(super) async fn end_shim(&self) -> Result<()> {
+        let dir = self.dir.clone();
+        let pid = {
+            let mut state = self.state.lock().await;
+            state.link = None;
+            state.pid
+        };
+        let end = move || {
+            end_calls(&dir);
+            reap(pid);
+            Ok(())
+        };
+        blocking(end).await
+    }
+
+    /// Ends the sandbox container and the shim. The pod's containers have been deleted. Repeatable.
+    pub(crate) async fn close(self: &Arc<Self>) -> Result<()> {
+        self.closing.store(true, Ordering::Relaxed);
+        self.sandbox_container().remove().await;
+        let request = ShutdownRequest { id: self.id.clone(), ..ShutdownRequest::default() };
+        if let Err(fault @ Fault::Refused(..)) = self.call::<Empty>("Shutdown", &request, Some(SIGNAL)).await
+        {
+            tracing::warn!(pod = self.id, "Shutdown: {fault}");
+        }
+        let end = Instant::now() + FAREWELL;
+        while self.is_running().await && Instant::now() < end {
+            tokio::time::sleep(LOOK).await;
+        }
+        self.end_shim().await?;
+        if let Some(log) = self.log.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            log.abort();
+        }
+        self.take_socket().await;
+        Ok(())
+    }
+
+    /// A process of its is there. One that does not tell its pid is seen by its socket.
+    async fn is_running(&self) -> bool {
+        let pid = self.state.lock().await.pid;
+        reap(pid);
+        match pid {
+            0 => {
+                self.state.lock().await.link = None;
+                self.is_alive().await
+            }
+            pid => {
+                let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                memchr::memmem::find(&command, self.dir.as_os_str().as_encoded_bytes()).is_some()
+            }
+        }
+    }
+
+    /// The socket of one that was killed (SHIM-SOCK-05).
+    async fn take_socket(&self) {
+        let Some(endpoint) = self.state.lock().await.endpoint.clone() else { return };
+        let path = Path::new(endpoint.address.strip_prefix("unix://").unwrap_or_default());
+        if fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket())
+            && std::os::unix::net::UnixStream::connect(path).is_err()
+        {
+            let _ = fs::remove_file(path);
+        }
+    }
+
+    /// [`Self::close`], and its directory with all that is in it; for one that is not to be, or no more. Blocks.
+    pub(crate) fn clear(self: &Arc<Self>) {
+        if let Err(error) = wait(self.close()) {
+            tracing::warn!(pod = self.id, "{error}");
+        }
+        if let Err(error) = remove(&self.dir) {
+            tracing::warn!(pod = self.id, "remove {}: {error}", self.dir.display());
+        }
+    }
+}
+
+/// A directory of a pod, with bundles that nobody needs any more. Missing is success.
+fn remove(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            bundle::remove(&entry.path())?;
+        }
+    }
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// For a shim that became our own child, as happens while an OCI runtime is called; else nothing.
+fn reap(pid: i32) {
+    if let Some(pid) = Pid::from_raw(pid).filter(|_| pid > 0) {
+        let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+    }
+}
+
+/// What a former keeper left, with no record that could be used. Blocks.
+pub(crate) fn clear_left_over(dir: &Path) {
+    end_calls(dir);
+    if let Err(error) = remove(dir) {
+        tracing::warn!("remove {}: {error}", dir.display());
+    }
+}
+
+/// Undoes a pod that a former keeper was making.
+pub(crate) async fn undo(keeper: &Keeper, id: &str) -> Result<()> {
+    let (dir, found) = (keeper.layout.shims().join(id), Pod::find(keeper, id, None));
+    blocking(move || {
+        match found {
+            Some(pod) => pod.clear(),
+            None => clear_left_over(&dir),
+        }
+        Ok(())
+    })
+    .await
+}
