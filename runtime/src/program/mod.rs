@@ -336,10 +336,14 @@ impl Builder {
 
     fn fresh(&mut self, plan: &FreshPlan, destination: &Path) -> Result<()> {
         let option = |(key, value): &(String, Option<String>)| (text(key), value.as_deref().map(text));
+        // mqueue takes no option for it: its root is labelled, and what is made in it gets the same type (as runc does it).
+        let by_hand = |(key, _): &&(String, Option<String>)| key == "context" && plan.fstype == "mqueue";
+        let label = plan.options.iter().find(by_hand).and_then(|(_, label)| label.as_deref().map(text));
         let mount = FreshMount {
+            label,
             fstype: text(&plan.fstype),
             source: text(&plan.source),
-            options: plan.options.iter().map(option).collect(),
+            options: plan.options.iter().filter(|pair| !by_hand(pair)).map(option).collect(),
             attributes: plan.attributes,
             inherit_mode: plan.fstype == "tmpfs" && !plan.options.iter().any(|(key, _)| key == "mode"),
         };

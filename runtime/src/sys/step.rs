@@ -68,6 +68,8 @@ pub struct FreshMount {
     pub attributes: u64,
     /// Its root gets the mode of the directory that it covers, if that was there before.
     pub inherit_mode: bool,
+    /// SELinux label for its root, where the kernel takes one.
+    pub label: Option<CString>,
 }
 
 /// A device node.

@@ -3,7 +3,7 @@
 use super::handlers::{self, Found};
 use super::leaves::{self, Leaf};
 use super::registries::{Server, Tls, place_tls};
-use super::rules::{Fate, Rules, apply, criu, set_time};
+use super::rules::{Fate, Rules, apply, criu, selinux, set_time};
 use super::{Import, text_of, traces};
 use anyhow::{Result, bail};
 use std::collections::BTreeMap;
@@ -130,9 +130,8 @@ const RULES: &Rules = &[
     ),
     ("cri/cdi_spec_dirs", Fate::Key("cdi.spec_dirs")),
     ("cri/enable_cdi", Fate::Needless),
-    // SELinux is used where the host has it on.
-    ("cri/enable_selinux", Fate::Needless),
-    ("cri/selinux_category_range", Fate::Needless),
+    ("cri/enable_selinux", Fate::Always(selinux)),
+    ("cri/selinux_category_range", Fate::Key("selinux.category_range")),
     ("cri/tolerate_missing_hugetlb_controller", Fate::Needless),
     ("cri/disable_hugetlb_controller", Fate::Needless),
     ("cri/ignore_deprecation_warnings", Fate::Needless),
