@@ -4,7 +4,7 @@
 
 use anyhow::{Context, Result, ensure};
 use cri_proto::v1;
-use e2e::requests::{bind, in_pod, modes, pod, pod_modes, pod_security, security, shell};
+use e2e::requests::{bind, in_pod, modes, pod_modes, pod_security, security, shell};
 use e2e::{Node, Setup, on_a_node};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,8 +14,17 @@ fn is_on() -> bool {
     Path::new("/sys/fs/selinux/enforce").exists()
 }
 
+/// On the host's network, which has no label and would take most of the time where QEMU emulates the processor.
+fn pod(node: &Node, name: &str) -> v1::PodSandboxConfig {
+    let mut config = e2e::requests::pod(node, name);
+    pod_modes(&mut config).network = v1::NamespaceMode::Node.into();
+    config
+}
+
 fn sleeper(name: &str, image: &str, mounts: Vec<v1::Mount>) -> v1::ContainerConfig {
-    v1::ContainerConfig { mounts, ..shell(name, image, "exec sleep 1000") }
+    let mut config = v1::ContainerConfig { mounts, ..shell(name, image, "exec sleep 1000") };
+    modes(&mut config).network = v1::NamespaceMode::Node.into();
+    config
 }
 
 fn relabelled(host: &Path, container: &str) -> v1::Mount {
@@ -209,8 +218,7 @@ async fn free(node: &mut Node) -> Result<()> {
     security(&mut main).privileged = true;
     let mut host = pod(node, "host");
     pod_modes(&mut host).pid = v1::NamespaceMode::Node.into();
-    let mut in_host = in_pod(&host, sleeper("main", &image, vec![bind(&foreign, "/foreign")]));
-    modes(&mut in_host).pid = v1::NamespaceMode::Node.into();
+    let in_host = in_pod(&host, sleeper("main", &image, vec![bind(&foreign, "/foreign")]));
     for (config, container) in [(privileged, main), (host, in_host)] {
         let sandbox = node.run_pod(&config).await?;
         let id = node.run(&sandbox, &config, container).await?;

@@ -518,6 +518,8 @@ level = "debug"
 gid = 998
 [plugins."io.containerd.grpc.v1.cri"]
 sandbox_image = "registry.k8s.io/pause:3.9"
+enable_selinux = true
+selinux_category_range = 512
 max_concurrent_downloads = 5
 max_container_log_line_size = -1
 enable_unprivileged_ports = true
@@ -581,6 +583,9 @@ runtime_handlers = ["runc", "lost"]
 runtime_path = "/usr/bin/nvidia-container-runtime"
 runtime_root = "/run/nvidia"
 privileged_without_host_devices = true
+[selinux]
+labels = "on"
+category_range = 512
 [socket]
 group = "998"
 mode = "0660"
@@ -620,10 +625,16 @@ plugin_request_timeout = "1500ms"
             .collect();
         assert_eq!(
             left,
-            [(23, "max_conf_num"), (26, "snapshotter"), (32, "runtime_type"), (43, "BinaryName")],
+            [(25, "max_conf_num"), (28, "snapshotter"), (34, "runtime_type"), (45, "BinaryName")],
             "{:?}",
             import.left
         );
+    }
+
+    #[test]
+    fn no_selinux_stays_no_selinux() {
+        let import = import("version = 2\n[plugins.\"io.containerd.grpc.v1.cri\"]\nenable_selinux = false\n");
+        assert_eq!(import.config["selinux"]["labels"].as_str(), Some("off"));
     }
 
     #[test]
