@@ -272,7 +272,7 @@ fn describe(prepare: &Prepare) -> String {
         Prepare::NewTime { offsets } => {
             format!("a time namespace, offset {}", offsets.trim_end().replace('\n', ", "))
         }
-        Prepare::Device(device) => format!(
+        Prepare::Device { plan: device, .. } => format!(
             "device {} {}:{} mode {:04o} owner {}:{}",
             device.path.display(),
             device.major,

@@ -24,6 +24,7 @@ fn pod(node: &Node, name: &str) -> v1::PodSandboxConfig {
 fn sleeper(name: &str, image: &str, mounts: Vec<v1::Mount>) -> v1::ContainerConfig {
     let mut config = v1::ContainerConfig { mounts, ..shell(name, image, "exec sleep 1000") };
     modes(&mut config).network = v1::NamespaceMode::Node.into();
+    security(&mut config).masked_paths = vec!["/sys/firmware".into()];
     config
 }
 
@@ -110,14 +111,20 @@ async fn apart(node: &mut Node) -> Result<()> {
     let (own, foreign) = (directory(node, "own")?, directory(node, "foreign")?);
     let config = pod(node, "one");
     let sandbox = node.run_pod(&config).await?;
-    let mounts = vec![relabelled(&own, "/own"), bind(&foreign, "/foreign")];
+    let of_image = v1::Mount {
+        container_path: "/image".into(),
+        image: Some(v1::ImageSpec { image: image.clone(), ..Default::default() }),
+        readonly: true,
+        ..Default::default()
+    };
+    let mounts = vec![relabelled(&own, "/own"), bind(&foreign, "/foreign"), of_image];
     let main = node.run(&sandbox, &config, sleeper("main", &image, mounts)).await?;
     let first = label(node, &main).await?;
     ensure!(first.starts_with("system_u:system_r:container_t:s0:c"), "{first}");
     // Its own files, wherever they come from: the root, the pod's, file systems made for it.
-    let script = "touch /new /dev/shm/new /dev/mqueue/new && mkdir /dev/new && echo >>/etc/hosts && \
-                  cat /etc/hosts /etc/hostname /etc/resolv.conf >/new && ls /proc /sys /dev/pts >/dev/null";
-    node.sh(&main, script).await?;
+    node.sh(&main, OWN_FILES).await?;
+    // The image volume is every container's to read, the session keyring is the container's own.
+    node.sh(&main, "cat /image/bin/busybox >/dev/null && grep -q _ses. /proc/keys").await?;
     // A volume that was relabelled, to the last file; and one that was not.
     let wanted = first.replace("system_r:container_t", "object_r:container_file_t");
     for file in [own.clone(), own.join("below/file")] {
@@ -147,6 +154,43 @@ async fn apart(node: &mut Node) -> Result<()> {
     ensure!(label(node, &later).await? == first && label(node, &main).await? == first);
     ensure!(reads(node, &later, "/own/below/file").await?);
     told(node).await
+}
+
+/// What belongs to a container, wherever it comes from: the root, the pod's files, file systems made for it, masks.
+const OWN_FILES: &str = "touch /new /dev/shm/new /dev/mqueue/new && mkdir /dev/new && echo >>/etc/hosts && \
+    cat /etc/hosts /etc/hostname /etc/resolv.conf >/new && ls /proc/self /sys /dev/pts /sys/firmware >/dev/null && \
+    head -c 1 /dev/zero >/dev/null";
+
+/// A user namespace: devices are binds, layers are mapped, and the labels are the same.
+#[test]
+fn pods_with_user_namespaces_have_labels_too() {
+    // Addresses without rules of the firewall, for which QEMU takes too long.
+    let cni = Some(
+        r#"{"cniVersion": "1.0.0", "name": "plain", "plugins": [{"type": "bridge", "bridge": "cni0",
+            "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.88.0.0/16"}]]}}]}"#,
+    );
+    on_a_node(Setup { cni, ..Setup::default() }, |node| Box::pin(in_a_user_namespace(node)));
+}
+
+async fn in_a_user_namespace(node: &mut Node) -> Result<()> {
+    let image = node.import("busybox").await?;
+    let line = vec![v1::IdMapping { host_id: 65536, container_id: 0, length: 65536 }];
+    let mut config = e2e::requests::pod(node, "users");
+    // The kubelet refuses them on the host's network.
+    let user = v1::UserNamespace { mode: v1::NamespaceMode::Pod.into(), uids: line.clone(), gids: line };
+    pod_modes(&mut config).userns_options = Some(user);
+    pod_modes(&mut config).pid = v1::NamespaceMode::Pod.into();
+    let sandbox = node.run_pod(&config).await?;
+    let main = v1::ContainerConfig { ..shell("main", &image, "exec sleep 1000") };
+    let mut main = in_pod(&config, main);
+    security(&mut main).masked_paths = vec!["/sys/firmware".into()];
+    let main = node.run(&sandbox, &config, main).await?;
+    node.sh(&main, OWN_FILES).await?;
+    if is_on() {
+        let label = node.sh(&main, "cat /proc/self/attr/current").await?;
+        ensure!(label.starts_with("system_u:system_r:container_t:s0:c"), "{label}");
+    }
+    Ok(())
 }
 
 /// What a container asks for itself.
