@@ -52,7 +52,7 @@ impl Daemon {
                 tree(&source, &labels.file).map_err(|e| e.of(format_args!("mount {target}")))?;
             }
             volumes.iter().try_for_each(|(source, _)| tree(source, &labels.file))?;
-            if labels.file != of_pod.file { dir.label(&crate::selinux::shared(&of_pod.file)) } else { Ok(()) }
+            if labels.file == of_pod.file { Ok(()) } else { dir.label(&crate::selinux::shared(&of_pod.file)) }
         })
         .await
     }

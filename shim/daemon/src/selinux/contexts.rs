@@ -45,7 +45,7 @@ fn value<'a>(text: &'a str, key: &str) -> Option<&'a str> {
     let pairs = lines.filter_map(|line| line.split_once('='));
     let values =
         pairs.filter(|(name, _)| name.trim() == key).map(|(_, value)| value.trim().trim_matches('"'));
-    values.filter(|value| !value.is_empty()).last()
+    values.filter(|value| !value.is_empty()).next_back()
 }
 
 #[cfg(test)]

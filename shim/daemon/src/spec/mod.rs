@@ -244,8 +244,8 @@ pub(crate) mod tests {
         spec_for(handler, pod, &container)
     }
 
-    pub(crate) fn spec_of_container(container: ContainerRecord) -> Result<Value> {
-        spec_for(&crate::config::Handler::default(), &pod(), &container)
+    pub(crate) fn spec_of_container(container: &ContainerRecord) -> Result<Value> {
+        spec_for(&crate::config::Handler::default(), &pod(), container)
     }
 
     fn spec_for(

@@ -134,7 +134,7 @@ mod tests {
             let mut container = crate::spec::tests::container();
             let (process, file) = (process.into(), "u:r:f:s0:c1,c2".into());
             container.selinux = Some(crate::selinux::Labels { process, file });
-            crate::spec::tests::spec_of_container(container).expect("spec")
+            crate::spec::tests::spec_of_container(&container).expect("spec")
         };
         let spec = of("u:r:t:s0:c1,c2");
         assert_eq!(spec["process"]["selinuxLabel"], "u:r:t:s0:c1,c2");
