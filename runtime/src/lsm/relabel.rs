@@ -64,7 +64,7 @@ pub fn relabel(path: &Path, label: &str) -> Result<()> {
     if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
         below(&top, path, label)?;
     }
-    // The top last: who finds it labelled may rely on the rest.
+    // The top last, as go-selinux has it: a walk that was cut short shows.
     tolerate(set_by_name(&top, label)).map_err(|e| failed(path, label, e))
 }
 
