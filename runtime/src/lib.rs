@@ -7,7 +7,7 @@
 //!
 //! This crate is synchronous and knows no wire types. `sys` is the only module with `unsafe`.
 //! Arrows: `sys <- {cgroup, rootfs} <- launch <- {sandbox, hooks <- container}` (a sandbox launches its reaper like any process);
-//! `plan -> program` touch `host` and the vocabulary of steps in `sys`.
+//! `plan -> program` touch `host` and the vocabulary of steps in `sys`; `lsm` touches nobody.
 
 pub mod cgroup;
 pub mod container;
@@ -17,6 +17,7 @@ pub mod hooks;
 pub mod host;
 pub mod idmap;
 pub mod launch;
+pub mod lsm;
 pub mod namespace;
 pub mod plan;
 pub mod program;

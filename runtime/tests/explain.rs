@@ -41,8 +41,7 @@ fn overlay() -> Rootfs {
         lower: vec![PathBuf::from("/layers/b"), PathBuf::from("/layers/a")],
         upper: Some(PathBuf::from("/upper")),
         work: Some(PathBuf::from("/work")),
-        volatile: false,
-        idmap: None,
+        ..Overlay::default()
     })
 }
 

@@ -19,10 +19,10 @@ pub(super) struct Nodes {
 impl Nodes {
     /// The node as a detached bind. Where this process may not make nodes either (it is in a user namespace itself), the
     /// host's node of the same path, if it is the same device.
-    pub(super) fn make(&mut self, device: &DevicePlan) -> Result<OwnedFd> {
+    pub(super) fn make(&mut self, device: &DevicePlan, label: Option<&str>) -> Result<OwnedFd> {
         let shown = device.path.display().to_string();
         let error = |e: Errno| Error::sys("prepare a device", shown.clone(), e);
-        let place = self.place()?;
+        let place = self.place(label)?;
         let name = format!("{}", self.made);
         self.made += 1;
         let number = libc::makedev(device.major, device.minor);
@@ -63,13 +63,15 @@ impl Nodes {
         })?
     }
 
-    fn place(&mut self) -> Result<OwnedFd> {
+    fn place(&mut self, label: Option<&str>) -> Result<OwnedFd> {
         let error = |e: io::Error| Error::sys("prepare devices", "tmpfs", e);
         let place = match self.place.take() {
             Some(place) => place,
             None => {
                 let set = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC;
-                mount::fresh("tmpfs", &[("mode", Some("755"))], set).map_err(error)?
+                let context = label.map(|label| ("context", Some(label)));
+                let options: Vec<_> = [("mode", Some("755"))].into_iter().chain(context).collect();
+                mount::fresh("tmpfs", &options, set).map_err(error)?
             }
         };
         let copy = place.try_clone().map_err(error)?;

@@ -158,7 +158,7 @@ impl Maker {
                 None => idmap::user_namespace(mappings, *setgroups).map(Some),
             },
             Prepare::NewTime { offsets } => time(offsets).map(Some),
-            Prepare::Device(device) => self.nodes.make(device).map(Some),
+            Prepare::Device { plan, label } => self.nodes.make(plan, label.as_deref()).map(Some),
             Prepare::Group { path, readonly } => group(path, *readonly),
             Prepare::FileSystem(plan) => filesystem::foreign(plan).map(Some),
             // Made by the caller, who has the root.

@@ -61,6 +61,8 @@ pub struct Plan {
     /// MS_* propagation of the root in the end, and whether for all below it.
     pub root_propagation: Option<Propagation>,
     pub mounts: Vec<MountPlan>,
+    /// SELinux label of what nobody asks for by a mount: covers of masked paths, device nodes, trees of control groups.
+    pub mount_label: Option<String>,
     /// None when /dev is a bind of somebody else's: then it is left alone.
     pub devices: Option<Vec<DevicePlan>>,
     pub masked: Vec<PathBuf>,
@@ -130,6 +132,7 @@ impl Plan {
             readonly: paths(linux.readonly_paths().as_deref(), "linux.readonlyPaths")?,
             root_readonly: spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false),
             root_propagation,
+            mount_label: context.label.map(str::to_owned),
             rootfs: facts.rootfs.clone(),
             process: process::plan(
                 process,

@@ -210,8 +210,8 @@ fn fresh(mount: &Mount, fstype: &str, options: Options, label: Option<&str>) -> 
     /// Instances of the container's own namespaces.
     const OWN: [&str; 9] =
         ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "ramfs", "hugetlbfs", "securityfs", "tracefs"];
-    /// Those that keep SELinux labels in memory, one for all files.
-    const LABELLED: [&str; 4] = ["tmpfs", "devpts", "ramfs", "hugetlbfs"];
+    /// Those that keep SELinux labels in memory, one for all files; that of mqueue is for its root (see `Builder::fresh`).
+    const LABELLED: [&str; 5] = ["tmpfs", "devpts", "ramfs", "hugetlbfs", "mqueue"];
     if matches!(fstype, "none" | "") {
         let shown = mount.destination().display();
         let hint = "a bind mount has `bind` or `rbind` among its options";

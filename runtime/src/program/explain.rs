@@ -250,7 +250,8 @@ fn describe(prepare: &Prepare) -> String {
         Prepare::Root(Rootfs::Overlay(overlay)) => {
             let upper =
                 overlay.upper.as_ref().map_or("read-only".to_owned(), |path| path.display().to_string());
-            format!("root filesystem overlay of {} layers, upper {upper}", overlay.lower.len())
+            let label = overlay.label.as_ref().map_or(String::new(), |label| format!(", label {label}"));
+            format!("root filesystem overlay of {} layers, upper {upper}{label}", overlay.lower.len())
         }
         Prepare::Bind(bind) => describe_bind(bind),
         Prepare::Group { path, readonly } => {
@@ -271,7 +272,7 @@ fn describe(prepare: &Prepare) -> String {
         Prepare::NewTime { offsets } => {
             format!("a time namespace, offset {}", offsets.trim_end().replace('\n', ", "))
         }
-        Prepare::Device(device) => format!(
+        Prepare::Device { plan: device, .. } => format!(
             "device {} {}:{} mode {:04o} owner {}:{}",
             device.path.display(),
             device.major,
@@ -321,6 +322,9 @@ fn fresh(mount: &FreshMount, target: &Target, propagated: bool) -> String {
         options.push(
             value.as_ref().map_or_else(|| lossy(key), |value| format!("{}={}", lossy(key), lossy(value))),
         );
+    }
+    if let Some(label) = &mount.label {
+        options.push(format!("label {}", lossy(label)));
     }
     if propagated {
         options.push("propagation".to_owned());

@@ -74,7 +74,11 @@ pub enum Prepare {
         what: String,
     },
     /// A device node for a user namespace, in which nobody may make one; owners are the host's.
-    Device(DevicePlan),
+    Device {
+        plan: DevicePlan,
+        /// SELinux label.
+        label: Option<String>,
+    },
     /// The pidfd of the container's first process.
     Target,
     /// Its root directory.
@@ -184,6 +188,8 @@ struct Builder {
     joined_pid: Option<Handle>,
     /// User and group of the host that are the container's root.
     root: (u32, u32),
+    /// [`Plan::mount_label`].
+    label: Option<String>,
     /// In a user namespace: steps that must come before the root changes, put there in the end.
     early: Option<Vec<Step>>,
 }
@@ -240,6 +246,7 @@ impl Builder {
 
     /// The file system tree, from the bare root to the last mask.
     fn tree(&mut self, plan: &Plan) -> Result<()> {
+        self.label.clone_from(&plan.mount_label);
         let root = self.handle(Prepare::Root(plan.rootfs.clone()));
         self.push(Step::DetachPropagation);
         let entrance = self.steps.len();
@@ -276,7 +283,8 @@ impl Builder {
         if !plan.masked.is_empty() {
             let null = self.handle(Prepare::Null);
             for path in &plan.masked {
-                self.push(Step::Mask { path: relative(path)?, null });
+                let label = self.label.as_deref().map(text);
+                self.push(Step::Mask { path: relative(path)?, null, label });
             }
         }
         if let Some(early) = self.early.take() {
@@ -336,10 +344,14 @@ impl Builder {
 
     fn fresh(&mut self, plan: &FreshPlan, destination: &Path) -> Result<()> {
         let option = |(key, value): &(String, Option<String>)| (text(key), value.as_deref().map(text));
+        // mqueue takes no option for it: its root is labelled, and what is made in it gets the same type (as runc does it).
+        let by_hand = |(key, _): &&(String, Option<String>)| key == "context" && plan.fstype == "mqueue";
+        let label = plan.options.iter().find(by_hand).and_then(|(_, label)| label.as_deref().map(text));
         let mount = FreshMount {
+            label,
             fstype: text(&plan.fstype),
             source: text(&plan.source),
-            options: plan.options.iter().map(option).collect(),
+            options: plan.options.iter().filter(|pair| !by_hand(pair)).map(option).collect(),
             attributes: plan.attributes,
             inherit_mode: plan.fstype == "tmpfs" && !plan.options.iter().any(|(key, _)| key == "mode"),
         };
@@ -365,10 +377,11 @@ impl Builder {
         readonly: bool,
     ) -> Result<()> {
         let attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
+        let context = self.label.clone().map(|label| ("context".to_owned(), Some(label)));
         let tmpfs = FreshPlan {
             fstype: "tmpfs".to_owned(),
             source: "cgroup".to_owned(),
-            options: vec![("mode".to_owned(), Some("755".to_owned()))],
+            options: [("mode".to_owned(), Some("755".to_owned()))].into_iter().chain(context).collect(),
             attributes,
             propagation: None,
         };
@@ -393,7 +406,8 @@ impl Builder {
         for device in devices {
             let fifo = device.mode & libc::S_IFMT == libc::S_IFIFO;
             if let Some(user) = user.filter(|_| !fifo) {
-                let from = self.handle(Prepare::Device(user.on_host(device)));
+                let (plan, label) = (user.on_host(device), self.label.clone());
+                let from = self.handle(Prepare::Device { plan, label });
                 let target = target(&device.path, TargetKind::File)?;
                 self.push(Step::Place { from, target });
                 continue;

@@ -26,6 +26,17 @@ impl Program {
     pub fn with_keyring(mut self, id: &str) -> Self {
         let at = self.steps.iter().position(|step| *step == Step::NewSession).map_or(0, |at| at + 1);
         self.steps.insert(at, Step::SessionKeyring(text(&format!("_ses.{id}"))));
+        // With SELinux the ring is the container's, not its runtime's: else nobody inside could use it. Ends with execve(2).
+        let label = self.steps.iter().find_map(|step| match step {
+            Step::WriteProc { path, value, .. } if path.as_c_str() == c"/proc/self/attr/exec" => {
+                Some(value.clone())
+            }
+            _ => None,
+        });
+        if let Some(value) = label {
+            let path = text("/proc/self/attr/keycreate");
+            self.steps.insert(at, Step::WriteProc { path, value, forgive: libc::ENOENT });
+        }
         self
     }
 

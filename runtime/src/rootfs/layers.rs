@@ -68,7 +68,7 @@ fn try_overlay(home: &Path, mappings: IdMappings) -> Result<()> {
     };
     let lower = vec![make("upmost")?, make("lower")?];
     let (upper, work) = (Some(make("upper")?), Some(make("work")?));
-    let overlay = Overlay { lower, upper, work, volatile: true, idmap: Some(mappings) };
+    let overlay = Overlay { lower, upper, work, volatile: true, idmap: Some(mappings), label: None };
     super::mount_root(&super::Rootfs::Overlay(overlay), None).map(drop)
 }
 

@@ -54,21 +54,24 @@ fn mount_here(overlay: &Overlay, layers: &Layers) -> io::Result<OwnedFd> {
     };
     let upper = overlay.upper.as_deref().map(directory).transpose()?;
     let work = overlay.work.as_deref().map(directory).transpose()?;
-    let options = CString::new(options(lower, upper.as_ref(), work.as_ref(), overlay.volatile))?;
+    let options = CString::new(options(lower, upper.as_ref(), work.as_ref(), overlay))?;
     // Names like `12` instead of paths: 500 layers fit.
     rustix::process::chdir("/proc/thread-self/fd")?;
     rustix::mount::mount("overlay", &place, "overlay", MountFlags::empty(), Some(options.as_c_str()))?;
     crate::sys::mount::clone_path(&place, false)
 }
 
-fn options(lower: &[OwnedFd], upper: Option<&OwnedFd>, work: Option<&OwnedFd>, volatile: bool) -> String {
+fn options(lower: &[OwnedFd], upper: Option<&OwnedFd>, work: Option<&OwnedFd>, overlay: &Overlay) -> String {
     let names: Vec<String> = lower.iter().map(|fd| fd.as_raw_fd().to_string()).collect();
     let mut options = format!("lowerdir={}", names.join(":"));
     if let (Some(upper), Some(work)) = (upper, work) {
         options += &format!(",upperdir={},workdir={}", upper.as_raw_fd(), work.as_raw_fd());
-        if volatile {
+        if overlay.volatile {
             options += ",volatile";
         }
+    }
+    if let Some(label) = &overlay.label {
+        options += &format!(",context=\"{label}\"");
     }
     options
 }
@@ -91,7 +94,8 @@ mod tests {
         let (upper, work) = (dir.path().join("upper"), dir.path().join("work"));
         fs::create_dir(&upper).unwrap();
         fs::create_dir(&work).unwrap();
-        let overlay = Overlay { lower, upper: Some(upper), work: Some(work), volatile: false, idmap: None };
+        let (upper, work) = (Some(upper), Some(work));
+        let overlay = Overlay { lower, upper, work, ..Overlay::default() };
         let before = fs::read_to_string("/proc/self/mountinfo").unwrap();
         let mounted = mount(&overlay, &Layers::of(&overlay, None).unwrap()).unwrap();
         let mut text = String::new();

@@ -45,6 +45,9 @@ pub struct Overlay {
     /// Whose ids the lower layers' files get; the upper directory belongs to mapped ids by itself.
     #[serde(default)]
     pub idmap: Option<IdMappings>,
+    /// `context`: the SELinux label of all files in it.
+    #[serde(default)]
+    pub label: Option<String>,
 }
 
 /// The root filesystem as a detached, private mount. `user`: a user namespace that has the maps of an overlay with

@@ -22,6 +22,8 @@ impl Overlay {
                 ("upperdir", value) => overlay.upper = Some(value.into()),
                 ("workdir", value) => overlay.work = Some(value.into()),
                 ("volatile", "") => overlay.volatile = true,
+                // Quoted, as the commas of its categories would end it in mount(2).
+                ("context", label) => overlay.label = Some(label.trim_matches('"').to_owned()),
                 // containerd's own words, for its mount helper: layers are shown through the container's maps.
                 ("uidmap", value) => user.uids = id_maps(key, value)?,
                 ("gidmap", value) => user.gids = id_maps(key, value)?,
@@ -90,6 +92,9 @@ mod tests {
         let overlay = Overlay::from_options(&options).unwrap();
         assert_eq!(overlay.lower, [PathBuf::from("/a:b"), PathBuf::from(r"/c\d")]);
         let upper = |key: &str| (key.to_owned(), Some("/u".to_owned()));
+        let label = ("context".to_owned(), Some(r#""u:r:t:s0:c1,c2""#.to_owned()));
+        let labelled = Overlay::from_options(&[upper("lowerdir"), label]).unwrap();
+        assert_eq!(labelled.label.as_deref(), Some("u:r:t:s0:c1,c2"));
         assert!(Overlay::from_options(&[upper("lowerdir"), upper("upperdir")]).is_err());
         assert!(Overlay::from_options(&[upper("nfs_export")]).is_err());
     }

@@ -77,6 +77,9 @@ fn mount(overlay: &Overlay, layers: &Layers) -> Result<io::Result<OwnedFd>> {
     if overlay.volatile && overlay.upper.is_some() {
         options.push(("volatile", None));
     }
+    if let Some(label) = &overlay.label {
+        options.push(("context", Some(label)));
+    }
     Ok(mount::fresh("overlay", &options, 0))
 }
 

@@ -64,7 +64,7 @@ impl Child<'_> {
                 let at = open_existing(path, 0)?;
                 raw::mount_setattr(at.0, c"", *recursive, attr).map(drop)
             }
-            Step::Mask { path, null } => self.mask(path, self.descriptor(*null)?),
+            Step::Mask { path, null, label } => self.mask(path, self.descriptor(*null)?, label.as_deref()),
             Step::ReadOnly(path) => read_only(path),
             Step::OpenTerminal => self.open_terminal(),
             Step::BindConsole => self.bind_console(),
@@ -96,13 +96,13 @@ impl Child<'_> {
 
     /// Covers a path. The first cover of each kind is placed itself, the later ones are clones of it: only a mount of our
     /// own namespace can be cloned.
-    fn mask(&mut self, path: &CStr, null: i32) -> Raw<()> {
+    fn mask(&mut self, path: &CStr, null: i32, label: Option<&CStr>) -> Raw<()> {
         let onto = match open_existing(path, 0) {
             Err(libc::ENOENT | libc::ENOTDIR) => return Ok(()),
             opened => opened?,
         };
         if mode_of(onto.0)? & libc::S_IFMT == libc::S_IFDIR {
-            self.empty_cover = Some(cover(self.empty_cover, onto.0, make_empty_directory)?);
+            self.empty_cover = Some(cover(self.empty_cover, onto.0, || make_empty_directory(label))?);
         } else {
             self.null_cover = Some(cover(self.null_cover, onto.0, || Ok(null))?);
         }
@@ -218,17 +218,34 @@ fn make_mount(mount: &FreshMount, mode: Option<u32>) -> Raw<Fd> {
     }
     configure(FSCONFIG_CMD_CREATE, 0, 0)?;
     let made = call(libc::SYS_fsmount, [word(context.0), CLOEXEC, mount.attributes as usize, 0, 0, 0])?;
-    Ok(Fd(made as i32))
+    let made = Fd(made as i32);
+    match mount.label.as_ref().map(|label| label_root(made.0, label)) {
+        // No labels there; or the root of a pod's message queues is the host's, whom a user namespace does not know: what is made
+        // in it has the policy's label for message queues then.
+        None | Some(Ok(()) | Err(libc::EOPNOTSUPP | libc::EPERM)) => Ok(made),
+        Some(Err(errno)) => Err(errno),
+    }
+}
+
+/// Sets the SELinux label of a mount's root (xattr(7), security.selinux).
+fn label_root(mount: i32, label: &CStr) -> Raw<()> {
+    let flags = (libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC) as u64;
+    let root = Fd(raw::openat2(mount, c".", OpenHow { flags, mode: 0, resolve: 0 })?);
+    let value = [ptr(label), label.to_bytes().len()];
+    call(libc::SYS_fsetxattr, [word(root.0), ptr(c"security.selinux"), value[0], value[1], 0, 0]).map(drop)
 }
 
 /// An empty read-only tmpfs.
-fn make_empty_directory() -> Raw<i32> {
+fn make_empty_directory(label: Option<&CStr>) -> Raw<i32> {
     const CLOEXEC: usize = 1;
     let context = Fd(call(libc::SYS_fsopen, [ptr(c"tmpfs"), CLOEXEC, 0, 0, 0, 0])? as i32);
     let configure = |command: usize, key: usize, value: usize| {
         call(libc::SYS_fsconfig, [word(context.0), command, key, value, 0, 0]).map(drop)
     };
     configure(FSCONFIG_SET_STRING, ptr(c"nr_inodes"), ptr(c"1"))?;
+    if let Some(label) = label {
+        configure(FSCONFIG_SET_STRING, ptr(c"context"), ptr(label))?;
+    }
     configure(FSCONFIG_CMD_CREATE, 0, 0)?;
     let attributes =
         libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;

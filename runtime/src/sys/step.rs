@@ -68,6 +68,8 @@ pub struct FreshMount {
     pub attributes: u64,
     /// Its root gets the mode of the directory that it covers, if that was there before.
     pub inherit_mode: bool,
+    /// SELinux label for its root, where the kernel takes one.
+    pub label: Option<CString>,
 }
 
 /// A device node.
@@ -191,8 +193,9 @@ pub enum Step {
     MakeNode(Node),
     /// mount_setattr(2) on a mounted path.
     SetAttributes { path: CString, recursive: bool, attr: MountAttr },
-    /// Cover a path: a file by /dev/null, a directory by an empty read-only tmpfs. Absent is success.
-    Mask { path: CString, null: Handle },
+    /// Cover a path: a file by /dev/null, a directory by an empty read-only tmpfs, with this SELinux label. Absent is
+    /// success.
+    Mask { path: CString, null: Handle, label: Option<CString> },
     /// Bind a path on itself read-only. Absent is success.
     ReadOnly(CString),
     /// Allocate a pty in the container's devpts, send its master to the parent, keep the peer for the standard streams.

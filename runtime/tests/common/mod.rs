@@ -78,6 +78,7 @@ impl Rig {
             work: Some(self.path("work")),
             volatile: true,
             idmap: self.idmap.clone(),
+            label: None,
         })
     }
 

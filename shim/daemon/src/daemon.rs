@@ -11,6 +11,7 @@ use crate::names::Names;
 use crate::object::{Object, Table};
 use crate::pods::PodRecord;
 use crate::records::Records;
+use crate::selinux::Selinux;
 use crate::telemetry::Telemetry;
 use crate::user::Accounts;
 use slipway_images::Store;
@@ -40,6 +41,7 @@ pub(crate) struct Daemon {
     pub(crate) rates: Rates,
     pub(crate) features: Features,
     pub(crate) accounts: Accounts,
+    pub(crate) selinux: Selinux,
     /// Held while a pod's view of an image is looked for and mounted.
     pub(crate) views: Mutex<()>,
     pub(crate) telemetry: Arc<Telemetry>,
@@ -65,6 +67,7 @@ impl Daemon {
             rates: Rates::default(),
             features: Features::default(),
             accounts: Accounts::default(),
+            selinux: Selinux::new(&config.file.selinux),
             views: Mutex::default(),
             telemetry: Arc::default(),
             live: RwLock::new(Arc::new(config.file.clone())),

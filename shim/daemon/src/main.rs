@@ -31,6 +31,7 @@ mod recovery;
 mod reload;
 mod restarter;
 mod rollback;
+mod selinux;
 mod serve;
 mod signals;
 mod spec;

@@ -50,6 +50,7 @@ async fn recover_pod(daemon: &Arc<Daemon>, mut record: PodRecord, kept: &ListRes
     let label = record.label();
     let (id, name) = (record.id.clone(), record.name());
     daemon.pod_names.take(&name, &id);
+    daemon.selinux.known(&id, record.selinux.as_ref());
     let pod = Arc::new(Pod::new(record.clone()));
     if let Err(error) = pod.set(&daemon.records, record) {
         tracing::error!(pod = label, "{error}");
@@ -80,6 +81,7 @@ async fn recover_container(daemon: &Arc<Daemon>, mut record: ContainerRecord, ke
     }
     record.phase = phase(record.phase, task);
     daemon.container_names.take(&record.name(), &id);
+    daemon.selinux.known(&id, record.selinux.as_ref());
     let container = Arc::new(Container::new(record.clone()));
     let running = record.is_running();
     if let Err(error) = container.set(&daemon.records, record) {

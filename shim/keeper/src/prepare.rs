@@ -276,6 +276,7 @@ mod tests {
             work: Some("/w".into()),
             volatile: true,
             idmap: None,
+            label: None,
         };
         assert_eq!(of(&[mount("overlay", &options)]).unwrap(), Rootfs::Overlay(expected));
         let mapped = mount("overlay", &["lowerdir=/a", "uidmap=0:1000:9,9:5:1", "gidmap=0:2000:10"]);

@@ -34,6 +34,7 @@ const RUNTIME: &[(&str, &[&str])] = &[
     ("sys", &[]),
     ("host", &["sys"]),
     ("seccomp", &["sys"]),
+    ("lsm", &[]),
     ("cgroup", &["sys", "host"]),
     ("rootfs", &["sys", "host"]),
     ("plan", &["host", "rootfs", "seccomp", "sys"]),

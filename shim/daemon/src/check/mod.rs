@@ -10,6 +10,7 @@ mod kernel;
 mod limits;
 mod network;
 mod security;
+mod selinux;
 mod storage;
 
 use crate::cli::{self, Output};
@@ -79,6 +80,7 @@ fn findings(args: &ServeArgs, address: &Path) -> Result<Vec<Finding>> {
     match Config::load(args, address) {
         Ok(config) => {
             found.push(Finding::ok("configuration", "understood"));
+            found.push(selinux::check(&config.file.selinux));
             let remedy = "images below it are refused until then";
             found.extend(
                 config.faults.iter().map(|fault| Finding::failure("image policy", fault.clone(), remedy)),

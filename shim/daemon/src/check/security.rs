@@ -1,4 +1,4 @@
-//! What the daemon may do, and what stands between it and its containers: capabilities, seccomp, AppArmor, SELinux.
+//! What the daemon may do, and what stands between it and its containers: capabilities, seccomp, AppArmor.
 
 use super::Finding;
 use crate::apparmor::Host as AppArmor;
@@ -29,7 +29,6 @@ pub(super) fn check() -> Vec<Finding> {
         true => apparmor(&own_label(), &AppArmor::probe()),
         false => Finding::ok("AppArmor", "off"),
     });
-    found.push(Finding::ok("SELinux", if host.selinux { "on" } else { "off" }));
     found
 }
 

@@ -110,6 +110,12 @@ impl Node<'_> {
         if user.is_none() {
             assumed.push("the image's USER is root".to_owned());
         }
+        let mut pod = pod.clone();
+        let selinux = crate::selinux::example(&self.file.selinux, &mut pod, &security)?;
+        if selinux.is_some() {
+            assumed.push("its categories of SELinux are s0:c0,c1".to_owned());
+        }
+        let pod = &pod;
         let uid = u32::try_from(user.unwrap_or(0)).context("runAsUser")?;
         let gid =
             u32::try_from(security.run_as_group.map_or(0, |group| group.value)).context("runAsGroup")?;
@@ -132,10 +138,12 @@ impl Node<'_> {
             bundle: self.state.join("containers").join(&id),
             nri: serde_json::Value::Null,
             restored: false,
+            selinux,
             phase: Phase::Creating,
             id,
             config,
         };
+        let label = container.selinux.as_ref().map(|labels| labels.file.clone());
         let handler = crate::handlers::find(self.file, &pod.handler).unwrap_or_default();
         if let Some(runtime) = handler.program() {
             anyhow::bail!(
@@ -162,8 +170,8 @@ impl Node<'_> {
             lower: vec![layer("IMAGE")],
             upper: Some(layer("UPPER")),
             work: Some(layer("WORK")),
-            volatile: false,
-            idmap: None,
+            label,
+            ..Overlay::default()
         };
         let rootfs = Rootfs::Overlay(overlay);
         let bundle = &container.bundle;

@@ -4,7 +4,7 @@
 //! print them. A key without a fixed default is an `Option`; its comment says what happens then.
 
 use super::policy::Rule;
-use super::values::{Bytes, Collector, Level, Mode, PerMillion, Sysctl, Time, Ulimit};
+use super::values::{Bytes, Categories, Collector, Level, Mode, PerMillion, Sysctl, Time, Ulimit};
 use crate::cgroups::{Cgroups, Driver};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -48,6 +48,8 @@ pub(crate) struct File {
     pub(crate) pods: Pods,
     /// What containers get that do not ask for something else.
     pub(crate) containers: Containers,
+    /// SELinux labels of containers and their files.
+    pub(crate) selinux: Selinux,
     /// Logs of containers.
     pub(crate) logs: Logs,
     /// Exec, attach and port-forward.
@@ -245,6 +247,29 @@ impl Containers {
     pub(crate) fn layer_limit(&self) -> u64 {
         self.writable_layer_limit.as_ref().map_or(0, Bytes::count)
     }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub(crate) struct Selinux {
+    /// "auto": containers are labelled where the kernel has SELinux on and its policy knows containers, as it does on Fedora, RHEL
+    /// and their like with the package container-selinux. "on": pods are refused where SELinux is on and the policy does not.
+    /// "off": never, and what pods ask for has no effect, as with containerd and CRI-O unless they are told otherwise; a node with
+    /// SELinux has it to keep containers apart, so that is not the default here. On a node without SELinux all are the same.
+    pub(crate) labels: Labels,
+    /// A pod gets a pair of categories that no other pod of the node has, out of this many: 2 to 1024. What the node's policy
+    /// has less of must be said here.
+    pub(crate) category_range: Categories,
+}
+
+/// Whether containers get SELinux labels.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Labels {
+    #[default]
+    Auto,
+    On,
+    Off,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -18,7 +18,7 @@ mod sources;
 mod values;
 
 pub(crate) use changes::Changes;
-pub(crate) use file::{Checkpoints, Containers, File, Handler, LogFormat, Tracing, seconds};
+pub(crate) use file::{Checkpoints, Containers, File, Handler, Labels, LogFormat, Selinux, Tracing, seconds};
 pub(crate) use values::{Level, Sysctl, Time, Ulimit};
 
 use crate::cgroups::Cgroups;

@@ -212,6 +212,41 @@ impl From<PerMillion> for u32 {
     }
 }
 
+/// How many categories of SELinux pods are told apart by: from 2, which is one pod, to the 1024 that policies have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "u32", into = "u32")]
+#[schemars(with = "u32")]
+pub(crate) struct Categories(u32);
+
+impl Categories {
+    pub(crate) fn count(self) -> u32 {
+        self.0
+    }
+}
+
+impl Default for Categories {
+    fn default() -> Self {
+        Self(1024)
+    }
+}
+
+impl TryFrom<u32> for Categories {
+    type Error = String;
+
+    fn try_from(count: u32) -> Result<Self, String> {
+        if !(2..=1024).contains(&count) {
+            return Err(format!("{count} categories: pods need pairs of 2 to 1024 of them"));
+        }
+        Ok(Self(count))
+    }
+}
+
+impl From<Categories> for u32 {
+    fn from(categories: Categories) -> Self {
+        categories.0
+    }
+}
+
 /// A number of bytes as Kubernetes writes it: "10Gi", "500M", "1e9".
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
@@ -389,6 +424,14 @@ mod tests {
         assert_eq!((count("10Gi"), count("500M"), count("0")), (Ok(10 << 30), Ok(500_000_000), Ok(0)));
         for bad in ["", "-1", "10GB", "much"] {
             assert!(count(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn categories() {
+        assert_eq!(Categories::try_from(2).map(Categories::count), Ok(2));
+        for bad in [0, 1, 1025] {
+            assert!(Categories::try_from(bad).is_err_and(|e| e.contains("2 to 1024")), "{bad}");
         }
     }
 

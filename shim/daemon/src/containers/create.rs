@@ -125,6 +125,7 @@ impl Daemon {
             blocking(move || daemon.accounts.resolve(&daemon.images, &view, &security.unwrap_or_default()));
         let identity = self.telemetry.phase(METHOD, "user", identity).await?;
         record.user = identity.to_cri();
+        self.label(&mut record, &sandbox, rollback)?;
         let target = self.target_pid(&record, pod)?;
         let (asked, dirs) = (record.config.clone(), self.live().cdi.spec_dirs.clone());
         let edits = blocking(move || cdi::edits(&asked, &dirs));
@@ -136,8 +137,11 @@ impl Daemon {
         self.records.save(&record)?;
         let sources = self.mount_sources(&mut record).await?;
         let layer = self.writable_layer(&image, &id, sandbox.user(), rollback);
-        let overlay = self.telemetry.phase(METHOD, "writable layer", layer).await?;
+        let mut overlay = self.telemetry.phase(METHOD, "writable layer", layer).await?;
+        overlay.label = record.selinux.as_ref().map(|labels| labels.file.clone());
         let volumes = self.volumes(&image, &record).await?;
+        let relabelled = self.relabel(&record, &sandbox, &sources, &volumes);
+        self.telemetry.phase(METHOD, "SELinux labels", relabelled).await?;
         let built = spec::build(&spec::Inputs {
             pod: &sandbox,
             container: &record,
@@ -263,6 +267,7 @@ impl Daemon {
             bundle: self.config.state.join("containers").join(id),
             nri: serde_json::Value::Null,
             restored: false,
+            selinux: None,
             phase: Phase::Creating,
             config,
         })

@@ -94,7 +94,9 @@ impl Daemon {
         let short = image.id.trim_start_matches("sha256:").get(..32).unwrap_or_default();
         let owner = format!("{}.{short}", pod.id);
         // An overlay cannot be id-mapped, but its layers can (IMG-VOL-03).
-        let overlay = Overlay { idmap: pod.user(), ..self.images.hold_view(image, &owner)? };
+        // Read-only, and for all containers of the pod.
+        let label = pod.selinux.as_ref().map(|labels| crate::selinux::shared(&labels.file));
+        let overlay = Overlay { idmap: pod.user(), label, ..self.images.hold_view(image, &owner)? };
         let mounted = dir.image_view(short, || Ok(rootfs::mount_overlay(&overlay)?));
         if mounted.is_err()
             && let Err(error) = self.images.release(&owner)

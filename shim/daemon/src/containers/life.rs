@@ -256,6 +256,7 @@ impl Daemon {
             daemon.images.release(&record.id)?;
             checkpoints::forget(&daemon.config.root, &record.id)?;
             remove_tree(&record.bundle)?;
+            daemon.selinux.free(&record.id);
             daemon.records.delete::<ContainerRecord>(&record.id)
         })
         .await

@@ -11,6 +11,7 @@ mod image_mounts;
 pub(crate) mod life;
 mod parse;
 mod propagation;
+mod relabel;
 pub(crate) mod stats;
 mod update;
 
@@ -69,6 +70,9 @@ pub(crate) struct ContainerRecord {
     /// Made of a checkpoint: its start restores.
     #[serde(default)]
     pub(crate) restored: bool,
+    /// SELinux labels of its processes and files; none: there are none here.
+    #[serde(default)]
+    pub(crate) selinux: Option<crate::selinux::Labels>,
     pub(crate) phase: Phase,
 }
 

@@ -603,6 +603,9 @@ fn overlay_mount(overlay: &Overlay) -> api::Mount {
     if overlay.volatile {
         mount.options.push("volatile".into());
     }
+    if let Some(label) = &overlay.label {
+        mount.options.push(format!("context=\"{label}\""));
+    }
     if let Some(user) = &overlay.idmap {
         let list = |maps: &[IdMap]| {
             let line = |m: &IdMap| format!("{}:{}:{}", m.container, m.host, m.size);
@@ -632,12 +635,14 @@ mod tests {
             work: Some("/work".into()),
             volatile: true,
             idmap: Some(crate::spec::tests::maps()),
+            label: Some("u:r:t:s0:c1,c2".into()),
         };
         let expected = [
             r"lowerdir=/var/a\:b:/var/c\\d",
             "upperdir=/up:per",
             "workdir=/work",
             "volatile",
+            "context=\"u:r:t:s0:c1,c2\"",
             "uidmap=0:65536:65536",
             "gidmap=0:65536:65536",
         ];

@@ -32,7 +32,19 @@ impl PodDir {
             shm: pod.namespaces().ipc() != cri_proto::v1::NamespaceMode::Node,
             owner: pod.user().map_or((0, 0), |user| user.host_root()),
         };
-        Ok(files.make(&self.0)?)
+        files.make(&self.0)?;
+        pod.selinux.as_ref().map_or(Ok(()), |labels| self.label(&labels.file))
+    }
+
+    /// Gives the files and shm an SELinux label. What containers make in shm gets its type, and their own categories.
+    pub(crate) fn label(&self, label: &str) -> Result<()> {
+        for name in ["hostname", "hosts", "resolv.conf", "shm"] {
+            let path = self.0.join(name);
+            if path.exists() {
+                slipway_runtime::lsm::set_file_label(&path, label)?;
+            }
+        }
+        Ok(())
     }
 
     /// The mounted view `name` of an image; `make` gives a detached mount where there is none yet.

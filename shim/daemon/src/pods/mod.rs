@@ -47,6 +47,9 @@ pub(crate) struct PodRecord {
     pub(crate) own_cgroup: bool,
     /// What the keeper answered: `/proc/<pid>/ns/…` names this pod's namespaces.
     pub(crate) sandbox_pid: i32,
+    /// SELinux labels of its files, and of its containers' processes if they ask for nothing else; none: there are none here.
+    #[serde(default)]
+    pub(crate) selinux: Option<crate::selinux::Labels>,
     pub(crate) phase: PodPhase,
 }
 
@@ -90,6 +93,7 @@ impl PodRecord {
             cgroup_parent,
             own_cgroup,
             sandbox_pid: 0,
+            selinux: None,
             phase: PodPhase::Creating,
         }
     }

@@ -32,7 +32,6 @@ pub(crate) fn check(config: &v1::PodSandboxConfig) -> Result<()> {
         return Err(Error::invalid(format!("hostname {:?} is longer than 64 bytes", config.hostname)));
     }
     let security = config.linux.as_ref().and_then(|l| l.security_context.as_ref());
-    crate::spec::check_selinux(security.and_then(|s| s.selinux_options.as_ref()))?;
     if let Some(options) = security.and_then(|s| s.namespace_options.as_ref()) {
         check_namespaces(options)?;
     }

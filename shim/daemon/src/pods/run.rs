@@ -102,6 +102,11 @@ impl Daemon {
     ) -> Result<(PodRecord, Admission)> {
         let id = record.id.clone();
         record.netns = self.netns_path(&record);
+        self.push_undo(rollback, "SELinux categories", id.clone(), |d, id| {
+            d.selinux.free(&id);
+            Ok(())
+        });
+        record.selinux = self.selinux.pod(&id, record.security().selinux_options.as_ref())?;
         self.push_undo(rollback, "record", id.clone(), |d, id| d.records.delete::<PodRecord>(&id));
         self.records.save(&record)?;
         if let Some(netns) = record.netns.clone() {

@@ -148,6 +148,7 @@ impl Daemon {
             Ok::<_, Error>(())
         })
         .await?;
+        self.selinux.free(&record.id);
         self.records.delete::<PodRecord>(&record.id)
     }
 }

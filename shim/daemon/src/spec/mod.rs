@@ -10,7 +10,6 @@ pub(crate) mod resources;
 mod security;
 
 pub(crate) use mounts::clean;
-pub(crate) use security::check_selinux;
 
 use crate::cdi::{self, Edits};
 use crate::containers::ContainerRecord;
@@ -73,6 +72,9 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Spec> {
         "namespaces": namespaces(inputs),
         "resources": resources,
     });
+    if let Some(labels) = &inputs.container.selinux {
+        linux["mountLabel"] = labels.file.clone().into();
+    }
     if let Some(user) = inputs.pod.user() {
         (linux["uidMappings"], linux["gidMappings"]) = (oci_maps(&user.uids), oci_maps(&user.gids));
     }
@@ -213,6 +215,7 @@ pub(crate) mod tests {
             bundle: "/b".into(),
             nri: Value::Null,
             restored: false,
+            selinux: None,
             phase: Phase::Creating,
         }
     }
@@ -245,6 +248,18 @@ pub(crate) mod tests {
         };
         change(&mut container.config, &mut security);
         container.config.linux.get_or_insert_default().security_context = Some(security);
+        spec_for(handler, pod, &container)
+    }
+
+    pub(crate) fn spec_of_container(container: &ContainerRecord) -> Result<Value> {
+        spec_for(&crate::config::Handler::default(), &pod(), container)
+    }
+
+    fn spec_for(
+        handler: &crate::config::Handler,
+        pod: &PodRecord,
+        container: &ContainerRecord,
+    ) -> Result<Value> {
         let image = ImageConfig {
             entrypoint: vec!["/entry".into()],
             cmd: vec!["arg".into()],
@@ -254,7 +269,7 @@ pub(crate) mod tests {
         let identity = Identity { uid: 5, gid: 6, groups: vec![6, 7] };
         let built = build(&Inputs {
             pod,
-            container: &container,
+            container,
             image: &image,
             identity: &identity,
             pod_dir: Path::new("/state/pods/p"),

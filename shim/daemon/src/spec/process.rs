@@ -31,6 +31,10 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<Value> {
     if let Some(profile) = apparmor::profile(&security)? {
         process["apparmorProfile"] = profile.into();
     }
+    // Empty: the daemon's own domain, which nobody needs to ask for.
+    if let Some(labels) = inputs.container.selinux.as_ref().filter(|labels| !labels.process.is_empty()) {
+        process["selinuxLabel"] = labels.process.clone().into();
+    }
     let adjust = inputs.linux().resources.map_or(0, |r| r.oom_score_adj);
     if !(-1000..=1000).contains(&adjust) {
         return Err(Error::invalid(format!("oom_score_adj {adjust} is not between -1000 and 1000")));
@@ -121,6 +125,23 @@ mod tests {
     fn limits_of_the_configuration() {
         let spec = spec_of(|_, _| {}).expect("spec");
         assert_eq!(spec["process"]["rlimits"], json!([{"type": "RLIMIT_NOFILE", "soft": 5, "hard": 6}]));
+    }
+
+    /// CRI-SEC-10.
+    #[test]
+    fn labels_of_selinux() {
+        let of = |process: &str| {
+            let mut container = crate::spec::tests::container();
+            let (process, file) = (process.into(), "u:r:f:s0:c1,c2".into());
+            container.selinux = Some(crate::selinux::Labels { process, file });
+            crate::spec::tests::spec_of_container(&container).expect("spec")
+        };
+        let spec = of("u:r:t:s0:c1,c2");
+        assert_eq!(spec["process"]["selinuxLabel"], "u:r:t:s0:c1,c2");
+        assert_eq!(spec["linux"]["mountLabel"], "u:r:f:s0:c1,c2");
+        assert_eq!(of("")["process"].get("selinuxLabel"), None);
+        let without = spec_of(|_, _| {}).expect("spec");
+        assert_eq!(without["process"].get("selinuxLabel").or(without["linux"].get("mountLabel")), None);
     }
 
     /// CRI-CC-08, CRI-CC-09.

@@ -16,7 +16,6 @@ use std::str::FromStr;
 
 pub(super) fn apply(linux: &mut Value, inputs: &Inputs<'_>) -> Result<()> {
     let security = inputs.security();
-    check_selinux(security.selinux_options.as_ref())?;
     if security.privileged {
         return Ok(());
     }
@@ -69,19 +68,6 @@ fn profile_text(path: &Path) -> std::io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// SELinux options on a node without SELinux mean nothing, and pods with them run on such nodes everywhere: they are told
-/// in the log. On a node with it a label that is not set would leave the container unconfined: refused (CRI-SEC-10).
-pub(crate) fn check_selinux(options: Option<&v1::SeLinuxOption>) -> Result<()> {
-    let Some(options) = options.filter(|o| **o != v1::SeLinuxOption::default()) else { return Ok(()) };
-    if std::path::Path::new("/sys/fs/selinux/enforce").exists() {
-        return Err(Error::state(format!(
-            "SELinux options {options:?} were asked for: labels are not supported yet; leave seLinuxOptions out"
-        )));
-    }
-    tracing::warn!(?options, "SELinux options without effect: this node has no SELinux");
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use crate::spec::tests::spec_of;
@@ -107,14 +93,5 @@ mod tests {
         assert!(absent.is_err_and(|e| e.to_string().contains("/no/such/profile.json")));
         let masked = spec_of(|_, s| s.masked_paths = vec!["/proc/kcore".into()]).expect("spec");
         assert_eq!(masked["linux"]["maskedPaths"], serde_json::json!(["/proc/kcore"]));
-    }
-
-    /// CRI-SEC-10, CRI-TST-03.
-    #[test]
-    fn selinux_options_mean_nothing_without_selinux() {
-        let level = v1::SeLinuxOption { level: "s0:c1,c2".into(), ..Default::default() };
-        let outcome = super::check_selinux(Some(&level));
-        assert_eq!(outcome.is_err(), std::path::Path::new("/sys/fs/selinux/enforce").exists(), "{outcome:?}");
-        assert_eq!(super::check_selinux(Some(&v1::SeLinuxOption::default())), Ok(()));
     }
 }

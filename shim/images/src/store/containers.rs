@@ -49,6 +49,7 @@ impl Store {
             work: Some(directory.join("work")),
             volatile: true,
             idmap: user.cloned(),
+            label: None,
         })
     }
 

@@ -3,7 +3,7 @@
 use super::handlers::{self, Found};
 use super::leaves::{self, Leaf};
 use super::registries::{Server, Tls, place_tls};
-use super::rules::{Fate, Rules, apply, criu, set_time};
+use super::rules::{Fate, Rules, apply, criu, selinux, set_time};
 use super::{Import, text_of, traces};
 use anyhow::{Result, bail};
 use std::collections::BTreeMap;
@@ -130,9 +130,8 @@ const RULES: &Rules = &[
     ),
     ("cri/cdi_spec_dirs", Fate::Key("cdi.spec_dirs")),
     ("cri/enable_cdi", Fate::Needless),
-    // SELinux is used where the host has it on.
-    ("cri/enable_selinux", Fate::Needless),
-    ("cri/selinux_category_range", Fate::Needless),
+    ("cri/enable_selinux", Fate::Always(selinux)),
+    ("cri/selinux_category_range", Fate::Key("selinux.category_range")),
     ("cri/tolerate_missing_hugetlb_controller", Fate::Needless),
     ("cri/disable_hugetlb_controller", Fate::Needless),
     ("cri/ignore_deprecation_warnings", Fate::Needless),
@@ -545,6 +544,8 @@ level = "debug"
 gid = 998
 [plugins."io.containerd.grpc.v1.cri"]
 sandbox_image = "registry.k8s.io/pause:3.9"
+enable_selinux = true
+selinux_category_range = 512
 max_concurrent_downloads = 5
 max_container_log_line_size = -1
 enable_unprivileged_ports = true
@@ -618,6 +619,9 @@ privileged_without_host_devices = true
 shim = "/opt/kata/bin/containerd-shim-kata-v2"
 config_path = "/opt/kata/configuration.toml"
 pod_annotations = ["io.katacontainers.*"]
+[selinux]
+labels = "on"
+category_range = 512
 [socket]
 group = "998"
 mode = "0660"
@@ -657,10 +661,16 @@ plugin_request_timeout = "1500ms"
             .collect();
         assert_eq!(
             left,
-            [(23, "max_conf_num"), (26, "snapshotter"), (32, "runtime_type"), (43, "BinaryName")],
+            [(25, "max_conf_num"), (28, "snapshotter"), (34, "runtime_type"), (45, "BinaryName")],
             "{:?}",
             import.left
         );
+    }
+
+    #[test]
+    fn no_selinux_stays_no_selinux() {
+        let import = import("version = 2\n[plugins.\"io.containerd.grpc.v1.cri\"]\nenable_selinux = false\n");
+        assert_eq!(import.config["selinux"]["labels"].as_str(), Some("off"));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::containerd::{address_part, streaming_files};
 use super::handlers::{self, Found};
 use super::leaves::{self, Leaf};
 use super::registries::Server;
-use super::rules::{Fate, Rules, apply, criu, set_time};
+use super::rules::{Fate, Rules, apply, criu, selinux, set_time};
 use super::{Import, text_of, traces};
 use anyhow::Result;
 use std::collections::BTreeMap;
@@ -94,7 +94,7 @@ const RULES: &Rules = &[
     ("runtime/default_ulimits", Fate::Key("containers.default_ulimits")),
     ("runtime/default_sysctls", Fate::Key("pods.default_sysctls")),
     ("runtime/cdi_spec_dirs", Fate::Key("cdi.spec_dirs")),
-    ("runtime/selinux", Fate::Needless),
+    ("runtime/selinux", Fate::Always(selinux)),
     ("runtime/log_level", Fate::With(level)),
     ("runtime/log_size_max", Fate::With(log_size)),
     ("runtime/pids_limit", Fate::With(pids)),
@@ -430,6 +430,7 @@ cgroup_manager = "systemd"
 log_level = "warning"
 pids_limit = 1024
 enable_criu_support = true
+selinux = true
 log_size_max = -1
 hooks_dir = ["/usr/share/containers/oci/hooks.d"]
 default_runtime = "crun"
@@ -486,6 +487,8 @@ auth_file = "/etc/crio/auth.json"
 [containers]
 default_ulimits = ["nofile=1024:2048"]
 writable_layer_limit = "10Gi"
+[selinux]
+labels = "on"
 [pods]
 default_sysctls = ["net.ipv4.ping_group_range=0 2147483647"]
 [cni]

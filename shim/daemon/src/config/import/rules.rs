@@ -66,6 +66,13 @@ pub(super) fn criu(import: &mut Import, leaf: &Leaf, _: &[&str]) -> Result<(), S
     Ok(())
 }
 
+/// Said outright, it is meant; what neither has written is left to the node.
+pub(super) fn selinux(import: &mut Import, leaf: &Leaf, _: &[&str]) -> Result<(), String> {
+    let wanted = leaf.value.as_bool().ok_or("is no boolean")?;
+    import.set("selinux.labels", if wanted { "on" } else { "off" }.into());
+    Ok(())
+}
+
 /// A time as Go writes it ("4h0m0s"), in seconds.
 pub(super) fn go_seconds(text: &str) -> Option<f64> {
     let mut total = 0.0;
