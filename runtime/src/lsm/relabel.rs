@@ -15,6 +15,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 const NAME: &str = "security.selinux";
+/// A container may have nested them as it likes; each level holds two descriptors, and a piece of the stack.
+const DEPTH: usize = 255;
 
 /// Trees of the host whose label is never changed: the list of go-selinux's chcon.
 const NEVER: [&str; 24] = [
@@ -62,7 +64,7 @@ pub fn relabel(path: &Path, label: &str) -> Result<()> {
     let top = open(path, flags, Mode::empty()).map_err(|e| failed(path, label, e.into()))?;
     let stat = rustix::fs::fstat(&top).map_err(|e| failed(path, label, e.into()))?;
     if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-        below(&top, path, label)?;
+        below(&top, path, label, 0)?;
     }
     // The top last, as go-selinux has it: a walk that was cut short shows.
     tolerate(set_by_name(&top, label)).map_err(|e| failed(path, label, e))
@@ -78,7 +80,11 @@ fn refuse(path: &Path) -> Result<()> {
     Ok(())
 }
 
-fn below(directory: &impl AsFd, path: &Path, label: &str) -> Result<()> {
+fn below(directory: &impl AsFd, path: &Path, label: &str, depth: usize) -> Result<()> {
+    if depth > DEPTH {
+        let what = format!("{}: directories are nested deeper than {DEPTH} levels", path.display());
+        return Err(Error::new(Kind::Invalid, "set SELinux label", what).hint("mount it without relabelling"));
+    }
     let error = |e: Errno| failed(path, label, e.into());
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let readable = openat(directory, c".", flags, Mode::empty()).map_err(error)?;
@@ -89,7 +95,7 @@ fn below(directory: &impl AsFd, path: &Path, label: &str) -> Result<()> {
             continue;
         }
         let path = path.join(OsStr::from_bytes(name.to_bytes()));
-        match one(&readable, name, &path, label) {
+        match one(&readable, name, &path, label, depth) {
             // Gone meanwhile, or no directory any more.
             Err(error) if matches!(error.errno(), Some(libc::ENOENT | libc::ELOOP | libc::ENOTDIR)) => {}
             done => done?,
@@ -98,13 +104,13 @@ fn below(directory: &impl AsFd, path: &Path, label: &str) -> Result<()> {
     Ok(())
 }
 
-fn one(parent: &OwnedFd, name: &std::ffi::CStr, path: &Path, label: &str) -> Result<()> {
+fn one(parent: &OwnedFd, name: &std::ffi::CStr, path: &Path, label: &str, depth: usize) -> Result<()> {
     let error = |e: io::Error| failed(path, label, e);
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let opened = openat(parent, name, flags, Mode::empty()).map_err(|e| error(e.into()))?;
     let stat = rustix::fs::fstat(&opened).map_err(|e| error(e.into()))?;
     if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-        below(&opened, path, label)?;
+        below(&opened, path, label, depth + 1)?;
     }
     tolerate(set_by_name(&opened, label)).map_err(error)
 }
@@ -167,6 +173,9 @@ mod tests {
         }
         assert_ne!(of(outside.path().join("file")), label);
         assert_ne!(of(outside.path().to_owned()), label);
+        std::fs::create_dir_all(dir.path().join("d/".repeat(DEPTH + 2))).unwrap();
+        let deep = relabel(dir.path(), label).unwrap_err();
+        assert!(deep.to_string().contains("nested deeper"), "{deep}");
         let missing = relabel(&dir.path().join("missing"), label).unwrap_err();
         assert!(missing.to_string().contains("missing"), "{missing}");
     }

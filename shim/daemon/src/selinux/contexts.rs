@@ -43,9 +43,9 @@ impl Contexts {
 fn value<'a>(text: &'a str, key: &str) -> Option<&'a str> {
     let lines = text.lines().map(str::trim).filter(|line| !line.starts_with(['#', ';']));
     let pairs = lines.filter_map(|line| line.split_once('='));
-    let values =
+    let mut values =
         pairs.filter(|(name, _)| name.trim() == key).map(|(_, value)| value.trim().trim_matches('"'));
-    values.filter(|value| !value.is_empty()).next_back()
+    values.rfind(|value| !value.is_empty())
 }
 
 #[cfg(test)]

@@ -110,11 +110,11 @@ impl Walk {
         let parent = self.levels.last()?;
         match openat(directory, "..", LISTED, Mode::empty()) {
             Ok(fd) if is(&fd, parent) => Some(fd),
-            _ => self.from_root(path).ok(),
+            _ => self.again_from_root(path).ok(),
         }
     }
 
-    fn from_root(&mut self, path: &Path) -> Result<OwnedFd> {
+    fn again_from_root(&mut self, path: &Path) -> Result<OwnedFd> {
         let mut here = openat(CWD, path, LISTED, Mode::empty())?;
         let mut reached = 1;
         for level in &self.levels[1..] {
