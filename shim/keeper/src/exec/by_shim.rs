@@ -1,6 +1,6 @@
 //! Sessions in containers that the shim of their pod runs.
 
-use super::{Exec, Lifecycle, kill_group, wait_until_gone};
+use super::{Exec, Lifecycle, group_of, kill_group, wait_until_gone};
 use crate::error::{Error, Result};
 use crate::foreign;
 use crate::keeper::{Keeper, blocking};
@@ -31,7 +31,7 @@ impl Exec {
         let group = Cgroup::open(task.cgroup()).map_err(Error::from);
         let group = group.and_then(|group| foreign::set_apart(&group, &self.id, pid));
         // A shim of our own kind has made it already.
-        let group = group.or_else(|_| Cgroup::open(&format!("{}/exec-{}", task.cgroup(), self.id)));
+        let group = group.or_else(|_| Cgroup::open(&group_of(task, &self.id)));
         let cgroup = group.map(|group| group.path().to_owned()).unwrap_or_default();
         let started = Process::of_shim(pid, shims::Process::new(Arc::clone(shim), &self.id));
         self.go_to(keeper, Lifecycle::Running { process: started.clone(), cgroup });
