@@ -35,7 +35,11 @@ func newAPI() *API {
 
 // Open starts a GET; a status other than 2xx is an error with the body's text.
 func (a *API) Open(ctx context.Context, path string) (io.ReadCloser, error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, a.base.String()+path, nil)
+	return a.ask(ctx, http.MethodGet, path)
+}
+
+func (a *API) ask(ctx context.Context, method, path string) (io.ReadCloser, error) {
+	request, err := http.NewRequestWithContext(ctx, method, a.base.String()+path, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -46,16 +50,25 @@ func (a *API) Open(ctx context.Context, path string) (io.ReadCloser, error) {
 	if answer.StatusCode/100 != 2 {
 		defer answer.Body.Close()
 		text, _ := io.ReadAll(io.LimitReader(answer.Body, 4096))
-		return nil, fmt.Errorf("GET %s: %s: %s", path, answer.Status, bytes.TrimSpace(text))
+		return nil, fmt.Errorf("%s %s: %s: %s", method, path, answer.Status, bytes.TrimSpace(text))
 	}
 	return answer.Body, nil
 }
 
 // Get is Open for short answers.
 func (a *API) Get(ctx context.Context, path string) (string, error) {
+	return a.short(ctx, http.MethodGet, path)
+}
+
+// Post asks for something to be done, with nothing but the path to say what.
+func (a *API) Post(ctx context.Context, path string) (string, error) {
+	return a.short(ctx, http.MethodPost, path)
+}
+
+func (a *API) short(ctx context.Context, method, path string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	body, err := a.Open(ctx, path)
+	body, err := a.ask(ctx, method, path)
 	if err != nil {
 		return "", err
 	}

@@ -34,7 +34,7 @@ func (n *Node) kubeletConfig() *kubeletconfig.KubeletConfiguration {
 		Authentication:                kubeletconfig.KubeletAuthentication{Anonymous: kubeletconfig.KubeletAnonymousAuthentication{Enabled: ptr(true)}, Webhook: kubeletconfig.KubeletWebhookAuthentication{Enabled: ptr(false)}},
 		Authorization:                 kubeletconfig.KubeletAuthorization{Mode: kubeletconfig.KubeletAuthorizationModeAlwaysAllow},
 		CgroupRoot:                    n.CgroupRoot,
-		CgroupDriver:                  "cgroupfs",
+		CgroupDriver:                  Driver(),
 		FailCgroupV1:                  ptr(false),
 		FailSwapOn:                    ptr(false),
 		MakeIPTablesUtilChains:        ptr(false),

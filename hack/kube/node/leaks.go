@@ -1,93 +1,15 @@
 package node
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
 )
-
-const cgroupMount = "/sys/fs/cgroup"
-
-// hierarchies are the mount points of cgroup v1's controllers, or the one of v2.
-func hierarchies() []string {
-	if _, err := os.Stat(cgroupMount + "/cgroup.controllers"); err == nil {
-		return []string{cgroupMount}
-	}
-	mounts, _ := filepath.Glob(cgroupMount + "/*")
-	return slices.DeleteFunc(mounts, func(m string) bool {
-		_, err := os.Stat(m + "/cgroup.procs")
-		return err != nil
-	})
-}
-
-// makeCgroups makes the group that kubelet expects to exist; cpusets of v1 begin empty and would hold nobody.
-func makeCgroups(root string) error {
-	for _, hierarchy := range hierarchies() {
-		dir := hierarchy + root
-		if err := delegate(hierarchy); err != nil {
-			return err
-		}
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return err
-		}
-		for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
-			value, err := os.ReadFile(filepath.Join(hierarchy, file))
-			if err != nil || len(strings.TrimSpace(string(value))) == 0 {
-				continue
-			}
-			if err := os.WriteFile(filepath.Join(dir, file), value, 0o644); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// delegate lets groups below the top have all controllers, as systemd does at its start, where version 2 is all there is.
-func delegate(top string) error {
-	if top != cgroupMount {
-		return nil
-	}
-	controllers, err := os.ReadFile(filepath.Join(top, "cgroup.controllers"))
-	if err != nil {
-		return err
-	}
-	for _, name := range strings.Fields(string(controllers)) {
-		if err := os.WriteFile(filepath.Join(top, "cgroup.subtree_control"), []byte("+"+name), 0o644); err != nil {
-			return fmt.Errorf("controller %s: %w", name, err)
-		}
-	}
-	return nil
-}
-
-// removeCgroups removes the group and what kubelet made below it.
-func removeCgroups(root string) error {
-	var errs []error
-	for _, hierarchy := range hierarchies() {
-		var dirs []string
-		_ = filepath.WalkDir(hierarchy+root, func(path string, entry fs.DirEntry, err error) error {
-			if err == nil && entry.IsDir() {
-				dirs = append(dirs, path)
-			}
-			return nil
-		})
-		slices.Reverse(dirs)
-		for _, dir := range dirs {
-			if err := syscall.Rmdir(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				errs = append(errs, fmt.Errorf("left behind: cgroup %s: %w", dir, err))
-			}
-		}
-	}
-	return errors.Join(errs...)
-}
 
 // leaks is what still belongs to the stopped node; what ends by itself gets patience to do so. Left processes are
 // killed and left mounts undone, so that one node does not spoil the next.
@@ -113,7 +35,11 @@ func (n *Node) look() []string {
 	for _, mount := range mountsBelow(n.Dir) {
 		found = append(found, "mount "+mount)
 	}
-	found = append(found, n.containerCgroups()...)
+	for _, hierarchy := range hierarchies() {
+		for _, group := range n.containerGroups(hierarchy) {
+			found = append(found, "cgroup "+group)
+		}
+	}
 	links, _ := os.ReadDir("/sys/class/net")
 	for _, link := range links {
 		if strings.HasPrefix(link.Name(), "veth") || link.Name() == "slipway0" {
@@ -130,22 +56,6 @@ func (n *Node) look() []string {
 		entries, _ := os.ReadDir(n.Path(sub))
 		for _, e := range entries {
 			found = append(found, "file "+sub+"/"+e.Name())
-		}
-	}
-	return found
-}
-
-// containerCgroups are the groups below pods: pods' own are kubelet's to remove, and it was stopped.
-func (n *Node) containerCgroups() []string {
-	var found []string
-	for _, hierarchy := range hierarchies() {
-		for _, pattern := range []string{"/kubepods/pod*/*", "/kubepods/*/pod*/*", "/pod*"} {
-			groups, _ := filepath.Glob(hierarchy + n.CgroupRoot + pattern)
-			for _, group := range groups {
-				if info, err := os.Stat(group); err == nil && info.IsDir() {
-					found = append(found, "cgroup "+group)
-				}
-			}
 		}
 	}
 	return found

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -40,7 +41,7 @@ type Options struct {
 type Node struct {
 	// Dir holds everything.
 	Dir string
-	// CgroupRoot is the control group, in each hierarchy, that kubelet works below.
+	// CgroupRoot is the control group that kubelet works below, by kubelet's name for it.
 	CgroupRoot string
 	Runtime    *Process
 	Kubelet    *Process
@@ -67,7 +68,7 @@ func Start(ctx context.Context, options Options) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &Node{Dir: dir, CgroupRoot: "/" + filepath.Base(Dir()) + filepath.Base(dir), API: newAPI(), options: options}
+	n := &Node{Dir: dir, CgroupRoot: "/" + strings.ReplaceAll(filepath.Base(Dir())+filepath.Base(dir), "-", "_"), API: newAPI(), options: options}
 	if err := n.start(ctx); err != nil {
 		return nil, errors.Join(err, n.Stop(context.WithoutCancel(ctx)))
 	}
@@ -85,7 +86,7 @@ func (n *Node) start(ctx context.Context) error {
 			return fmt.Errorf("small file system: %w", err)
 		}
 	}
-	if err := makeCgroups(n.CgroupRoot); err != nil {
+	if err := n.makeCgroups(); err != nil {
 		return err
 	}
 	if err := n.connect(); err != nil {
@@ -151,7 +152,7 @@ func (n *Node) Stop(ctx context.Context) error {
 	for _, leak := range n.leaks(10 * time.Second) {
 		errs = append(errs, errors.New("left behind: "+leak))
 	}
-	errs = append(errs, removeCgroups(n.CgroupRoot))
+	errs = append(errs, n.removeCgroups())
 	return errors.Join(errs...)
 }
 

@@ -28,8 +28,12 @@ const (
 )
 
 func (n *Node) slipwayConfig() string {
+	root := n.CgroupRoot
+	if Driver() == systemd {
+		root = n.slice()
+	}
 	config := fmt.Sprintf("cgroup_root = %q\n[keeper]\npath = %q\n[cni]\nconf_dir = %q\n",
-		n.CgroupRoot, n.slipwayBin("containerd-shim-slipway-v1"), n.Path("cni"))
+		root, n.slipwayBin("containerd-shim-slipway-v1"), n.Path("cni"))
 	return config + n.options.RuntimeConfig
 }
 
@@ -68,9 +72,9 @@ const (
   {"type": "portmap", "capabilities": {"portMappings": true}}`
 )
 
-// translates says whether this kernel has NAT for IPv4: user-mode Linux (hack/vm) has not. The rules are this network
+// Translates says whether this kernel has NAT for IPv4: user-mode Linux (hack/vm) has not. The rules are this network
 // namespace's own, and gone again.
-var translates = sync.OnceValue(func() bool {
+var Translates = sync.OnceValue(func() bool {
 	add := exec.Command("nft", "add table ip probe; add chain ip probe nat { type nat hook postrouting priority 100; }; delete table ip probe")
 	return add.Run() == nil
 })
@@ -85,9 +89,9 @@ func (n *Node) newRuntime() (*Process, error) {
 	if err := os.WriteFile(n.Path("config.toml"), []byte(config), 0o644); err != nil {
 		return nil, err
 	}
-	if n.options.Runtime == Containerd || n.options.CNI || !translates() {
+	if n.options.Runtime == Containerd || n.options.CNI || !Translates() {
 		portmap := ""
-		if translates() {
+		if Translates() {
 			portmap = portmapCni
 		}
 		conflist := fmt.Sprintf(bridgeCni, n.Path("ipam"), portmap)

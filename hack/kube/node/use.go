@@ -3,7 +3,6 @@ package node
 import (
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -44,14 +43,11 @@ func (n *Node) helpers() []int {
 			pids = append(pids, pid)
 		}
 	}
-	for _, pattern := range []string{"/kubepods/pod*/*", "/kubepods/*/pod*/*"} {
-		groups, _ := filepath.Glob(hierarchies()[0] + n.CgroupRoot + pattern + "/cgroup.procs")
-		for _, group := range groups {
-			text, _ := os.ReadFile(group)
-			for _, line := range strings.Fields(string(text)) {
-				if pid, _ := strconv.Atoi(line); commandOf(pid) == "pause" {
-					pids = append(pids, pid)
-				}
+	for _, group := range n.containerGroups(hierarchies()[0]) {
+		text, _ := os.ReadFile(group + "/cgroup.procs")
+		for _, line := range strings.Fields(string(text)) {
+			if pid, _ := strconv.Atoi(line); commandOf(pid) == "pause" {
+				pids = append(pids, pid)
 			}
 		}
 	}

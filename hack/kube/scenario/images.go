@@ -16,6 +16,7 @@ import (
 var images = []Scenario{
 	{Name: "image volumes", Run: imageVolumes},
 	{Name: "a private registry, pull policies", Own: &node.Options{Kubelet: shortBackOff}, Run: privateRegistry},
+	{Name: "image policy, a registry that is not there", Own: &node.Options{RuntimeConfig: imagePolicy}, Run: refusedImages},
 	{Name: "image garbage collection on a small disk", Own: &node.Options{SmallDisk: 96 << 20, Kubelet: eagerImageGC}, Run: imageGC},
 }
 
@@ -65,6 +66,29 @@ func privateRegistry(t *T) {
 	t.run(pulled("again", "busybox:1", v1.PullIfNotPresent), pulled("always", "busybox:1", v1.PullAlways))
 	t.ready("again")
 	t.waits("always", "ErrImagePull ImagePullBackOff", "refused")
+}
+
+const imagePolicy = `[[images.policy]]
+prefix = "test.local/witness"
+rule = "reject"
+[[images.policy]]
+prefix = "127.0.0.1:9/banned"
+rule = "reject"
+`
+
+// refusedImages: kubelet knows two errors of a runtime by their first word, and shows them as reasons of their own.
+func refusedImages(t *T) {
+	pulled := func(name, image string) *v1.Pod {
+		c := sh("main", idle)
+		c.Image, c.ImagePullPolicy = image, v1.PullAlways
+		return pod(name, c)
+	}
+	t.run(pulled("banned", "127.0.0.1:9/banned/app:1"), pulled("unreachable", "127.0.0.1:9/other/app:1"),
+		pod("here-but-banned", witness("main", "serve")), pod("allowed", sh("main", idle)))
+	t.waits("banned", "SignatureValidationFailed", "127.0.0.1:9/banned")
+	t.waits("unreachable", "RegistryUnavailable", "127.0.0.1:9")
+	t.waits("here-but-banned", "CreateContainerError", "test.local/witness")
+	t.ready("allowed")
 }
 
 // waits until the only container waits for one of the reasons, with a message that holds one of the words.

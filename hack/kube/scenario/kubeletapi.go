@@ -17,6 +17,7 @@ var kubeletAPI = []Scenario{
 	{Name: "stats/summary", Run: summary},
 	{Name: "metrics/probes and metrics/resource", Run: probeMetrics},
 	{Name: "stats and metrics from CRI alone", Own: &node.Options{Kubelet: statsFromCRI}, Run: criStats},
+	{Name: "checkpoint", Own: checkpointing(), Lacks: lacksCriu, Run: checkpoint},
 	{Name: "evented PLEG", Own: &node.Options{Kubelet: eventedPLEG}, Run: evented},
 }
 

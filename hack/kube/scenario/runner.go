@@ -23,7 +23,9 @@ type Scenario struct {
 	Own *node.Options
 	// Pending names what Slipway lacks for it; it is told and not run, unless asked for.
 	Pending string
-	Run     func(*T)
+	// Lacks says what this machine has not that it needs; "" or no function: nothing.
+	Lacks func() string
+	Run   func(*T)
 }
 
 // All scenarios, in the order they are told.
@@ -33,6 +35,13 @@ func All() []Scenario {
 		all = append(all, group...)
 	}
 	return all
+}
+
+func (s Scenario) lack() string {
+	if s.Lacks == nil {
+		return ""
+	}
+	return s.Lacks()
 }
 
 // patience is how long one scenario may take before it counts as hung; slow shared machines are the measure.
@@ -92,12 +101,20 @@ type Report struct {
 	mutex  sync.Mutex
 	passed int
 	failed int
+	skips  int
 }
 
 func (r *Report) pending(s Scenario) {
 	r.mutex.Lock()
 	defer r.mutex.Unlock()
 	fmt.Fprintf(r.out, "wait  %-44s for %s\n", s.Name, s.Pending)
+}
+
+func (r *Report) skipped(s Scenario, lack string) {
+	r.mutex.Lock()
+	defer r.mutex.Unlock()
+	r.skips++
+	fmt.Fprintf(r.out, "skip  %-44s %s\n", s.Name, lack)
 }
 
 func (r *Report) line(name string, took time.Duration, err error) {
@@ -123,6 +140,8 @@ func Run(ctx context.Context, jobs int, unready bool, words []string) bool {
 		}
 		if s.Pending != "" && !unready {
 			report.pending(s)
+		} else if lack := s.lack(); lack != "" {
+			report.skipped(s, lack)
 		} else if s.Own == nil {
 			shared = append(shared, s)
 		} else {
@@ -136,6 +155,9 @@ func Run(ctx context.Context, jobs int, unready bool, words []string) bool {
 		if ctx.Err() == nil {
 			runOwn(ctx, report, s)
 		}
+	}
+	if report.skips > 0 {
+		fmt.Printf("%d skipped: this machine lacks what they need\n", report.skips)
 	}
 	fmt.Printf("%d passed, %d failed\n", report.passed, report.failed)
 	return report.failed == 0 && ctx.Err() == nil

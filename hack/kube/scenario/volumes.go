@@ -12,6 +12,8 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+
+	"slipway/hack/kube/node"
 )
 
 var volumes = []Scenario{
@@ -20,8 +22,15 @@ var volumes = []Scenario{
 	{Name: "hostPath: directory, file, socket, read-only", Run: hostPaths},
 	{Name: "mount propagation: HostToContainer and Bidirectional", Run: propagation},
 	{Name: "subPath", Run: subPath},
-	{Name: "host network and host ports", Run: hostNetwork},
+	{Name: "host network and host ports", Lacks: lacksNAT, Run: hostNetwork},
 	{Name: "pods reach each other and themselves", Run: podNetwork},
+}
+
+func lacksNAT() string {
+	if node.Translates() {
+		return ""
+	}
+	return "a kernel with NAT for IPv4 (nftables)"
 }
 
 func emptyDirs(t *T) {
