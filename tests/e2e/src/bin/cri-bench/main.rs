@@ -1,12 +1,14 @@
 //! Side by side in one run, the same client, the same image, the same CNI configuration, A B C A B C: Slipway (CNI and
 //! built-in network) and Debian's containerd+runc; or, with `containerd`, containerd 2 with our runtime class (without
-//! and with pause containers) and with runc. Prints medians and ratios; judges nothing. With `phases`: where the time goes
-//! within our own daemon; with `stuck`: what one container costs the others that no signal reaches. hack/bench starts it.
+//! and with pause containers) and with runc. Prints medians and ratios; judges nothing. With `load`: many callers, log lines
+//! and containers; with `phases`: where the time goes within our own daemon; with `stuck`: what one container costs the
+//! others that no signal reaches. hack/bench starts it.
 
 #![forbid(unsafe_code)]
 
 mod images;
 mod line;
+mod load;
 mod phases;
 mod stuck;
 
@@ -38,16 +40,17 @@ fn main() -> Result<()> {
         return runtime.block_on(images::pull(words));
     }
     let mut args = words.into_iter().peekable();
-    let what = args.next_if(|word| ["containerd", "phases", "stuck", "images"].contains(&word.as_str()));
+    let what =
+        args.next_if(|word| ["containerd", "load", "phases", "stuck", "images"].contains(&word.as_str()));
     let usual = match what.as_deref() {
         Some("stuck") => 1000,
-        Some("images") => 3,
+        Some("images" | "load") => 3,
         _ => 30,
     };
     let rounds: usize = args
         .next()
         .map_or(Ok(usual), |n| n.parse())
-        .context("usage: cri-bench [containerd | phases | images] [ROUNDS] | stuck [CONTAINERS]")?;
+        .context("usage: cri-bench [containerd | load | phases | images] [ROUNDS] | stuck [CONTAINERS]")?;
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).context("run as root")?;
     let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status()?;
     ensure!(up.success(), "ip link set lo up");
@@ -56,6 +59,7 @@ fn main() -> Result<()> {
             Some("phases") => phases::run(rounds).await,
             Some("stuck") => stuck::run(rounds).await,
             Some("images") => images::run(rounds).await,
+            Some("load") => load::run(daemons().await?, rounds).await,
             Some(_) => bench(behind_containerd().await?, rounds).await,
             None => bench(daemons().await?, rounds).await,
         }
