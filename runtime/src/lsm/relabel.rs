@@ -1,25 +1,30 @@
 //! Files get another SELinux label, one or a whole tree.
 //!
-//! A container may be writing in the tree meanwhile: everything is opened below its parent's descriptor without following links,
-//! so that nothing outside is ever reached.
+//! A container may be writing in the tree, or beside it, meanwhile: no link is followed on the way to the tree, and everything
+//! in it is opened below its parent's descriptor, so that nothing outside is ever reached. What must keep its label is known
+//! by what it is (device and inode), not by its name: `/lib` is `/usr/lib` on most hosts, and a bind mount is what it shows.
 
 use super::failed;
 use crate::error::Kind;
 use crate::{Error, Result};
-use rustix::fs::{Dir, FileType, Mode, OFlags, XattrFlags, getxattr, open, openat, setxattr};
+use rustix::fs::{
+    CWD, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, XattrFlags, getxattr, open, openat, openat2,
+    setxattr, stat,
+};
 use rustix::io::Errno;
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::Path;
 
 const NAME: &str = "security.selinux";
-/// A container may have nested them as it likes; each level holds two descriptors, and a piece of the stack.
+/// A container may have nested them as it likes; each level holds three descriptors, and a piece of the stack.
 const DEPTH: usize = 255;
 
-/// Trees of the host whose label is never changed: the list of go-selinux's chcon.
-const NEVER: [&str; 24] = [
+/// Trees of the host whose label is never changed: the list of go-selinux's chcon, and what its links lead to on hosts that
+/// keep them apart.
+const NEVER: [&str; 28] = [
     "/",
     "/bin",
     "/boot",
@@ -41,6 +46,10 @@ const NEVER: [&str; 24] = [
     "/sys",
     "/tmp",
     "/usr",
+    "/usr/bin",
+    "/usr/lib",
+    "/usr/lib64",
+    "/usr/sbin",
     "/var",
     "/var/lib",
     "/var/log",
@@ -53,31 +62,36 @@ pub fn set_file_label(path: &Path, label: &str) -> Result<()> {
     tolerate(set_by_name(&opened, label)).map_err(|e| failed(path, label, e))
 }
 
-/// `path`, which is absolute, and all below it. What has the label already is left alone; file systems without labels are
-/// fine.
+/// `path`, which is absolute and leads over no links, and all below it. What has the label already is left alone; file systems
+/// without labels are fine. `never`: trees that must keep their labels beside those of every host.
 ///
 /// # Errors
-/// `Invalid` for a tree of the host that must keep its labels; whatever the kernel says, with the path.
-pub fn relabel(path: &Path, label: &str) -> Result<()> {
-    refuse(path)?;
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let top = open(path, flags, Mode::empty()).map_err(|e| failed(path, label, e.into()))?;
-    let stat = rustix::fs::fstat(&top).map_err(|e| failed(path, label, e.into()))?;
-    if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+/// `Invalid` for such a tree, or one that holds it; whatever the kernel says, with the path.
+pub fn relabel(path: &Path, label: &str, never: &[&Path]) -> Result<()> {
+    let error = |e: Errno| failed(path, label, e.into());
+    // Without NOFOLLOW, with which a link at the end would be opened itself.
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let top = openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS).map_err(error)?;
+    let is = rustix::fs::fstat(&top).map_err(error)?;
+    refuse(path, &is, never)?;
+    if FileType::from_raw_mode(is.st_mode) == FileType::Directory {
         below(&top, path, label, 0)?;
     }
     // The top last, as go-selinux has it: a walk that was cut short shows.
     tolerate(set_by_name(&top, label)).map_err(|e| failed(path, label, e))
 }
 
-fn refuse(path: &Path) -> Result<()> {
-    let plain: PathBuf = path.components().filter(|part| *part != Component::CurDir).collect();
-    if NEVER.iter().any(|never| plain == Path::new(never)) {
-        let what = format!("{} is the host's own: its label is never changed", plain.display());
-        let error = Error::new(Kind::Invalid, "set SELinux label", what);
-        return Err(error.hint("mount a directory below it, or mount it without relabelling"));
-    }
-    Ok(())
+/// Whether `is`, found at `path`, is one of the trees that keep their labels, or has one in it.
+fn refuse(path: &Path, is: &Stat, never: &[&Path]) -> Result<()> {
+    let home = std::env::home_dir();
+    let of_host = NEVER.iter().map(Path::new).chain(home.as_deref()).chain(never.iter().copied());
+    let same = |of: &Path| stat(of).is_ok_and(|of| (of.st_dev, of.st_ino) == (is.st_dev, is.st_ino));
+    let holds = |tree: &Path| tree.canonicalize().is_ok_and(|tree| tree.ancestors().any(same));
+    let Some(kept) = of_host.into_iter().find(|tree| holds(tree)) else { return Ok(()) };
+    let (path, kept) = (path.display(), kept.display());
+    let what = format!("{path} is, or holds, the host's own {kept}: its label is never changed");
+    let error = Error::new(Kind::Invalid, "set SELinux label", what);
+    Err(error.hint("mount a directory below it, or mount it without relabelling"))
 }
 
 fn below(directory: &impl AsFd, path: &Path, label: &str, depth: usize) -> Result<()> {
@@ -138,15 +152,35 @@ fn tolerate(done: io::Result<()>) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::PathBuf;
 
     #[test]
     fn trees_of_the_host_keep_their_labels() {
-        for never in ["/", "/etc", "/etc/", "/usr/.", "//var/lib", "/home"] {
-            let error = refuse(Path::new(never)).unwrap_err();
+        let dir = tempfile::tempdir().unwrap();
+        let (own, other) = (dir.path().join("state/run"), dir.path().join("data"));
+        std::fs::create_dir_all(&own).unwrap();
+        std::fs::create_dir_all(&other).unwrap();
+        let try_it = |path: &Path| refuse(path, &stat(path).unwrap(), &[&own]);
+        // The last three are reached over links on a host with a merged /usr.
+        let host = ["/", "/etc", "/etc/", "/usr/.", "//var/lib", "/usr/lib", "/lib", "/bin", "/sbin"];
+        for never in host.iter().map(Path::new).chain([&*own, own.parent().unwrap(), dir.path()]) {
+            let error = try_it(never).unwrap_err();
             assert!(error.to_string().contains("never changed"), "{error}");
         }
-        for fine in ["/etc/app", "/srv/data", "/var/lib/kubelet/pods/x"] {
-            refuse(Path::new(fine)).unwrap();
+        for fine in [&*other, Path::new("/etc/apt"), Path::new("/usr/share")] {
+            try_it(fine).unwrap();
+        }
+    }
+
+    #[test]
+    fn no_link_is_followed_on_the_way() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("real/tree")).unwrap();
+        std::os::unix::fs::symlink("real", dir.path().join("link")).unwrap();
+        for path in ["link", "link/tree"] {
+            let path = dir.path().canonicalize().unwrap().join(path);
+            let error = relabel(&path, "u:object_r:t:s0", &[]).unwrap_err();
+            assert_eq!(error.errno(), Some(libc::ELOOP), "{error}");
         }
     }
 
@@ -159,7 +193,7 @@ mod tests {
         std::fs::write(dir.path().join("a/b/file"), "x").unwrap();
         std::fs::write(outside.path().join("file"), "x").unwrap();
         std::os::unix::fs::symlink(outside.path(), dir.path().join("link")).unwrap();
-        relabel(dir.path(), label).unwrap();
+        relabel(dir.path(), label, &[]).unwrap();
         let of = |path: PathBuf| {
             let mut value = vec![0; 256];
             let length = getxattr(&path, NAME, value.as_mut_slice()).unwrap_or(0);
@@ -174,9 +208,9 @@ mod tests {
         assert_ne!(of(outside.path().join("file")), label);
         assert_ne!(of(outside.path().to_owned()), label);
         std::fs::create_dir_all(dir.path().join("d/".repeat(DEPTH + 2))).unwrap();
-        let deep = relabel(dir.path(), label).unwrap_err();
+        let deep = relabel(dir.path(), label, &[]).unwrap_err();
         assert!(deep.to_string().contains("nested deeper"), "{deep}");
-        let missing = relabel(&dir.path().join("missing"), label).unwrap_err();
+        let missing = relabel(&dir.path().join("missing"), label, &[]).unwrap_err();
         assert!(missing.to_string().contains("missing"), "{missing}");
     }
 }

@@ -37,10 +37,7 @@ pub(crate) async fn import(store: &Store, archive: &Path, name: Option<&str>) ->
     let found = named(found, name.as_ref(), archive)?;
     let policy = inner.policy();
     for image in &found {
-        if let Err(error) = crate::policy::importable(&policy, &image.names) {
-            inner.refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            return Err(error);
-        }
+        inner.counted(crate::policy::importable(&policy, &image.names))?;
     }
     let mut images = Vec::new();
     for image in found {

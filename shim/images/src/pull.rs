@@ -15,7 +15,6 @@ use crate::{Error, Kind, Result};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 pub(crate) type Pulled = Arc<Image>;
 
@@ -52,16 +51,14 @@ async fn run(
     auth: Option<&Auth>,
     progress: Option<ProgressFn>,
 ) -> Result<Pulled> {
+    inner.counted(policy::before_pull(&inner.policy(), reference))?;
     let registry = Arc::new(open(inner, reference, auth).await?);
     let resolved = registry.resolve(reference).await?;
     let tags: Vec<String> = reference.tag.iter().map(|_| reference.to_string()).collect();
     let digest_name = reference.with_digest(&resolved.digest);
     let (policy, known) = (inner.policy(), inner.verified(&digest_name));
     let checked = policy::at_pull(&policy, &registry, reference, &resolved.digest, &known).await;
-    if checked.as_ref().is_err_and(|error| error.kind == Kind::Untrusted) {
-        inner.refused.fetch_add(1, Ordering::Relaxed);
-    }
-    let verified = checked?;
+    let verified = inner.counted(checked)?;
     if let Some(image) = already_here(inner, &digest_name, &tags, verified.as_ref()).await? {
         return Ok(image);
     }

@@ -430,6 +430,24 @@ async fn what_cannot_be_looked_at_is_refused() {
         assert!(text.starts_with(words[0]) && text.contains(words[1]), "{text}");
         assert!(store.list().is_empty());
     }
+    // A mirror that has the image and no signature, of a registry that cannot be reached: nobody knows whether it is signed.
+    let hosts = tempfile::tempdir().unwrap();
+    let own = hosts.path().join("build.example");
+    std::fs::create_dir(&own).unwrap();
+    let text = format!("server = \"http://127.0.0.1:9\"\n[host.\"http://{}\"]\n", node.registry.address);
+    std::fs::write(own.join("hosts.toml"), text).unwrap();
+    node.registry.push("mirrored", &image("mirrored"), "1").await;
+    let dir = tempfile::tempdir().unwrap();
+    let store = store_at(dir.path(), Vec::new());
+    let hosts_dirs = vec![hosts.path().to_owned()];
+    store.set_registries(Registries { hosts_dirs, auth_file: None, parallel_layers: 1 });
+    set(&store, &[rule("*", by(&[&node.signer.public("team")], Identity::Repository, None))]);
+    let error = store.pull("build.example/mirrored:1", None, None).await.unwrap_err();
+    assert_eq!(error.kind, Kind::Unavailable, "{error}");
+    // What is refused by its name is asked of nobody.
+    set(&store, &[rule("build.example/banned", Demand::Reject)]);
+    let error = store.pull("build.example/banned:1", None, None).await.unwrap_err();
+    assert_eq!(error.kind, Kind::Untrusted, "{error}");
     // A key that went away.
     let rules = [rule("*", by(&[Path::new("/absent/team.pub")], Identity::Repository, None))];
     let (policy, faults) = Policy::load(&rules);

@@ -46,20 +46,23 @@ impl Daemon {
             asked.map(|(mount, source)| (mount.container_path.clone(), source.clone())).collect();
         let volumes = volumes.to_vec();
         let dir = PodDir::new(&self.config.state, &pod.id);
+        let (root, state) = (self.config.root.clone(), self.config.state.clone());
         // Trees may be large: nobody else waits for them.
         blocking(move || {
+            let own: [&Path; 2] = [&root, &state];
             for (target, source) in asked {
-                tree(&source, &labels.file).map_err(|e| e.of(format_args!("mount {target}")))?;
+                tree(&source, &labels.file, &own).map_err(|e| e.of(format_args!("mount {target}")))?;
             }
-            volumes.iter().try_for_each(|(source, _)| tree(source, &labels.file))?;
+            volumes.iter().try_for_each(|(source, _)| tree(source, &labels.file, &own))?;
             if labels.file == of_pod.file { Ok(()) } else { dir.label(&crate::selinux::shared(&of_pod.file)) }
         })
         .await
     }
 }
 
-fn tree(source: &Path, label: &str) -> Result<()> {
+/// `own`: directories of the daemon.
+fn tree(source: &Path, label: &str, own: &[&Path]) -> Result<()> {
     // The tree that is mounted, not a link to it (CRI-MNT-04).
     let real = source.canonicalize().map_err(|e| Error::io("find", source, &e))?;
-    Ok(lsm::relabel(&real, label)?)
+    Ok(lsm::relabel(&real, label, own)?)
 }

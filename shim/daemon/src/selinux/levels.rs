@@ -1,8 +1,11 @@
 //! Levels in use: two random categories keep each pod apart from all others of the node.
 
 use crate::error::{Error, Result};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// More categories than policies have.
+const MOST: usize = 4096;
 
 /// Who has which level: pods, and containers that ask for one of their own.
 #[derive(Debug, Default)]
@@ -17,10 +20,11 @@ impl Levels {
         let mut levels = self.lock();
         let pairs = u64::from(range) * u64::from(range.saturating_sub(1)) / 2;
         let first = random()? % pairs.max(1);
+        let taken: BTreeSet<_> = levels.values().map(|level| categories(level)).collect();
         for step in 0..pairs {
             // From a random one on through all of them: always ends, and finds the last free one.
             let level = nth((first + step) % pairs);
-            if !levels.values().any(|taken| *taken == level) {
+            if !taken.contains(&categories(&level)) {
                 levels.insert(owner.to_owned(), level.clone());
                 return Ok(level);
             }
@@ -44,6 +48,18 @@ impl Levels {
         // Poisoned or not, the map is whole.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What tells a level from another: its categories, however they are written (`c2,c1`, `c0.c1`); of a range the upper end's.
+fn categories(level: &str) -> BTreeSet<u32> {
+    let listed = level.rsplit_once(':').map_or("", |(_, listed)| listed);
+    let number = |word: &str| word.trim().strip_prefix('c')?.parse::<u32>().ok();
+    let parts = listed.split(',').filter_map(|part| match part.split_once('.') {
+        Some((first, last)) => Some(number(first)?..=number(last)?),
+        None => number(part).map(|one| one..=one),
+    });
+    // The kernel knows no more than 1,024 or so; a number without bound is nobody's.
+    parts.flat_map(|range| range.take(MOST)).collect()
 }
 
 /// The pairs in a row: (0,1), (0,2), (1,2), (0,3), …
@@ -75,6 +91,19 @@ mod tests {
         let many: BTreeSet<_> = (0..1024 * 1023 / 2).map(nth).collect();
         assert_eq!(many.len(), 1024 * 1023 / 2);
         assert!(many.contains("s0:c1022,c1023") && !many.contains("s0:c0,c1024"));
+    }
+
+    #[test]
+    fn a_level_is_the_same_however_it_is_written() {
+        for (level, same) in
+            [("s0:c2,c1", true), ("s0:c1.c2", true), ("s0-s0:c1,c2", true), ("s0:c1", false), ("s0", false)]
+        {
+            assert_eq!(categories(level) == categories("s0:c1,c2"), same, "{level}");
+        }
+        let levels = Levels::default();
+        levels.take("asked", "s0:c1,c0");
+        levels.take("odd", "s0:c0.c4294967295");
+        assert!(levels.choose("pod", 2).is_err(), "the only pair is in use");
     }
 
     #[test]

@@ -5,7 +5,6 @@ use crate::reference::Reference;
 use crate::store::Store;
 use crate::types::Image;
 use crate::{Error, Kind, Result};
-use std::sync::atomic::Ordering;
 
 impl Store {
     /// Whether the policy lets `image` be run or mounted under the name `asked` (what the pod says). Where the image is not
@@ -24,11 +23,7 @@ impl Store {
         let stored = catalog.get(&image.id);
         let stored =
             stored.ok_or_else(|| Error::new(Kind::NotFound, "find image", &image.id, "it was removed"))?;
-        let verdict = judge(&policy, &stored.record.verified, &names(image), asked);
-        if verdict.is_err() {
-            self.inner.refused.fetch_add(1, Ordering::Relaxed);
-        }
-        verdict
+        self.inner.counted(judge(&policy, &stored.record.verified, &names(image), asked))
     }
 }
 

@@ -8,6 +8,15 @@ use crate::registry::{Candidate, Registry};
 use crate::{Error, Kind, Result};
 use serde::Serialize;
 
+/// Whether anything may be pulled as `reference`, as far as its name says: what is refused anyway is asked of no server.
+///
+/// # Errors
+/// `Untrusted` if it may not.
+pub(crate) fn before_pull(policy: &Policy, reference: &Reference) -> Result<()> {
+    let refusal = policy.rule(&canonical(reference)).and_then(|rule| rule.refusal(reference));
+    refusal.map_or(Ok(()), Err)
+}
+
 /// Whether `digest` may be pulled as `reference`: then with the signature that says so, unless none is wanted. `known`: what
 /// was verified of it before; that needs no registry again.
 ///

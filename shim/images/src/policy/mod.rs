@@ -21,7 +21,7 @@ mod prefix;
 
 pub(crate) use admit::importable;
 pub use check::PolicyTold;
-pub(crate) use check::{at_pull, told};
+pub(crate) use check::{at_pull, before_pull, told};
 pub use prefix::Prefix;
 pub(crate) use prefix::canonical;
 

@@ -21,7 +21,7 @@ const PREDICATE_TYPE: &str = "dev.sigstore.bundle.predicateType";
 const MAX_PAYLOAD: u64 = 64 << 10;
 /// Certificates and entries of logs are in it.
 const MAX_BUNDLE: u64 = 512 << 10;
-/// Documents that are fetched to find one digest's signature: anybody who may write to the repository can put more there.
+/// Documents that are fetched from one server to find a digest's signature: anybody who may write to the repository can put more there.
 const MOST: usize = 256;
 
 /// What claims to be a signature of a digest.
@@ -40,24 +40,31 @@ pub(crate) enum Candidate {
 impl Registry {
     /// Hands all that claims to be a signature of `digest` to `judge` until that makes something of it.
     ///
+    /// A mirror that has none proves nothing: not all of them carry signatures over.
+    ///
     /// # Errors
-    /// If nothing came of it and no server could tell all that it has.
+    /// If nothing came of it and the registry itself, or one of its mirrors where it may not be asked, could not tell all that
+    /// it has.
     pub(crate) async fn signatures<T>(
         &self,
         digest: &Digest,
         judge: impl FnMut(Candidate) -> Option<T>,
     ) -> Result<Option<T>> {
         let mut worst = Worst::default();
-        let mut answered = false;
+        let (mut all_answered, mut upstream_answered) = (true, false);
         let mut search = Search { left: MOST, judge };
         for endpoint in self.order(|endpoint| endpoint.resolve) {
+            search.left = MOST;
             match self.signatures_at(endpoint, digest, &mut search).await {
                 Ok(Some(found)) => return Ok(Some(found)),
-                Ok(None) => answered = true,
-                Err(error) => worst.add(error, endpoint.is_upstream),
+                Ok(None) => upstream_answered |= endpoint.is_upstream,
+                Err(error) => {
+                    all_answered = false;
+                    worst.add(error, endpoint.is_upstream);
+                }
             }
         }
-        if answered { Ok(None) } else { Err(worst.into_error(digest)) }
+        if all_answered || upstream_answered { Ok(None) } else { Err(worst.into_error(digest)) }
     }
 
     async fn signatures_at<T>(
@@ -180,7 +187,7 @@ impl Registry {
 
 /// Looks through what a repository has for one digest.
 struct Search<J> {
-    /// Documents that may still be fetched.
+    /// Documents that may still be fetched from the server that is asked.
     left: usize,
     judge: J,
 }

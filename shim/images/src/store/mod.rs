@@ -23,7 +23,7 @@ use crate::flight::Flights;
 use crate::policy::{Policy, Verification};
 use crate::pull::Pulled;
 use crate::types::{Auth, FsInfo, Image, Imported, Options, ProgressFn, Registries};
-use crate::{Error, Result};
+use crate::{Error, Kind, Result};
 use catalog::Catalog;
 use janitor::{Janitor, Shared};
 use layers::Pinned;
@@ -190,6 +190,14 @@ impl Inner {
 
     pub(crate) fn registries(&self) -> Arc<Registries> {
         self.registries.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Counts what the policy refuses.
+    pub(crate) fn counted<T>(&self, verdict: Result<T>) -> Result<T> {
+        if verdict.as_ref().is_err_and(|error| error.kind == Kind::Untrusted) {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+        }
+        verdict
     }
 
     pub(crate) fn policy(&self) -> Policy {
