@@ -238,6 +238,7 @@ func environment(t *T) {
 		{Name: "CPU", ValueFrom: &v1.EnvVarSource{ResourceFieldRef: &v1.ResourceFieldSelector{Resource: "limits.cpu"}}},
 	}
 	main.Resources.Limits = v1.ResourceList{v1.ResourceCPU: resource.MustParse("2")}
+	main.Resources.Requests = v1.ResourceList{v1.ResourceCPU: resource.MustParse("100m")} // a node may have one processor
 	p := once("environment", main)
 	p.Labels = map[string]string{"colour": "blue"}
 	p.Spec.HostAliases = []v1.HostAlias{{IP: "192.0.2.77", Hostnames: []string{"alias.test"}}}

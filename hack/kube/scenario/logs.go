@@ -96,7 +96,9 @@ func rotation(t *T) {
 
 // logDir is where the logs of a pod's container `main` are.
 func (t *T) logDir(name string) string {
-	return filepath.Join(t.Path("pod-logs"), fmt.Sprintf("default_%s_%s", node.PodName(name), t.pod(name).UID), "main")
+	p := t.pod(name)
+	t.expect(p != nil, "%s is not known to kubelet any more", name)
+	return filepath.Join(t.Path("pod-logs"), fmt.Sprintf("default_%s_%s", node.PodName(name), p.UID), "main")
 }
 
 func oddLines(t *T) {
