@@ -10,6 +10,8 @@ need_root() { [ "$(id -u)" = 0 ] || die "run as root: namespaces, mounts and cgr
 
 # Where the daemon that hack/up starts keeps what dies with the boot; its pid is written there.
 state=/run/slipway
+# And what does not: images, and the files of pods that their containers write to.
+root=/var/lib/slipway
 
 start_daemon() {
     say "starting slipway serve (log: /var/log/slipway.log)"

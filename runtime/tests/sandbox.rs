@@ -8,13 +8,14 @@ use common::{Rig, piped, spec};
 use serde_json::{Value, json};
 use slipway_runtime::container::Stdio;
 use slipway_runtime::error::Kind;
+use slipway_runtime::sandbox::files::{PodFiles, TEXTS};
 use slipway_runtime::sandbox::{
     NamespaceKind, Sandbox, SandboxRequest, pin_netns, release_netns_dir, unpin_netns,
 };
 use slipway_runtime::sys::{namespace, process, signal};
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -220,4 +221,50 @@ fn a_terminal_works_in_a_shared_pid_namespace_too() {
     let (_, pidfd) = sandbox.reaper.unwrap();
     signal::send(pidfd.as_fd(), libc::SIGKILL).unwrap();
     process::reap(&pidfd).unwrap();
+}
+
+/// hostname, hosts and resolv.conf of who has no disk for them: they cannot grow over what their file system holds.
+#[test]
+fn files_apart_have_an_end_and_leave_nothing() {
+    apart(|| {
+        let top = tempfile::tempdir().unwrap();
+        let dir = top.path().join("pod");
+        let hosts = "127.0.0.1 localhost\n".repeat(100_000);
+        let files =
+            PodFiles { hostname: "web".into(), hosts: hosts.clone(), shm: true, ..Default::default() };
+        files.make_apart(&dir).unwrap();
+        assert_eq!(mounted_below(top.path()), [dir.clone(), dir.join("shm")]);
+        let text = |name: &str| fs::read_to_string(dir.join(name)).unwrap();
+        assert_eq!(
+            (text("hostname"), text("hosts"), text("resolv.conf")),
+            ("web\n".into(), hosts, "".into())
+        );
+        for name in TEXTS {
+            let mut file = fs::File::options().append(true).open(dir.join(name)).unwrap();
+            let mut written = 0;
+            let full = loop {
+                match file.write(&[0; 64 << 10]) {
+                    Ok(bytes) => written += bytes,
+                    Err(error) => break error,
+                }
+                assert!(written < 8 << 20, "{name} has no end");
+            };
+            assert_eq!(full.raw_os_error(), Some(libc::ENOSPC), "{name}");
+            assert!(written <= 1 << 20, "{name}: {written}");
+        }
+        // Full or not, open or not.
+        let _open = fs::File::open(dir.join("hosts")).unwrap();
+        PodFiles::release(&dir).unwrap();
+        assert!(mounted_below(top.path()).is_empty() && fs::read_dir(&dir).unwrap().next().is_none());
+        PodFiles::release(&dir).unwrap();
+        PodFiles::remove(&dir).unwrap();
+        assert!(!dir.exists());
+        PodFiles::remove(&dir).unwrap();
+        // As a former version made them: one directory, and only shm is a mount.
+        files.write(&dir).unwrap();
+        files.mount_shm(&dir).unwrap();
+        assert_eq!(mounted_below(top.path()), [dir.join("shm")]);
+        PodFiles::remove(&dir).unwrap();
+        assert!(!dir.exists() && mounted_below(top.path()).is_empty());
+    });
 }

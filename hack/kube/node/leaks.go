@@ -52,7 +52,7 @@ func (n *Node) look() []string {
 			found = append(found, "nft "+line)
 		}
 	}
-	for _, sub := range []string{"state/netns", "state/pods", "state/containers", "root/containers"} {
+	for _, sub := range []string{"state/netns", "state/pods", "state/containers", "root/containers", "root/sandboxes"} {
 		entries, _ := os.ReadDir(n.Path(sub))
 		for _, e := range entries {
 			found = append(found, "file "+sub+"/"+e.Name())

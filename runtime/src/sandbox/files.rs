@@ -1,8 +1,11 @@
 //! The files that all containers of a pod see: hostname, hosts, resolv.conf, and the shared /dev/shm.
+//!
+//! Containers may write to all of them, without an end: hostname, hosts and resolv.conf belong on a disk, or on a file system
+//! that holds no more than it should ([`PodFiles::make_apart`]); never on one where the node has its own state.
 
 use crate::{Error, Result};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-use std::ffi::CStr;
+use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, chown};
@@ -29,32 +32,57 @@ pub struct Dns<'a> {
     pub options: &'a [String],
 }
 
+/// The three that are text.
+pub const TEXTS: [&str; 3] = ["hostname", "hosts", "resolv.conf"];
+/// What containers may add to the texts where they have a file system of their own, in bytes.
+const ROOM: usize = 1 << 20;
+
 impl PodFiles {
-    /// Writes the files into `dir`, which is made if need be, and mounts `shm` there.
-    pub fn make(&self, dir: &Path) -> Result<()> {
-        let made = fs::DirBuilder::new().recursive(true).mode(0o711).create(dir);
+    /// Writes the texts into `dir`, which is made if need be. For nobody but root to reach by its path: what containers make of
+    /// the files, set-user-ID programs even, is not for others of the host.
+    pub fn write(&self, dir: &Path) -> Result<()> {
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
         made.map_err(|e| failed("make pod directory", dir, e))?;
-        for (name, text) in [
-            ("hostname", &format!("{}\n", self.hostname)),
-            ("hosts", &self.hosts),
-            ("resolv.conf", &self.resolv_conf),
-        ] {
+        for (name, text) in TEXTS.iter().zip(self.texts()) {
             let path = dir.join(name);
             let written = fs::write(&path, text);
             let owned = written.and_then(|()| chown(&path, Some(self.owner.0), Some(self.owner.1)));
             owned.map_err(|e| failed("write pod file", &path, e))?;
         }
+        Ok(())
+    }
+
+    /// Mounts `shm` in `dir`, which is made if need be, unless the pod has none.
+    pub fn mount_shm(&self, dir: &Path) -> Result<()> {
+        let made = fs::DirBuilder::new().recursive(true).mode(0o711).create(dir);
+        made.map_err(|e| failed("make pod directory", dir, e))?;
         if self.shm { mount_shm(&dir.join("shm"), self.owner) } else { Ok(()) }
     }
 
-    /// Unmounts shm; missing is success.
+    /// All of them in `dir`, for whom has no disk: `dir` is made and becomes a small tmpfs.
+    pub fn make_apart(&self, dir: &Path) -> Result<()> {
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+        made.map_err(|e| failed("make pod directory", dir, e))?;
+        let size = self.texts().iter().map(|text| text.len()).sum::<usize>() + ROOM;
+        mount_tmpfs(dir, "pod", &format!("mode=700,size={size}"))?;
+        self.write(dir)?;
+        self.mount_shm(dir)
+    }
+
+    fn texts(&self) -> [String; 3] {
+        [format!("{}\n", self.hostname), self.hosts.clone(), self.resolv_conf.clone()]
+    }
+
+    /// Unmounts shm, and `dir` if that is a mount; missing is success.
     pub fn release(dir: &Path) -> Result<()> {
-        let path = dir.join("shm");
-        match unmount(&path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
-            // Not there, or not a mount point.
-            Ok(()) | Err(rustix::io::Errno::NOENT | rustix::io::Errno::INVAL) => Ok(()),
-            Err(e) => Err(failed("unmount shm", &path, e.into())),
+        for path in [&dir.join("shm"), dir] {
+            match unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+                // Not there, or not a mount point.
+                Ok(()) | Err(rustix::io::Errno::NOENT | rustix::io::Errno::INVAL) => {}
+                Err(e) => return Err(failed("unmount", path, e.into())),
+            }
         }
+        Ok(())
     }
 
     /// Unmounts and deletes everything; missing is success.
@@ -75,10 +103,13 @@ fn mount_shm(path: &Path, (uid, gid): (u32, u32)) -> Result<()> {
         }
         _ => {}
     }
+    mount_tmpfs(path, "shm", &format!("mode=1777,size=65536k,uid={uid},gid={gid}"))
+}
+
+fn mount_tmpfs(path: &Path, source: &str, options: &str) -> Result<()> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    let options = format!("mode=1777,size=65536k,uid={uid},gid={gid}\0");
-    let options = CStr::from_bytes_with_nul(options.as_bytes()).ok();
-    mount("shm", path, "tmpfs", flags, options).map_err(|e| failed("mount shm", path, e.into()))
+    let options = CString::new(options).map_err(|e| failed("mount tmpfs", path, e.into()))?;
+    mount(source, path, "tmpfs", flags, options.as_c_str()).map_err(|e| failed("mount tmpfs", path, e.into()))
 }
 
 fn failed(step: &str, path: &Path, error: io::Error) -> Error {

@@ -71,10 +71,26 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
+/// A message travels in a header of HTTP/2, where each byte may become three, and clients take 16 KiB of headers or even 8.
+const LONGEST: usize = 2 << 10;
+
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
-        Self::new(error.code, error.message)
+        Self::new(error.code, bounded(error.message))
     }
+}
+
+/// `text` without its middle where it is too long: at its beginning it says what failed, at its end why. Errors quote what
+/// images and requests say, and that may be anything.
+fn bounded(text: String) -> String {
+    if text.len() <= LONGEST {
+        return text;
+    }
+    let mark = |left_out: usize| format!(" [... {left_out} bytes left out ...] ");
+    let kept = LONGEST - mark(text.len()).len();
+    let head = text.floor_char_boundary(kept / 2);
+    let tail = text.ceil_char_boundary(text.len() - kept / 2);
+    format!("{}{}{}", &text[..head], mark(tail - head), &text[tail..])
 }
 
 impl From<slipway_runtime::Error> for Error {
@@ -137,6 +153,31 @@ impl From<ttrpc::Error> for Error {
                 Self::new(code, status.message().to_owned())
             }
             other => Self::new(Code::Unavailable, format!("keeper: {other}")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_messages_lose_their_middle() {
+        let told = |message: &str| Status::from(Error::invalid(message)).message().to_owned();
+        for short in ["", "user \"x\": no such user", &"x".repeat(LONGEST)] {
+            assert_eq!(told(short), short);
+        }
+        for inner in ["x", "\u{e9}", "\u{20ac}", "\u{1f600}"] {
+            // At every offset of a character.
+            for pad in 0..4 {
+                let text = format!("{}create: {} : no such user", "p".repeat(pad), inner.repeat(100_000));
+                let said = told(&text);
+                assert!(said.len() <= LONGEST && said.len() > LONGEST - 64, "{}", said.len());
+                assert!(said.starts_with(&text[..pad + 8]) && said.ends_with(" : no such user"), "{said}");
+                let (head, rest) = said.split_once(" [... ").expect("a mark");
+                let (number, tail) = rest.split_once(" bytes left out ...] ").expect("a mark");
+                assert_eq!(number.parse(), Ok(text.len() - head.len() - tail.len()));
+            }
         }
     }
 }

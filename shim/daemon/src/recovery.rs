@@ -4,6 +4,7 @@
 
 use crate::containers::{ContainerRecord, Phase, life, pod_of_view};
 use crate::daemon::{Container, Daemon, Pod};
+use crate::pods::files::PodDir;
 use crate::pods::{PodPhase, PodRecord};
 use crate::telemetry::spans;
 use cri_proto::keeper::{ListResponse, TaskInfo, TaskState};
@@ -139,8 +140,13 @@ async fn drop_strangers(daemon: &Arc<Daemon>, kept: &ListResponse) {
         let unpinned = slipway_runtime::sandbox::unpin_netns(&state.join("netns").join(&id));
         report("network namespace", &id, unpinned.map_err(Into::into));
     }
-    for id in names(&state.join("pods")).into_iter().filter(|n| !pods.contains(n) && n.len() == 64) {
-        report("pod directory", &id, crate::pods::files::PodDir::new(state, &id).remove());
+    // Of the boot before this one the second is left, as that is on the disk.
+    let left: BTreeSet<_> = [state.join("pods"), PodDir::all_texts(&daemon.config.root)]
+        .iter()
+        .flat_map(|dir| names(dir))
+        .collect();
+    for id in left.into_iter().filter(|n| !pods.contains(n) && n.len() == 64) {
+        report("pod directory", &id, PodDir::new(&daemon.config, &id).remove());
     }
     for id in names(&state.join("containers")).into_iter().filter(|n| !containers.contains(n)) {
         report("bundle", &id, remove(&state.join("containers").join(&id)));

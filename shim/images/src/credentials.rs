@@ -2,6 +2,7 @@
 //!
 //! Read anew for each pull. Nothing of the file's content gets into an error.
 
+use crate::reference::registry_of;
 use crate::types::Auth;
 use crate::{Error, Result};
 use serde::Deserialize;
@@ -155,10 +156,7 @@ fn plain(key: &str) -> String {
     let rest = rest.strip_suffix("/v1").or(rest.strip_suffix("/v2")).unwrap_or(rest);
     let (host, path) = rest.split_once('/').map_or((rest, ""), |(host, path)| (host, path));
     let host = host.to_ascii_lowercase();
-    let host = match host.as_str() {
-        "index.docker.io" | "registry-1.docker.io" => "docker.io",
-        other => other,
-    };
+    let host = registry_of(&host);
     if path.is_empty() { host.to_owned() } else { format!("{host}/{path}") }
 }
 

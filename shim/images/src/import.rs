@@ -5,7 +5,8 @@
 use crate::artifact::{self, Blob};
 use crate::digest::Digest;
 use crate::manifest::{
-    Descriptor, Document, MAX_CONFIG, MAX_MANIFEST, Manifest, choose, no_match, parse, parse_config,
+    Descriptor, Document, MAX_CONFIG, MAX_MANIFEST, Manifest, check_depth, choose, no_match, parse,
+    parse_config,
 };
 use crate::pipeline::{Section, Source};
 use crate::plan::{Plan, Wanted};
@@ -326,6 +327,7 @@ impl Bundle {
         let id = Digest::sha256(&bytes);
         let config = parse_config(bytes, &image.config)?;
         let paths = image.layers.as_deref().unwrap_or_default();
+        check_depth(paths.len(), self.path.display())?;
         if paths.len() != config.diff_ids.len() {
             let why = format!("{} layers, but {} diff ids in the config", paths.len(), config.diff_ids.len());
             return Err(self.wrong(why));

@@ -143,16 +143,24 @@ fn manifest(
     object: &str,
 ) -> Result<Manifest> {
     let layers: Vec<_> = layers.into_iter().filter(|layer| layer.media_type != EMPTY).collect();
-    if layers.len() > MAX_LAYERS {
-        let why = format!("{} layers; overlayfs takes at most {MAX_LAYERS}", layers.len());
-        return Err(Error::invalid("read manifest", object, why));
-    }
+    check_depth(layers.len(), object)?;
     for descriptor in layers.iter().chain([&config]) {
         descriptor.digest()?;
         descriptor.size()?;
     }
     let checkpoint = CHECKPOINT_OF.iter().find_map(|key| annotations.remove(*key));
     Ok(Manifest { config, layers, checkpoint })
+}
+
+/// Refuses an image of `layers` layers that no container could ever be made of, before one of them is fetched.
+pub(crate) fn check_depth(layers: usize, object: impl std::fmt::Display) -> Result<()> {
+    if layers <= MAX_LAYERS {
+        return Ok(());
+    }
+    let why = format!(
+        "it has {layers} layers, and the kernel's overlayfs takes {MAX_LAYERS} at most: build it anew with fewer"
+    );
+    Err(Error::invalid("read manifest", object, why))
 }
 
 /// The best entry for `host`: the highest variant, the first among equals (IMG-MT-09). Entries without a platform

@@ -15,6 +15,17 @@ pub(crate) struct Reference {
     pub(crate) digest: Option<Digest>,
 }
 
+/// Names of Docker Hub beside its own: the hosts that serve it, also those of before (Jib's RegistryAliasGroup, and Docker's
+/// announcement of IPv6). Only the first is another way to write the name of an image; distribution/reference and containerd
+/// know no other one.
+const HUB: [&str; 4] =
+    ["index.docker.io", "registry-1.docker.io", "registry.hub.docker.com", "registry.ipv6.docker.com"];
+
+/// `host`, in lower case, or `docker.io` if that is the registry it leads to.
+pub(crate) fn registry_of(host: &str) -> &str {
+    if HUB.contains(&host) { DEFAULT_HOST } else { host }
+}
+
 impl Reference {
     pub(crate) fn parse(text: &str) -> Result<Self> {
         let bad = |why: &str| Error::invalid("parse reference", text, why);
@@ -87,7 +98,7 @@ fn split_host(name: &str) -> (String, String) {
             || first == "localhost"
             || first.bytes().any(|b| b.is_ascii_uppercase());
         if is_host {
-            let host = if first == "index.docker.io" { DEFAULT_HOST } else { first };
+            let host = if first == HUB[0] { DEFAULT_HOST } else { first };
             let library = host == DEFAULT_HOST && !rest.contains('/');
             return (host.to_owned(), if library { format!("library/{rest}") } else { rest.to_owned() });
         }
@@ -161,6 +172,9 @@ mod tests {
             ("user/app", "docker.io/user/app:latest"),
             ("docker.io/busybox", "docker.io/library/busybox:latest"),
             ("index.docker.io/a/b:c", "docker.io/a/b:c"),
+            // Their servers are the Hub's, but names of images they are not: a policy knows better than a name.
+            ("registry.hub.docker.com/b", "registry.hub.docker.com/b:latest"),
+            ("registry-1.docker.io/library/b", "registry-1.docker.io/library/b:latest"),
             ("localhost/a", "localhost/a:latest"),
             ("localhost:5000", "docker.io/library/localhost:5000"),
             ("127.0.0.1:5000/a/b/c:v1", "127.0.0.1:5000/a/b/c:v1"),

@@ -5,6 +5,7 @@
 mod support;
 
 use slipway_images::Kind;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use support::tar::Tar;
 use support::{Built, INDEX, Packing, assert_layers, build, build_as, pack, sha256, store};
@@ -190,6 +191,32 @@ async fn refused_archives_leave_nothing() {
     let path = write(dir.path(), "in", &nameless);
     let images = store.import(&path, Some("a:1")).await.unwrap().images;
     assert_eq!(images[0].repo_tags, ["docker.io/library/a:1"]);
+}
+
+/// IMG-OVL-05: as many as containers can be made of, and one more.
+#[tokio::test(flavor = "multi_thread")]
+async fn too_many_layers_are_refused_before_one_is_unpacked() {
+    let (dir, store) = store();
+    let built = build(&support::many_layers(500), "{}");
+    for (what, archive) in [
+        ("docker save", support::docker_archive(&built, "a:1")),
+        ("OCI layout", tar_of(&layout_files(&[(&built, &named("a:1"))]))),
+    ] {
+        let path = write(dir.path(), "in", &archive);
+        let error = store.import(&path, None).await.unwrap_err();
+        assert_eq!(error.kind, Kind::Invalid, "{what}: {error}");
+        let said = error.to_string();
+        assert!(said.contains("500 layers") && said.contains("499 at most: build it anew"), "{what}: {said}");
+        assert!(store.list().is_empty());
+        assert_layers(&dir, 0);
+    }
+    let built = build(&support::many_layers(499), "{}");
+    let path = write(dir.path(), "in", &support::docker_archive(&built, "a:1"));
+    let images = store.import(&path, None).await.unwrap().images;
+    assert_layers(&dir, 499);
+    let mounted = slipway_runtime::rootfs::mount_overlay(&store.view(&images[0]).unwrap()).unwrap();
+    let inside = std::fs::read_dir(format!("/proc/self/fd/{}", mounted.as_raw_fd())).unwrap();
+    assert_eq!(inside.count(), 499);
 }
 
 /// Artifacts in an OCI layout: those with a name are taken in like any image, those without (what tools put beside images) are

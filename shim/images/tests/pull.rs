@@ -351,6 +351,23 @@ async fn damage_is_refused_and_leaves_nothing() {
     assert_layers(&dir, 3);
 }
 
+/// IMG-OVL-05: no container could be made of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn too_many_layers_are_refused_before_one_is_fetched() {
+    let registry = Registry::start();
+    let built = build(&support::many_layers(500), "{}");
+    registry.push("a", &built, "1").await;
+    let (dir, store) = store();
+    for blob in &built.blobs {
+        std::fs::remove_file(registry.blob_file(&sha256(blob))).unwrap();
+    }
+    let error = store.pull(&registry.name("a:1"), None, None).await.unwrap_err();
+    assert_eq!(error.kind, Kind::Invalid, "a layer that was asked for would be missing: {error}");
+    assert!(error.to_string().contains("500 layers") && error.to_string().contains("499 at most"), "{error}");
+    assert_layers(&dir, 0);
+    assert!(store.list().is_empty());
+}
+
 // IMG-RES-05, -13; CRI-IMG-25
 #[tokio::test(flavor = "multi_thread")]
 async fn unknown_and_unreachable() {

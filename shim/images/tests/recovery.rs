@@ -86,6 +86,87 @@ async fn what_cannot_be_used_is_set_aside_by_name() {
     assert_layers(&dir, 0);
 }
 
+/// What the disk does not give: read(2) fails.
+fn make_unreadable(record: &Path, way: &str) {
+    std::fs::remove_file(record).unwrap();
+    match way {
+        "EISDIR" => std::fs::create_dir_all(record.join("x")).unwrap(),
+        "ELOOP" => std::os::unix::fs::symlink(record, record).unwrap(),
+        "ENOENT" => std::os::unix::fs::symlink("absent", record).unwrap(),
+        _ => std::fs::write(record, b"\xff\xfe\0").unwrap(),
+    }
+}
+
+/// Names in damaged/, without what makes them unique.
+fn set_aside(root: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(root.join("damaged")).unwrap();
+    let name = |entry: std::io::Result<std::fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
+    let mut names: Vec<_> = entries.map(|entry| name(entry).rsplit('-').next().unwrap().to_owned()).collect();
+    names.sort();
+    names
+}
+
+/// One record that cannot be read, of each kind and in each way: the store opens, the rest goes on, the record is kept under
+/// its name, and what it was of can be had again.
+#[tokio::test(flavor = "multi_thread")]
+async fn unreadable_records_are_set_aside_and_never_fatal() {
+    let registry = Registry::start();
+    let (lost, other) = (image("lost"), image("other"));
+    registry.push("a", &lost, "1").await;
+    registry.push("a", &other, "2").await;
+    for way in ["EISDIR", "ELOOP", "ENOENT", "no text"] {
+        // Of the image; of the layer that only this image has; of a writable layer.
+        for kind in ["image", "layer", "owner"] {
+            let what = format!("{kind}, {way}");
+            let dir = tempfile::tempdir().unwrap();
+            let root = dir.path().join("store");
+            let store = store_at(dir.path(), Vec::new());
+            let kept = store.pull(&registry.name("a:2"), None, None).await.unwrap();
+            let before: Vec<_> = layer_records(&root);
+            let image = store.pull(&registry.name("a:1"), None, None).await.unwrap();
+            store.prepare(&image, "c1", None).unwrap();
+            wait_synced(&root);
+            drop(store);
+            let layer = layer_records(&root).into_iter().find(|path| !before.contains(path)).unwrap();
+            let record = match kind {
+                "image" => root.join("images").join(format!("{}.json", &lost.id()[7..])),
+                "layer" => layer,
+                _ => root.join("containers/c1/owner.json"),
+            };
+            make_unreadable(&record, way);
+
+            let store = store_at(dir.path(), Vec::new());
+            let images = store.list();
+            assert!(images.iter().any(|image| image.id == kept.id), "{what}");
+            assert_eq!(images.len(), if kind == "owner" { 2 } else { 1 }, "{what}");
+            // A layer's record takes its image along, as that cannot be mounted any more.
+            let name = |path: &Path| path.file_name().unwrap().to_string_lossy().into_owned();
+            let mut named = match kind {
+                "owner" => Vec::new(),
+                "layer" => vec![name(&record), format!("{}.json", &lost.id()[7..])],
+                _ => vec![name(&record)],
+            };
+            named.sort();
+            assert_eq!(set_aside(&root), named, "{what}");
+            assert_eq!(store.owners(), ["c1"], "{what}: the daemon can still release it");
+            store.release("c1").unwrap();
+            let again = store.pull(&registry.name("a:1"), None, None).await.unwrap();
+            store.prepare(&again, "c2", None).unwrap();
+            store.release("c2").unwrap();
+            assert_layers(&dir, 3);
+            drop(store);
+            // And it is done once.
+            let store = store_at(dir.path(), Vec::new());
+            assert_eq!((store.list().len(), set_aside(&root)), (2, named), "{what}");
+        }
+    }
+}
+
+fn layer_records(root: &Path) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(root.join("layers")).unwrap().map(|entry| entry.unwrap().path());
+    entries.filter(|path| path.extension().is_some_and(|extension| extension == "json")).collect()
+}
+
 // IMG-CHAIN-03: after a power cut only what had reached the disk counts.
 #[tokio::test(flavor = "multi_thread")]
 async fn layers_of_another_boot_count_only_if_synced() {

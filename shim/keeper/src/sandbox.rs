@@ -127,7 +127,7 @@ impl Sandbox {
             let dir = keeper.layout.sandbox_files(&record.id);
             let undo = dir.clone();
             rollback.push("pod files", move || drop(PodFiles::remove(&undo)));
-            files.make(&dir)?;
+            files.make_apart(&dir)?;
         }
         let Namespaces { namespaces, reaper } = Namespaces::create(request)?;
         let reaper = reaper.map(|(pid, pidfd)| Process::new(pid, pidfd));

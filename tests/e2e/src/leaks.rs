@@ -28,7 +28,7 @@ fn look(dir: &Path, cgroup_root: &str) -> Vec<String> {
     found.extend(cgroups(cgroup_root).into_iter().map(|c| format!("cgroup {c}")));
     found.extend(links().into_iter().map(|l| format!("network link {l}")));
     found.extend(tables().into_iter().map(|t| format!("nft table {t}")));
-    for sub in ["state/netns", "state/pods", "state/containers", "root/containers"] {
+    for sub in ["state/netns", "state/pods", "state/containers", "root/containers", "root/sandboxes"] {
         found.extend(entries(&dir.join(sub)).into_iter().map(|e| format!("file {sub}/{e}")));
     }
     found

@@ -46,6 +46,18 @@ async fn pods_without_pause(node: &mut Node) -> Result<()> {
     ensure!(keepers.len() == 1, "one keeper: {keepers:?}");
     let below = e2e::leaks::children(keepers[0]);
     ensure!(below.is_empty(), "a pod has no process of its own: {below:?}");
+    // Its files hold no more than they should, and outlive the keeper.
+    let image = "test.local/busybox:1";
+    let main = node.run(&sandbox, &config, shell("main", image, "exec sleep 1000")).await?;
+    let fill = "dd if=/dev/zero of=/etc/hostname bs=64k count=1024 conv=notrunc oflag=append; stat -c %s /etc/hostname";
+    let (_, size, error) = node.exec(&main, &["sh", "-c", fill]).await?;
+    let size: u64 = size.trim().parse()?;
+    ensure!(size <= 1 << 20 && error.contains("No space left"), "{size}: {error}");
+    let keeper = nix::unistd::Pid::from_raw(keepers[0]);
+    nix::sys::signal::kill(keeper, nix::sys::signal::Signal::SIGKILL)?;
+    let late = node.run(&sandbox, &config, shell("late", image, "exec sleep 1000")).await?;
+    let shown = node.sh(&late, "stat -c %s /etc/hostname").await?;
+    ensure!(shown.trim().parse() == Ok(size), "the same file: {shown}");
     node.stop_pod(&sandbox).await?;
     node.remove_pod(&sandbox).await
 }

@@ -22,6 +22,7 @@ use crate::cgroups::{Cgroups, PodGroup};
 use crate::config::{File, ServeArgs};
 use crate::containers::{ContainerRecord, Phase};
 use crate::pods::PodRecord;
+use crate::pods::files::PodDir;
 use crate::spec::{self, Inputs};
 use crate::user::Identity;
 
@@ -62,7 +63,8 @@ pub(crate) fn run(args: &Args, output: Output) -> Result<()> {
         let name = &pod.metadata.name;
         translate::check(pod, &facts).with_context(|| format!("pod {name}"))?;
         let state = &args.serve.state;
-        let node = Node { pod, facts: &facts, file: &file, cgroups: &cgroups, host: &kernel, state };
+        let root = &args.serve.root;
+        let node = Node { pod, facts: &facts, file: &file, cgroups: &cgroups, host: &kernel, root, state };
         all.extend(node.explain().with_context(|| format!("pod {name}"))?);
     }
     match output {
@@ -78,6 +80,7 @@ struct Node<'a> {
     file: &'a File,
     cgroups: &'a Cgroups,
     host: &'a Host,
+    root: &'a Path,
     state: &'a Path,
 }
 
@@ -157,7 +160,7 @@ impl Node<'_> {
             container: &container,
             image: &image,
             identity: &identity,
-            pod_dir: &self.state.join("pods/POD"),
+            pod_dir: &PodDir::at(self.root, self.state, "POD"),
             sources: &sources,
             volumes: &[],
             cdi: &[],

@@ -11,7 +11,8 @@ use std::path::Path;
 #[serde(deny_unknown_fields)]
 pub(crate) struct Rule {
     /// Images that it is for, by whole components of their full names: "*" (all), "*.example.com" (registries below a domain),
-    /// "registry.example", "registry.example/team". Docker's own images are "docker.io/library".
+    /// "registry.example", "registry.example/team". Docker's own images are "docker.io/library"; what is for docker.io is for all
+    /// names of its servers (registry-1.docker.io, registry.hub.docker.com, …).
     #[schemars(with = "String")]
     pub(crate) prefix: Prefix,
     /// "accept" and "reject" whatever they are; "signed": the registry must have a signature of the digest that the image's

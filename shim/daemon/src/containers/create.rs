@@ -6,6 +6,7 @@ use crate::daemon::{Container, Daemon, Pod, blocking};
 use crate::error::{Error, Result};
 use crate::keeper::{NewTask, Runtime};
 use crate::pods::PodPhase;
+use crate::pods::files::PodDir;
 use crate::rollback::Rollback;
 use crate::telemetry::laps;
 use crate::{cdi, handlers, keeper, signals, spec};
@@ -147,7 +148,7 @@ impl Daemon {
             container: &record,
             image: &image.config,
             identity: &identity,
-            pod_dir: &self.config.state.join("pods").join(&sandbox.id),
+            pod_dir: &PodDir::new(&self.config, &sandbox.id),
             sources: &sources,
             volumes: &volumes,
             cdi: &cdi,

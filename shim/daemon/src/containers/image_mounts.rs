@@ -90,7 +90,7 @@ impl Daemon {
     fn view_for_pod(&self, pod: &PodRecord, image: &Image) -> Result<PathBuf> {
         // Two containers of a pod may come at once.
         let _one = self.views.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let dir = PodDir::new(&self.config.state, &pod.id);
+        let dir = PodDir::new(&self.config, &pod.id);
         let short = image.id.trim_start_matches("sha256:").get(..32).unwrap_or_default();
         let owner = format!("{}.{short}", pod.id);
         // An overlay cannot be id-mapped, but its layers can (IMG-VOL-03).

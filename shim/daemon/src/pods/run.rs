@@ -125,15 +125,15 @@ impl Daemon {
             let connected = self.telemetry.network("setup", self.network.setup(&network));
             record.attachment = Some(self.telemetry.phase(METHOD, "network", connected).await?);
         }
-        self.push_undo(rollback, "pod files", id.clone(), |d, id| PodDir::new(&d.config.state, &id).remove());
-        let (dir, pod) = (PodDir::new(&self.config.state, &id), record.clone());
+        self.push_undo(rollback, "pod files", id.clone(), |d, id| PodDir::new(&d.config, &id).remove());
+        let (dir, pod) = (PodDir::new(&self.config, &id), record.clone());
         self.telemetry.phase(METHOD, "files", blocking(move || dir.make(&pod))).await?;
         let daemon = Arc::clone(self);
         let sandbox = id.clone();
         rollback.push("namespaces", async move { daemon.keeper.remove_sandbox(&sandbox).await });
         let mut config = record.config.clone();
         config.hostname = files::hostname(&record);
-        let dir = PodDir::new(&self.config.state, &id);
+        let dir = PodDir::new(&self.config, &id);
         let group = self.config.cgroups.container(&record.cgroup_parent, &id);
         let shim = Shim::of(&record, group, &self.config.state);
         let made = self.keeper.run_sandbox(&id, dir.path(), &config, record.netns.as_deref(), shim.as_ref());

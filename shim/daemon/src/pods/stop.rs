@@ -89,7 +89,7 @@ impl Daemon {
             let unpinned = blocking(move || slipway_runtime::sandbox::unpin_netns(&netns));
             outcome = outcome.and(telemetry.phase(METHOD, "network namespace", unpinned).await);
         }
-        let dir = PodDir::new(&self.config.state, &record.id);
+        let dir = PodDir::new(&self.config, &record.id);
         let (daemon, id) = (Arc::clone(self), record.id.clone());
         let unmounted = blocking(move || dir.release().and_then(|()| daemon.release_views(&id)));
         outcome.and(telemetry.phase(METHOD, "mounts", unmounted).await)
@@ -134,7 +134,7 @@ impl Daemon {
 
     /// Files, control group, record.
     pub(crate) async fn erase_pod(&self, record: &PodRecord) -> Result<()> {
-        let dir = PodDir::new(&self.config.state, &record.id);
+        let dir = PodDir::new(&self.config, &record.id);
         let own = record.own_cgroup.then(|| record.cgroup_parent.clone());
         let root = self.config.cgroups.removable_root();
         blocking(move || {

@@ -15,13 +15,14 @@ use crate::cdi::{self, Edits};
 use crate::containers::ContainerRecord;
 use crate::error::{Error, Result};
 use crate::pods::PodRecord;
+use crate::pods::files::PodDir;
 use crate::user::Identity;
 use cri_proto::v1;
 use oci_spec::runtime::Spec;
 use serde_json::{Value, json};
 use slipway_images::ImageConfig;
 use slipway_runtime::idmap::IdMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// All that decides a spec.
 #[derive(Debug)]
@@ -31,7 +32,7 @@ pub(crate) struct Inputs<'a> {
     pub(crate) image: &'a ImageConfig,
     pub(crate) identity: &'a Identity,
     /// Where hostname, hosts, resolv.conf and shm of the pod are.
-    pub(crate) pod_dir: &'a Path,
+    pub(crate) pod_dir: &'a PodDir,
     /// Where the content of each mount of the request is on the host, in their order.
     pub(crate) sources: &'a [PathBuf],
     /// Source and target of each `VOLUME`.
@@ -166,6 +167,7 @@ fn namespaces(inputs: &Inputs<'_>) -> Vec<Value> {
 pub(crate) mod tests {
     use super::*;
     use crate::containers::Phase;
+    use std::path::Path;
 
     pub(crate) fn pod() -> PodRecord {
         let mut pod =
@@ -272,7 +274,7 @@ pub(crate) mod tests {
             container,
             image: &image,
             identity: &identity,
-            pod_dir: Path::new("/state/pods/p"),
+            pod_dir: &PodDir::at(Path::new("/root"), Path::new("/state"), "p"),
             sources: &container.config.mounts.iter().map(|m| m.host_path.clone().into()).collect::<Vec<_>>(),
             volumes: &[("/vol/0".into(), "/data".into()), ("/vol/1".into(), "/dev/shm".into())],
             cdi: &[],

@@ -51,11 +51,13 @@ fn defaults(inputs: &Inputs<'_>) -> Vec<Value> {
     for (name, target) in
         [("hostname", "/etc/hostname"), ("hosts", "/etc/hosts"), ("resolv.conf", "/etc/resolv.conf")]
     {
-        let source = inputs.pod_dir.join(name);
-        mounts.push(json!({"destination": target, "type": "bind", "source": source, "options": ["rbind", "rprivate", file_rw]}));
+        let source = inputs.pod_dir.texts().join(name);
+        // Also for the host's sake: the container's root may make them what it likes.
+        let options = ["rbind", "rprivate", "nosuid", "nodev", "noexec", file_rw];
+        mounts.push(json!({"destination": target, "type": "bind", "source": source, "options": options}));
     }
     let host_ipc = inputs.namespaces().ipc() == v1::NamespaceMode::Node;
-    let shm = if host_ipc { PathBuf::from("/dev/shm") } else { inputs.pod_dir.join("shm") };
+    let shm = if host_ipc { PathBuf::from("/dev/shm") } else { inputs.pod_dir.shm() };
     let options = ["rbind", "rprivate", "nosuid", "nodev", "noexec", "rw"];
     mounts.push(json!({"destination": "/dev/shm", "type": "bind", "source": shm, "options": options}));
     mounts

@@ -1,6 +1,6 @@
 //! What a rule is for: `*`, `*.example.com`, `registry.example`, `registry.example/team`.
 
-use crate::reference::Reference;
+use crate::reference::{Reference, registry_of};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -120,7 +120,10 @@ impl fmt::Display for Prefix {
 
 /// The repository of `reference` as rules see it: a name that leads to the same server is no way around one.
 pub(crate) fn canonical(reference: &Reference) -> String {
-    format!("{}/{}", canonical_host(&reference.host), reference.path)
+    let (host, path) = (canonical_host(&reference.host), &reference.path);
+    // As reference.rs completes it; the Hub's servers do the same.
+    let library = if host == "docker.io" && !path.contains('/') { "library/" } else { "" };
+    format!("{host}/{library}{path}")
 }
 
 fn canonical_host(host: &str) -> String {
@@ -133,10 +136,7 @@ fn canonical_host(host: &str) -> String {
         },
         Err(_) => host.to_ascii_lowercase(),
     };
-    match host.as_str() {
-        "registry-1.docker.io" | "index.docker.io" => "docker.io".to_owned(),
-        _ => host,
-    }
+    registry_of(&host).to_owned()
 }
 
 #[cfg(test)]
@@ -158,6 +158,8 @@ mod tests {
             ("[0:0::1]:5000", "[::1]:5000"),
             ("[::1]:5000", "[::1]:5000"),
             ("index.docker.io/library", "docker.io/library"),
+            ("registry.hub.docker.com/team", "docker.io/team"),
+            ("registry-1.docker.io", "docker.io"),
         ] {
             assert_eq!(text.parse::<Prefix>().map(|p| p.to_string()).as_deref(), Ok(shown), "{text}");
         }
@@ -184,7 +186,20 @@ mod tests {
     fn other_names_of_the_same_server_are_no_way_around_a_rule() {
         for (name, wanted) in [
             ("busybox", "docker.io/library/busybox"),
+            ("docker.io/busybox", "docker.io/library/busybox"),
+            ("docker.io:443/busybox", "docker.io/library/busybox"),
+            ("index.docker.io/busybox", "docker.io/library/busybox"),
+            ("Index.Docker.IO/busybox", "docker.io/library/busybox"),
+            ("index.docker.io:443/a/b", "docker.io/a/b"),
+            ("registry-1.docker.io/busybox", "docker.io/library/busybox"),
             ("registry-1.docker.io/library/busybox", "docker.io/library/busybox"),
+            ("registry.hub.docker.com/busybox", "docker.io/library/busybox"),
+            ("registry.hub.docker.com/library/busybox", "docker.io/library/busybox"),
+            ("REGISTRY.hub.docker.com:443/a/b", "docker.io/a/b"),
+            ("registry.ipv6.docker.com/a/b", "docker.io/a/b"),
+            // Other servers, and other ports of the same.
+            ("registry.docker.io.example/a", "registry.docker.io.example/a"),
+            ("registry-1.docker.io:5000/a", "registry-1.docker.io:5000/a"),
             ("Reg.Example/a", "reg.example/a"),
             (
                 "reg.example:443/a@sha256:0000000000000000000000000000000000000000000000000000000000000000",

@@ -4,6 +4,7 @@
 //! logs: URLs with queries are not printed here.
 
 use super::challenge::{Challenge, parse};
+use crate::reference::registry_of;
 use crate::types::Auth;
 use crate::{Error, Kind, Result};
 use base64::Engine;
@@ -55,17 +56,14 @@ impl Secret {
     }
 }
 
-/// `server_address` may be a host, a host with port, or a URL; Docker's own registry has three names.
+/// `server_address` may be a host, a host with port, or a URL; Docker's own registry has several names.
 fn is_for(server_address: &str, host: &str) -> bool {
     if server_address.is_empty() {
         return true;
     }
     let after_scheme = server_address.split_once("://").map_or(server_address, |(_, rest)| rest);
     let named = after_scheme.split('/').next().unwrap_or_default();
-    let plain = |host: &str| match host {
-        "index.docker.io" | "registry-1.docker.io" => "docker.io".to_owned(),
-        other => other.to_ascii_lowercase(),
-    };
+    let plain = |host: &str| registry_of(&host.to_ascii_lowercase()).to_owned();
     plain(named) == plain(host)
 }
 
@@ -281,6 +279,7 @@ mod tests {
         assert!(Secret::from_cri(Some(&Auth { auth: "%%".into(), ..Auth::default() }), "h").is_err());
         for (address, host, wanted) in [
             ("https://index.docker.io/v1/", "docker.io", true),
+            ("https://index.docker.io/v1/", "registry.hub.docker.com", true),
             ("reg.example:5000", "reg.example:5000", true),
             ("reg.example", "reg.example:5000", false),
             ("http://reg.example", "other.example", false),

@@ -112,6 +112,21 @@ pub fn build_as(
     Built { config, blobs, tars, manifest: manifest.into_bytes(), media_type }
 }
 
+/// Small layers that differ.
+pub fn many_layers(count: usize) -> Vec<(Vec<u8>, Packing)> {
+    let layer = |number: usize| (tar::Tar::new().file(&format!("f{number}"), "").end(), Packing::Plain);
+    (0..count).map(layer).collect()
+}
+
+/// As `docker save` has it.
+pub fn docker_archive(image: &Built, name: &str) -> Vec<u8> {
+    let config = format!("{}.json", &image.id()[7..]);
+    let layers: Vec<String> = (0..image.tars.len()).map(|number| format!("{number}/layer.tar")).collect();
+    let manifest = format!(r#"[{{"Config":"{config}","RepoTags":["{name}"],"Layers":{layers:?}}}]"#);
+    let tar = tar::Tar::new().file("manifest.json", manifest).file(&config, &image.config);
+    layers.iter().zip(&image.tars).fold(tar, |tar, (name, content)| tar.file(name, content)).end()
+}
+
 /// A loopback port that no other test of this process was given.
 fn free_port() -> u16 {
     static GIVEN: std::sync::Mutex<Vec<u16>> = std::sync::Mutex::new(Vec::new());

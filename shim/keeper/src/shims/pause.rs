@@ -83,8 +83,8 @@ fn mounts(files: &Path) -> Vec<Value> {
         ("shm", "/dev/shm", &["rbind", "ro", "nosuid", "nodev", "noexec"][..]),
         ("resolv.conf", "/etc/resolv.conf", &["rbind", "ro", "nosuid", "nodev", "noexec"]),
     ] {
-        let source = files.join(name);
-        if source.exists() {
+        // A client may have them elsewhere and links here; not every runtime follows those.
+        if let Ok(source) = files.join(name).canonicalize() {
             mounts.push(json!({"destination": target, "type": "bind", "source": source, "options": options}));
         }
     }
