@@ -45,7 +45,7 @@ impl Daemon {
         let asked: Vec<_> =
             asked.map(|(mount, source)| (mount.container_path.clone(), source.clone())).collect();
         let volumes = volumes.to_vec();
-let dir = PodDir::new(&self.config, &pod.id);
+        let dir = PodDir::new(&self.config, &pod.id);
         let (root, state) = (self.config.root.clone(), self.config.state.clone());
         // Trees may be large: nobody else waits for them.
         blocking(move || {
