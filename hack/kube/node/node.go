@@ -33,6 +33,8 @@ type Options struct {
 	SmallDisk int64
 	// API: kubelet has a stand-in for an API server, beside its folder.
 	API bool
+	// OwnBinaries: the node runs copies of Slipway's programs, which [Node.Install] can replace.
+	OwnBinaries bool
 	// Logind: kubelet finds a stand-in for systemd-logind on a system bus of its own.
 	Logind bool
 }
@@ -88,6 +90,11 @@ func (n *Node) start(ctx context.Context) error {
 	}
 	if err := n.makeCgroups(); err != nil {
 		return err
+	}
+	if n.options.OwnBinaries {
+		if err := n.Install(); err != nil {
+			return err
+		}
 	}
 	if err := n.connect(); err != nil {
 		return err

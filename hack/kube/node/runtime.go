@@ -33,17 +33,61 @@ func (n *Node) slipwayConfig() string {
 		root = n.slice()
 	}
 	config := fmt.Sprintf("cgroup_root = %q\n[keeper]\npath = %q\n[cni]\nconf_dir = %q\n",
-		root, n.slipwayBin("containerd-shim-slipway-v1"), n.Path("cni"))
+		root, n.slipwayBin(Keeper), n.Path("cni"))
 	return config + n.options.RuntimeConfig
 }
 
+// Slipway's programs: the daemon, and the parent of all containers.
+const (
+	Daemon = "slipway"
+	Keeper = "containerd-shim-slipway-v1"
+)
+
 func (n *Node) slipwayBin(name string) string {
+	if n.options.OwnBinaries {
+		return n.Path("bin/" + name)
+	}
+	return built(name)
+}
+
+func built(name string) string {
 	dir := os.Getenv("SLIPWAY_BIN_DIR")
 	if dir == "" {
 		dir = "target/debug"
 	}
 	path, _ := filepath.Abs(filepath.Join(dir, name))
 	return path
+}
+
+// Install puts new files in the place of the node's own programs, as a package's upgrade does.
+func (n *Node) Install() error {
+	for _, name := range []string{Daemon, Keeper} {
+		text, err := os.ReadFile(built(name))
+		if err != nil {
+			return err
+		}
+		if err := os.MkdirAll(n.Path("bin"), 0o755); err != nil {
+			return err
+		}
+		fresh := n.Path("bin/." + name)
+		if err := os.WriteFile(fresh, text, 0o755); err != nil {
+			return err
+		}
+		if err := os.Rename(fresh, n.slipwayBin(name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Runs tells whether a process is of the file that is installed as `name` now.
+func (n *Node) Runs(pid int, name string) bool {
+	running, err := os.Stat(fmt.Sprintf("/proc/%d/exe", pid))
+	if err != nil {
+		return false
+	}
+	installed, err := os.Stat(n.slipwayBin(name))
+	return err == nil && os.SameFile(running, installed)
 }
 
 // Debian's containerd 1.6 with runc; oom_score_adj is kept from falling below ours where we may not lower it.
@@ -81,7 +125,7 @@ var Translates = sync.OnceValue(func() bool {
 
 func (n *Node) newRuntime() (*Process, error) {
 	config := n.slipwayConfig()
-	args := []string{n.slipwayBin("slipway"), "serve", "--root", n.Path("root"), "--state", n.Path("state"),
+	args := []string{n.slipwayBin(Daemon), "serve", "--root", n.Path("root"), "--state", n.Path("state"),
 		"--address", n.Socket(), "--config", n.Path("config.toml")}
 	if n.options.Runtime == Containerd {
 		config, args = n.containerdConfig(), []string{"containerd", "--config", n.Path("config.toml")}
@@ -135,7 +179,7 @@ func (n *Node) connect() error {
 func (n *Node) Import(names ...string) error {
 	for _, name := range names {
 		archive := filepath.Join(imageDir, name+".tar")
-		command := exec.Command(n.slipwayBin("slipway"), "--address", n.Socket(), "import", archive, "--name", Image(name))
+		command := exec.Command(n.slipwayBin(Daemon), "--address", n.Socket(), "import", archive, "--name", Image(name))
 		if n.options.Runtime == Containerd {
 			command = exec.Command("ctr", "-a", n.Socket(), "-n", "k8s.io", "images", "import", archive)
 		}

@@ -27,8 +27,8 @@ import (
 )
 
 var restarts = []Scenario{
-	{Name: "restarts and kills under 50 logging pods", Own: &node.Options{API: true, Kubelet: rotates}, Run: survive},
-	{Name: "the same with evented PLEG", Own: &node.Options{API: true, Kubelet: rotatesEvented}, Run: survive},
+	{Name: "restarts and kills under 50 logging pods", Own: &node.Options{API: true, Kubelet: rotates, OwnBinaries: true}, Run: survive},
+	{Name: "the same with evented PLEG", Own: &node.Options{API: true, Kubelet: rotatesEvented, OwnBinaries: true}, Run: survive},
 	{Name: "100 pods at once", Own: &node.Options{}, Run: crowd},
 }
 
@@ -71,6 +71,15 @@ var blows = []blow{
 		t.Must(t.Kubelet.Stop(syscall.SIGTERM))
 		t.Must(t.StartKubelet(t.Ctx))
 	}},
+	{"upgrade of daemon, keeper and guardian", func(t *T) {
+		t.Must(t.Install())
+		t.Must(t.Runtime.Stop(syscall.SIGTERM))
+		t.Must(t.StartRuntime(t.Ctx))
+		t.until(60*time.Second, func() bool {
+			told := t.told()
+			return t.Runs(t.Runtime.Pid(), node.Daemon) && t.Runs(told.KeeperPid, node.Keeper) && t.Runs(told.GuardianPid, node.Keeper)
+		}, "the old programs run on: %s", lazy(func() string { return fmt.Sprintf("%+v", t.told()) }))
+	}},
 	{"kill -9 of kubelet, daemon and keeper", func(t *T) {
 		keeper := t.keeper()
 		t.Must(t.Kubelet.Stop(syscall.SIGKILL))
@@ -81,18 +90,17 @@ var blows = []blow{
 	}},
 }
 
-// keeper is the pid of the parent of all containers, as the daemon tells it; 0: it does not answer.
-func (t *T) keeper() int {
+// told is what the daemon tells of the parent of all containers and of its guardian; zeros: it does not answer.
+func (t *T) told() (told struct{ KeeperPid, GuardianPid int }) {
 	answer, err := t.CRI.Status(t.Ctx, &cri.StatusRequest{Verbose: true})
-	if err != nil {
-		return 0
+	if err == nil {
+		_ = json.Unmarshal([]byte(answer.Info["keeper"]), &told)
 	}
-	var keeper struct{ KeeperPid int }
-	if err := json.Unmarshal([]byte(answer.Info["keeper"]), &keeper); err != nil {
-		return 0
-	}
-	return keeper.KeeperPid
+	return told
 }
+
+// keeper is the pid of the parent of all containers.
+func (t *T) keeper() int { return t.told().KeeperPid }
 
 // loggers is how many pods log: 50, or SLIPWAY_KUBE_LOGGERS on a small machine.
 func loggers() int {
