@@ -2,7 +2,7 @@
 
 use crate::rig::{BINARY, Rig, kill, log_lines, soon, wait_until};
 use containerd_shim_protos::api::{
-    CreateTaskRequest, DeleteRequest, StartRequest, StateRequest, WaitRequest,
+    CheckpointTaskRequest, CreateTaskRequest, DeleteRequest, StartRequest, StateRequest, WaitRequest,
 };
 use containerd_shim_protos::shim_async::TaskClient;
 use cri_proto::keeper::{AttachEnd, AttachRequest, UpgradeRequest};
@@ -79,6 +79,14 @@ impl Rig {
     fn upgrade(&self) -> ttrpc::Result<()> {
         self.run(self.keeper().upgrade(soon(), &UpgradeRequest::new())).map(drop)
     }
+}
+
+/// As an operator does on a node of containerd.
+fn by_action(rig: &Rig) -> String {
+    let mut command = std::process::Command::new(&rig.binary);
+    let output = command.arg("upgrade").env("SLIPWAY_KEEPER_STATE", rig.dir()).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
 }
 
 /// `count` numbered lines, and 5.
@@ -326,10 +334,18 @@ fn a_client_that_keeps_its_connection_sees_nothing() {
         })
     };
     std::thread::sleep(Duration::from_millis(300));
-    for _ in 0..4 {
+    for round in 0..4 {
         let generation = rig.info().generation;
         rig.install_copy();
-        rig.hang_up();
+        if round == 1 {
+            let said = by_action(&rig);
+            let info = rig.info();
+            let pids = format!("keeper {} and guardian {}", info.keeper_pid, info.guardian_pid);
+            assert!(said.contains(&pids) && said.lines().count() == 1, "{said}");
+            assert_eq!(by_action(&rig), said, "there is nothing to do");
+        } else {
+            rig.hang_up();
+        }
         rig.upgraded();
         assert_eq!(rig.info().generation, generation + 1);
         std::thread::sleep(Duration::from_millis(200));
@@ -391,6 +407,49 @@ fn attached_clients_are_handed_over() {
     assert_eq!(crate::rig::code(unknown), ttrpc::Code::NOT_FOUND);
     rig.kill("c", "", 9, true).unwrap();
     assert_eq!(rig.run(attached).unwrap().unwrap(), AttachEnd::OUTPUT_OVER.into());
+    rig.wait("c", "").unwrap();
+    rig.delete("c", "").unwrap();
+}
+
+/// criu that is killed leaves a container frozen: the keeper stays until it is done.
+#[test]
+fn a_checkpoint_is_not_cut_short() {
+    let mut rig = Rig::installed("");
+    let (criu, go) = (rig.dir().join("criu"), rig.dir().join("go"));
+    let script =
+        format!("#!/bin/sh\n: > {0}.begun; until [ -e {0} ]; do sleep 0.02; done; exit 1\n", go.display());
+    fs::write(&criu, script).unwrap();
+    fs::set_permissions(&criu, fs::Permissions::from_mode(0o755)).unwrap();
+    let bundle = rig.bundle("c", &["sleep", "1000"]);
+    crate::checkpoint::create_with(&rig, &bundle, Path::new(""), criu.to_str().unwrap()).unwrap();
+    rig.start("c", "").unwrap();
+    let request = CheckpointTaskRequest {
+        id: "c".into(),
+        path: rig.dir().join("images").to_str().unwrap().into(),
+        ..Default::default()
+    };
+    let tasks = rig.tasks().clone();
+    let dump = rig.spawn(async move { tasks.checkpoint(soon(), &request).await });
+    wait_until("criu runs", || rig.dir().join("go.begun").exists());
+    let keeper = rig.info().keeper_pid;
+    rig.install_copy();
+    match rig.upgrade() {
+        Err(ttrpc::Error::RpcStatus(status)) => {
+            assert!(status.message().contains("checkpoint"), "{status:?}")
+        }
+        other => panic!("{other:?}"),
+    }
+    rig.hang_up();
+    wait_until("it is said", || rig.keepers_log().contains("SIGHUP: upgrade: a checkpoint is under way"));
+    assert_eq!(rig.info().keeper_pid, keeper);
+    assert!(!dump.is_finished());
+    fs::write(go, "").unwrap();
+    let failed = rig.run(dump).unwrap().unwrap_err().to_string();
+    assert!(!failed.contains("connection"), "it was answered: {failed}");
+    rig.upgrade().unwrap();
+    rig.upgraded();
+    assert_eq!(rig.state("c", "").unwrap(), "RUNNING");
+    rig.kill("c", "", 9, true).unwrap();
     rig.wait("c", "").unwrap();
     rig.delete("c", "").unwrap();
 }
