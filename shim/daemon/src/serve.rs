@@ -41,6 +41,8 @@ pub(crate) async fn serve(config: Config, args: ServeArgs, logging: Logging) -> 
             tracing::warn!("{error}");
         }
     });
+    // First: whatever is asked of the keeper from now on is asked of the one that stays.
+    daemon.keeper.bring_up_to_date().await;
     recovery::recover(&daemon).await.context("recover")?;
     // Before the first request: a plugin that must have its say is there.
     let plugins = crate::nri::Plugins(Arc::downgrade(&daemon));

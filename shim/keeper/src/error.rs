@@ -40,6 +40,11 @@ impl Error {
         Self { code: Code::UNAVAILABLE, text: text.into() }
     }
 
+    /// The keeper leaves: nothing was done, the next one is to be asked.
+    pub(crate) fn aborted(text: impl Into<String>) -> Self {
+        Self { code: Code::ABORTED, text: text.into() }
+    }
+
     pub(crate) fn internal(text: impl Into<String>) -> Self {
         Self { code: Code::INTERNAL, text: text.into() }
     }

@@ -1,5 +1,6 @@
 //! What all requests share: the registries, the log engine, the guardian, and the decision to end.
 
+use crate::connections::Connected;
 use crate::error::{Error, Result};
 use crate::events::Publisher;
 use crate::guardian::client::Guardian;
@@ -10,6 +11,7 @@ use crate::registry::Registry;
 use crate::sandbox::Sandbox;
 use crate::shims;
 use crate::task::Task;
+use crate::upgrade::Upgrade;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -40,6 +42,9 @@ pub(crate) struct Keeper {
     pub(crate) generation: u32,
     /// Soft and hard limit of descriptors for containers that say nothing.
     pub(crate) nofile: Option<(u64, u64)>,
+    pub(crate) upgrade: Upgrade,
+    /// Connections that their client makes again when they end.
+    pub(crate) connected: Connected,
     /// Something was made, or found.
     used: AtomicBool,
     ending: Ending,
@@ -77,6 +82,8 @@ impl Keeper {
             shims: shims::Listener::default(),
             generation,
             nofile,
+            upgrade: Upgrade::default(),
+            connected: Connected::default(),
             used: AtomicBool::new(false),
             ending: Ending {
                 asked: AtomicBool::new(false),
@@ -149,10 +156,9 @@ impl Keeper {
         self.ending.changed.notify_one();
     }
 
-    /// Returns when the keeper is to end: it was asked to, and has no task and no sandbox.
+    /// Returns when the keeper is to end: it was asked to, and has no task and no sandbox. Cancel-safe.
     pub(crate) async fn should_end(&self) {
         loop {
-            self.ending.changed.notified().await;
             while self.ending.asked.load(Ordering::Relaxed) {
                 if !self.is_idle() {
                     self.ending.asked.store(false, Ordering::Relaxed);
@@ -164,6 +170,7 @@ impl Keeper {
                     None => return self.ending.over.store(true, Ordering::Relaxed),
                 }
             }
+            self.ending.changed.notified().await;
         }
     }
 

@@ -7,6 +7,7 @@
 //! `guardian`, `serve` and `adopt` are our own: only `start`, the guardian, and a keeper whose guardian died call them.
 #![forbid(unsafe_code)]
 
+mod binary;
 mod bootstrap;
 mod checkpoint;
 mod client_log;
@@ -40,6 +41,7 @@ mod start;
 mod stdio;
 mod task;
 mod terminal;
+mod upgrade;
 
 use nix::sys::signal::{SigSet, Signal};
 use start::Origin;
@@ -71,6 +73,9 @@ fn run(args: &[OsString]) -> Result<(), Box<dyn Error>> {
     if args.first().is_some_and(|action| action == shims::ACTION) {
         return Err(shims::become_shim(&args[1..]).into());
     }
+    if args.first().is_some_and(|action| action == upgrade::ACTION) {
+        return Ok(start::print(upgrade::upgrade_all()?.as_bytes())?);
+    }
     if shims::is_publishing(args) {
         std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
         return Ok(());
@@ -91,10 +96,15 @@ fn run(args: &[OsString]) -> Result<(), Box<dyn Error>> {
     match flags.action.as_str() {
         "start" => Ok(start::print(&start::start(&flags)?)?),
         "delete" => Ok(start::print(&delete::delete(&flags)?)?),
-        action @ ("guardian" | start::ADOPT) => {
+        action @ ("guardian" | start::ADOPT | start::RENEWED) => {
             log_to_stderr(flags.debug);
-            let origin = if action == start::ADOPT { Origin::Keeper } else { Origin::Start };
-            start::guardian(&flags, &root()?, origin)
+            let origin = match action {
+                start::ADOPT => Origin::Keeper,
+                start::RENEWED => Origin::Former,
+                _ => Origin::Start,
+            };
+            let root = root()?;
+            start::guardian(flags, root, origin)
         }
         "serve" => {
             let level = level(flags.debug);

@@ -55,6 +55,7 @@ pub(crate) fn rebuild(keeper: &Arc<Keeper>, mut held: HashMap<String, OwnedFd>) 
     for record in tasks {
         match restore(keeper, record, &mut held) {
             Ok((task, adopted)) => {
+                task.take_clients(&mut held);
                 keeper.tasks.insert(task.id(), Arc::clone(&task));
                 pending.tasks.push((task, adopted));
             }
@@ -70,6 +71,7 @@ pub(crate) fn rebuild(keeper: &Arc<Keeper>, mut held: HashMap<String, OwnedFd>) 
     for key in held.into_keys().filter(|key| key.contains('/')) {
         keeper.guardian.forget(&key);
     }
+    task::forget_clients(keeper);
     Ok(pending)
 }
 

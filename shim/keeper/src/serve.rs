@@ -1,6 +1,6 @@
 //! The keeper process: takes over from its predecessor, serves until nothing is left, hears its guardian.
 
-use crate::connections::{self, Incoming};
+use crate::connections::{self, CountedIncoming, Incoming};
 use crate::events::Publisher;
 use crate::guardian::LISTENER;
 use crate::guardian::client::{Event, Events, Guardian};
@@ -8,7 +8,7 @@ use crate::keeper::{Keeper, blocking};
 use crate::layout::Layout;
 use crate::logs::Engine;
 use crate::logs::journal::Journal;
-use crate::{prepare, recovery, service, start};
+use crate::{prepare, recovery, service, start, upgrade};
 use containerd_shim::Flags;
 use nix::sys::signal::{SigSet, Signal};
 use rustix::fd::{AsFd, OwnedFd};
@@ -64,9 +64,11 @@ pub(crate) fn serve(root: PathBuf, flags: Flags) -> Result<(), Box<dyn Error>> {
         ));
         let asked = signal(SignalKind::user_defined1())?;
         // Blocked by the guardian, which has its own way to hear signals.
-        let unblocked: SigSet = [Signal::SIGUSR1].into_iter().collect();
+        let hangups = signal(SignalKind::hangup())?;
+        let unblocked: SigSet = [Signal::SIGUSR1, Signal::SIGHUP].into_iter().collect();
         unblocked.thread_unblock()?;
         tokio::spawn(tell(Arc::clone(&keeper), asked));
+        tokio::spawn(make_way(Arc::clone(&keeper), hangups));
         let connections = incoming(&keeper, &listener, &mut inheritance.held)?;
         let pending = recovery::rebuild(&keeper, inheritance.held)?;
         // Not before: a report that nobody waits for is forgotten.
@@ -80,7 +82,17 @@ pub(crate) fn serve(root: PathBuf, flags: Flags) -> Result<(), Box<dyn Error>> {
             let keeper = Arc::clone(&keeper);
             tokio::spawn(async move { keeper.end_unless_used().await });
         }
-        keeper.should_end().await;
+        tokio::spawn(renew_guardian(Arc::clone(&keeper)));
+        loop {
+            tokio::select! {
+                () = keeper.should_end() => break,
+                () = keeper.upgrade.asked() => {
+                    if let Err(error) = upgrade::leave(&keeper, &mut server).await {
+                        tracing::error!("{error}");
+                    }
+                }
+            }
+        }
         // Nobody may connect to a socket whose server is leaving; a start that comes now makes a new one.
         match std::fs::remove_file(keeper.layout.socket()?) {
             // Somebody has removed the whole directory: all the more reason to go.
@@ -100,6 +112,22 @@ pub(crate) fn serve(root: PathBuf, flags: Flags) -> Result<(), Box<dyn Error>> {
 async fn tell(keeper: Arc<Keeper>, mut asked: SignalStream) {
     while asked.recv().await.is_some() {
         keeper.tell();
+    }
+}
+
+/// To whoever has installed another program.
+async fn make_way(keeper: Arc<Keeper>, mut hangups: SignalStream) {
+    while hangups.recv().await.is_some() {
+        if let Err(error) = upgrade::ask(&keeper, None).await {
+            tracing::error!("SIGHUP: {error}");
+        }
+    }
+}
+
+/// Once we serve: then what we are is no broken file.
+async fn renew_guardian(keeper: Arc<Keeper>) {
+    if let Err(error) = upgrade::renew_guardian(&keeper).await {
+        tracing::error!("{error}");
     }
 }
 
@@ -147,7 +175,8 @@ async fn succeed(keeper: &Arc<Keeper>, flags: &Arc<Flags>) -> Child {
         let made = blocking(move || {
             let mut started = None;
             let made = own.guardian.succeed(own.generation, |socket| {
-                let child = start::another_guardian(&own_flags, own.layout.root(), socket)?;
+                let child =
+                    start::another_guardian(&own_flags, own.layout.root(), &own.upgrade.path(), socket)?;
                 let pid = child.id().cast_signed();
                 started = Some(child);
                 Ok(pid)
@@ -189,7 +218,8 @@ fn incoming(
     listener.set_nonblocking(true)?;
     let listener = tokio::net::UnixListener::from_std(listener)?;
     if !keeper.events.is_wanted() {
-        return Ok(listener.into());
+        let incoming = CountedIncoming { listener, connected: keeper.connected.clone() };
+        return Ok(ttrpc::r#async::transport::Listener::new(incoming));
     }
     let dir = connections::directory(keeper.layout.root());
     let incoming = Incoming::new(listener, held, keeper.guardian.clone(), dir)?;

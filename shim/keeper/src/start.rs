@@ -1,7 +1,8 @@
 //! The `start` action, and what it starts: from containerd's call to a serving keeper (SHIM-OUT-*, SHIM-SOCK-*).
 
+use crate::binary::{self, NAME};
 use crate::bootstrap::Bootstrap;
-use crate::guardian::Guardian;
+use crate::guardian::{Guardian, Launch};
 use crate::layout::{GROUPING_VARIABLE, Layout};
 use crate::options::{Grouping, Options};
 use crate::prepare::{self, NOFILE_VARIABLE};
@@ -14,24 +15,24 @@ use rustix::thread::{CoreSchedulingScope, create_core_scheduling_cookie};
 use slipway_runtime::cgroup::Cgroup;
 use slipway_runtime::error::Kind;
 use std::error::Error;
+use std::ffi::OsString;
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// How long a new keeper may take to answer.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// The action of a guardian that was another program until now.
+pub(crate) const RENEWED: &str = "renewed";
 /// The action of a guardian that a living keeper starts.
 pub(crate) const ADOPT: &str = "adopt";
 /// Set by a client that wants no two pods to share a processor core at the same time (SHIM-CMD-10).
 const SCHED_CORE: &str = "SCHED_CORE";
-/// argv[0] of what we start.
-const NAME: &str = "containerd-shim-slipway-v1";
-
 /// The group's keeper: found or started. Returns what goes to standard output.
 pub(crate) fn start(flags: &Flags) -> Result<Vec<u8>, Box<dyn Error>> {
     let bootstrap = Bootstrap::read(flags)?;
@@ -168,11 +169,12 @@ fn spawn(plan: &Plan<'_>) -> Result<(), Box<dyn Error>> {
     let listener = UnixListener::bind(plan.socket)?;
     std::fs::set_permissions(plan.socket, Permissions::from_mode(0o600))?;
     let log = OpenOptions::new().create(true).append(true).mode(0o600).open(plan.layout.log())?;
-    let mut command = command(plan.flags, plan.debug);
+    let mut command = command(Path::new(binary::OURS), plan.flags, plan.debug);
     command
         .arg("guardian")
         .arg(plan.layout.root())
         .current_dir("/")
+        .env(binary::VARIABLE, binary::started())
         .env(GROUPING_VARIABLE, if plan.grouping == Grouping::Pod { "pod" } else { "node" })
         .stdin(Stdio::from(OwnedFd::from(listener)))
         .stdout(log.try_clone()?)
@@ -181,9 +183,9 @@ fn spawn(plan: &Plan<'_>) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Ourselves again, with the same flags.
-fn command(flags: &Flags, debug: bool) -> Command {
-    let mut command = Command::new("/proc/self/exe");
+/// A program of ours, with the same flags.
+fn command(program: &Path, flags: &Flags, debug: bool) -> Command {
+    let mut command = Command::new(program);
     command.arg0(NAME).args(["-namespace", &flags.namespace, "-address", &flags.address, "-id", &flags.id]);
     if debug {
         command.arg("-debug");
@@ -221,35 +223,77 @@ pub(crate) enum Origin {
     Start,
     /// The socket of a keeper whose guardian died.
     Keeper,
+    /// The state of the program that this process was until now.
+    Former,
+}
+
+/// What a guardian starts.
+#[derive(Debug)]
+struct Family {
+    flags: Flags,
+    root: PathBuf,
+    /// Value of [`NOFILE_VARIABLE`].
+    nofile: Option<OsString>,
+}
+
+impl Family {
+    fn command(&self, program: &Path, action: &str) -> Command {
+        let mut command = command(program, &self.flags, self.flags.debug);
+        command.arg(action).arg(&self.root);
+        if let Some(nofile) = &self.nofile {
+            command.env(NOFILE_VARIABLE, nofile);
+        }
+        command
+    }
+}
+
+impl Launch for Family {
+    fn keeper(&self, program: &Path) -> Command {
+        self.command(program, "serve")
+    }
+
+    fn renewed(&self, program: &Path) -> Command {
+        self.command(program, RENEWED)
+    }
 }
 
 /// The guardian process.
-pub(crate) fn guardian(flags: &Flags, root: &Path, origin: Origin) -> Result<(), Box<dyn Error>> {
-    close_inherited()?;
-    rustix::process::setsid()?;
-    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+pub(crate) fn guardian(flags: Flags, root: PathBuf, origin: Origin) -> Result<(), Box<dyn Error>> {
+    let mut family = Family { flags, root, nofile: std::env::var_os(NOFILE_VARIABLE) };
+    if origin != Origin::Former {
+        close_inherited()?;
+        rustix::process::setsid()?;
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    }
     let input = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
     rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
-    let mut command = command(flags, flags.debug);
-    command.arg("serve").arg(root);
-    if origin == Origin::Keeper {
-        // Limits are the ones that the first guardian has set.
-        Guardian::adopt(command, input)?.run()?;
-        return Ok(());
-    }
-    let limits = getrlimit(Resource::Nofile);
-    let text = |value: Option<u64>| value.unwrap_or(u64::MAX).to_string();
-    command.env(NOFILE_VARIABLE, format!("{}:{}", text(limits.current), text(limits.maximum)));
-    // Descriptors are what we live on.
-    setrlimit(Resource::Nofile, Rlimit { current: limits.maximum, ..limits })?;
-    Guardian::new(command, input)?.run()?;
-    Ok(())
+    // Limits are the ones that the first guardian has set.
+    let guardian = match origin {
+        Origin::Keeper => Guardian::adopt(Box::new(family), input)?,
+        Origin::Former => Guardian::renewed(Box::new(family), input)?,
+        Origin::Start => {
+            let limits = getrlimit(Resource::Nofile);
+            let text = |value: Option<u64>| value.unwrap_or(u64::MAX).to_string();
+            family.nofile = Some(format!("{}:{}", text(limits.current), text(limits.maximum)).into());
+            // Descriptors are what we live on.
+            setrlimit(Resource::Nofile, Rlimit { current: limits.maximum, ..limits })?;
+            Guardian::new(Box::new(family), input)?
+        }
+    };
+    Ok(guardian.run()?)
 }
 
-/// Starts a guardian for a living keeper; standard output and error are the keeper's, which is the log.
-pub(crate) fn another_guardian(flags: &Flags, root: &Path, socket: OwnedFd) -> io::Result<Child> {
-    let mut command = command(flags, flags.debug);
-    command.arg(ADOPT).arg(root).current_dir("/").stdin(Stdio::from(socket)).spawn()
+/// Starts a guardian for a living keeper; standard output and error are the keeper's, which is the log. It is the keeper's own
+/// program, which serves; `path` is where later keepers come from.
+pub(crate) fn another_guardian(
+    flags: &Flags,
+    root: &Path,
+    path: &Path,
+    socket: OwnedFd,
+) -> io::Result<Child> {
+    let mut command = command(Path::new(binary::OURS), flags, flags.debug);
+    command.arg(ADOPT).arg(root).env(binary::VARIABLE, path);
+    command.current_dir("/").stdin(Stdio::from(socket)).spawn()
 }
 
 /// Whatever the client forgot to close on exec must not live as long as we do (SHIM-OUT-08).

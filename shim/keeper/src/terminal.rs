@@ -1,10 +1,15 @@
 //! Terminals whose peer is a fifo, a file or a logging program: bytes in both directions, and the window's size. (A terminal that is logged belongs to
 //! the log engine.)
+//!
+//! The kernel moves them from one to the other, so that none is here when a keeper ends. Only where it cannot, between a
+//! terminal and a file, they are read and written.
 
 use crate::readiness::{self, Held};
 use crate::stdio::{Kept, key};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
+use rustix::pipe::{SpliceFlags, splice};
 use rustix::termios::{Winsize, tcsetwinsize};
 use std::io;
 use std::sync::Arc;
@@ -15,6 +20,11 @@ use tokio::task::{AbortHandle, JoinHandle};
 
 /// How long a deletion waits for the rest of a terminal's output: a client that does not read must not hold it up.
 const DRAINED: Duration = Duration::from_secs(2);
+
+/// Moved at a time, in bytes.
+const PIECE: usize = 64 * 1024;
+/// Between two tries where both ends say that they are ready and the kernel says that they are not.
+const SHORT: Duration = Duration::from_millis(1);
 
 /// What moves a terminal's bytes; nothing where there is no terminal.
 #[derive(Debug, Default)]
@@ -91,6 +101,14 @@ impl Sink {
         }
     }
 
+    /// Nobody can tell whether it has room but by trying, if it never has to be waited for.
+    fn waiting(&self) -> Option<&AsyncFd<Held>> {
+        match self {
+            Self::Waiting(to) => Some(to),
+            Self::Ready(_) => None,
+        }
+    }
+
     async fn write(&self, bytes: &[u8]) -> io::Result<usize> {
         let to = match self {
             Self::Ready(fd) => return Ok(rustix::io::write(&*fd.0, bytes)?),
@@ -108,6 +126,45 @@ impl Sink {
 
 /// Until either end is gone. A fifo without a reader holds the terminal up, as it would a plain process.
 pub(crate) async fn copy(from: &AsyncFd<Held>, to: &Sink) -> io::Result<()> {
+    match to.waiting() {
+        Some(waiting) if hand_through(from, waiting).await? => Ok(()),
+        _ => copy_by_hand(from, to).await,
+    }
+}
+
+/// splice(2) until either end is gone. False: it cannot be done between these two, and nothing was.
+async fn hand_through(from: &AsyncFd<Held>, to: &AsyncFd<Held>) -> io::Result<bool> {
+    loop {
+        let (mut readable, mut writable) = (from.readable().await?, to.writable().await?);
+        match splice(from, None, to, None, PIECE, SpliceFlags::NONBLOCK) {
+            // A terminal whose last process is gone says so with EIO.
+            Ok(0) | Err(Errno::IO) => return Ok(true),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(Errno::INVAL) => return Ok(false),
+            // It does not say which of the two is to be waited for.
+            Err(Errno::AGAIN) => match (is(from, PollFlags::IN), is(to, PollFlags::OUT)) {
+                (true, true) => tokio::time::sleep(SHORT).await,
+                (in_ready, out_ready) => {
+                    if !in_ready {
+                        readable.clear_ready();
+                    }
+                    if !out_ready {
+                        writable.clear_ready();
+                    }
+                }
+            },
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Ready now for `what`, or never again for anything else.
+fn is(fd: &AsyncFd<Held>, what: PollFlags) -> bool {
+    let mut fds = [PollFd::new(&*fd.get_ref().0, what)];
+    poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)
+}
+
+async fn copy_by_hand(from: &AsyncFd<Held>, to: &Sink) -> io::Result<()> {
     let mut buffer = vec![0; 4096];
     loop {
         let count = loop {

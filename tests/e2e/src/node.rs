@@ -31,6 +31,8 @@ pub struct Setup {
     pub drop_ins: &'static [(&'static str, &'static str)],
     /// Further variables of the daemon's environment; `{dir}` is the node's directory.
     pub environment: &'static [(&'static str, &'static str)],
+    /// Programs of its own, which [`Node::install`] replaces.
+    pub own_programs: bool,
 }
 
 /// Which daemon a node runs.
@@ -39,6 +41,10 @@ pub(crate) enum Program {
     Slipway,
     Containerd(Release),
 }
+
+const DAEMON: &str = "slipway";
+const KEEPER: &str = "containerd-shim-slipway-v1";
+const PROGRAMS: [&str; 2] = [DAEMON, KEEPER];
 
 const WITHOUT_NAT: &str = r#"{"cniVersion": "1.0.0", "name": "plain", "plugins": [
   {"type": "bridge", "bridge": "cni0", "isGateway": true,
@@ -51,6 +57,7 @@ pub struct Node {
     cgroup_root: String,
     program: Program,
     environment: &'static [(&'static str, &'static str)],
+    own_programs: bool,
     daemon: Option<tokio::process::Child>,
 }
 
@@ -61,6 +68,13 @@ impl Node {
             return Self::containerd(release, handler, setup.cni).await;
         }
         let mut node = Self::directories(Program::Slipway)?;
+        if setup.own_programs {
+            node.own_programs = true;
+            std::fs::create_dir(node.path("bin"))?;
+            for name in PROGRAMS {
+                std::fs::copy(binary(name), node.program_path(name))?;
+            }
+        }
         // The built-in bridge needs nftables: without it (user-mode Linux) pods get addresses and no NAT.
         let without_nat = (!kernel::has_nat()).then_some(WITHOUT_NAT);
         if let Some(conflist) = setup.cni.or(without_nat) {
@@ -122,7 +136,8 @@ impl Node {
         // Its path must be short: sockets have theirs below it.
         let dir = tempfile::Builder::new().prefix("slipway-e2e-").tempdir()?;
         let tag = dir.path().file_name().and_then(|n| n.to_str()).context("temporary name")?.to_owned();
-        let node = Self { cgroup_root: cgroup_root(&tag), dir, program, environment: &[], daemon: None };
+        let cgroup_root = cgroup_root(&tag);
+        let node = Self { cgroup_root, dir, program, environment: &[], own_programs: false, daemon: None };
         for sub in ["root", "state", "cni", "logs"] {
             std::fs::create_dir(node.path(sub))?;
         }
@@ -145,11 +160,31 @@ impl Node {
         format!(
             "cgroup_root = \"{}\"\n[keeper]\npath = \"{}\"\n[cni]\nconf_dir = \"{}\"\n[network]\nbridge = \"slipway0\"\npool = \"10.88.0.0/16\"\n[nri]\nplugin_path = \"{}\"\nplugin_config_path = \"{}\"\n",
             self.cgroup_root,
-            binary("containerd-shim-slipway-v1").display(),
+            self.program_path(KEEPER).display(),
             self.path("cni").display(),
             self.path("nri/plugins").display(),
             self.path("nri/conf.d").display(),
         )
+    }
+
+    /// The program that this node runs under this name.
+    pub fn program_path(&self, name: &str) -> PathBuf {
+        if self.own_programs { self.path("bin").join(name) } else { binary(name) }
+    }
+
+    /// Puts other files in the place of the node's own programs, by renaming, as packages do. `write` makes the keeper's.
+    pub fn install(&self, write: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<()> {
+        ensure!(self.own_programs, "this node has no programs of its own");
+        let new = self.path("bin/new");
+        std::fs::copy(binary(DAEMON), &new)?;
+        std::fs::rename(&new, self.program_path(DAEMON))?;
+        write(&new)?;
+        Ok(std::fs::rename(&new, self.program_path(KEEPER))?)
+    }
+
+    /// The same with copies of the real ones.
+    pub fn install_copies(&self) -> Result<()> {
+        self.install(|new| std::fs::copy(binary(KEEPER), new).map(drop))
     }
 
     /// A path below the node's own directory.
@@ -201,7 +236,7 @@ impl Node {
         if let Program::Containerd(release) = self.program {
             return self.containerd_command(release);
         }
-        let mut command = tokio::process::Command::new(binary("slipway"));
+        let mut command = tokio::process::Command::new(self.program_path(DAEMON));
         command.arg("serve").arg("--root").arg(self.path("root")).arg("--state").arg(self.path("state"));
         command.arg("--address").arg(self.socket()).arg("--config").arg(config);
         let dir = self.dir.path().display().to_string();
@@ -368,11 +403,14 @@ impl Node {
     }
 
     async fn keeper_fact(&self, key: &str) -> Result<i32> {
+        Ok(i32::try_from(self.keeper_facts().await?[key].as_i64().context("a pid")?)?)
+    }
+
+    /// What verbose Status says of keeper and guardian.
+    pub async fn keeper_facts(&self) -> Result<serde_json::Value> {
         let request = cri_proto::v1::StatusRequest { verbose: true };
         let info = self.runtime().await?.status(request).await?.into_inner().info;
-        let keeper: serde_json::Value =
-            serde_json::from_str(info.get("keeper").context("no keeper in Status")?)?;
-        Ok(i32::try_from(keeper[key].as_i64().context("a pid")?)?)
+        Ok(serde_json::from_str(info.get("keeper").context("no keeper in Status")?)?)
     }
 
     /// Removes all pods, ends daemon and keeper.

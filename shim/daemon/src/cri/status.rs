@@ -44,8 +44,11 @@ pub(super) async fn status(daemon: &Daemon, verbose: bool) -> v1::StatusResponse
     if verbose {
         info.insert("config".to_owned(), config(daemon));
         if let Ok(k) = keeper {
+            let age = daemon.keeper.age(&k);
             let counters = json!({
                 "keeperPid": k.keeper_pid, "guardianPid": k.guardian_pid, "generation": k.generation,
+                // Another file than the one that is installed.
+                "keeperIsOld": age.keeper_is_old, "guardianIsOld": age.guardian_is_old,
                 "version": k.version, "logBytes": k.log_bytes, "logLines": k.log_lines, "logDropped": k.log_dropped,
             });
             info.insert("keeper".to_owned(), counters.to_string());

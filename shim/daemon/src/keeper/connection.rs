@@ -4,13 +4,18 @@ use super::Keeper;
 use crate::error::{Error, Result};
 use containerd_shim_protos::sandbox_async::SandboxClient;
 use containerd_shim_protos::shim_async::TaskClient;
+use cri_proto::keeper::InfoRequest;
 use cri_proto::keeper::keeper_ttrpc::KeeperClient;
 use std::future::Future;
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 use tonic::Code;
+use ttrpc::context::with_duration;
 
+/// How long a keeper that is known from before may take to answer.
+const FORMER: Duration = Duration::from_secs(5);
 /// A keeper that died is started again by its guardian within moments.
 const RECONNECT: Duration = Duration::from_secs(15);
 /// How long one `start` action and the connecting may take; the action itself gives a new keeper 20 s, twice.
@@ -22,6 +27,16 @@ pub(super) struct Clients {
     pub(super) task: TaskClient,
     pub(super) sandbox: SandboxClient,
     pub(super) ext: KeeperClient,
+}
+
+impl Clients {
+    fn of(client: ttrpc::asynchronous::Client) -> Self {
+        Self {
+            task: TaskClient::new(client.clone()),
+            sandbox: SandboxClient::new(client.clone()),
+            ext: KeeperClient::new(client),
+        }
+    }
 }
 
 /// Whether a call may be sent again after the connection broke in the middle of it.
@@ -42,8 +57,35 @@ pub(super) struct Slot {
 }
 
 impl Keeper {
-    /// Runs the `start` action (idempotent) and connects.
+    /// Runs the `start` action (idempotent) and connects. Where the installed program cannot even do that, a keeper that lives
+    /// is found all the same: a broken file must not cost a node.
     async fn connect(&self) -> Result<Clients> {
+        let failure = match self.start_action().await {
+            Ok(address) => {
+                let client = ttrpc::asynchronous::Client::connect(&address).await.map_err(Error::from)?;
+                self.remember(&address);
+                return Ok(Clients::of(client));
+            }
+            Err(failure) => failure,
+        };
+        let former = std::fs::read_to_string(self.address_file()).unwrap_or_default();
+        let found = async {
+            let client = ttrpc::asynchronous::Client::connect(former.trim()).await.ok()?;
+            let clients = Clients::of(client);
+            let info = clients.ext.info(with_duration(FORMER), &InfoRequest::new()).await.ok()?;
+            Some((clients, info))
+        };
+        match found.await {
+            Some((clients, info)) => {
+                tracing::warn!(keeper = info.keeper_pid, "the keeper that runs is used: {failure}");
+                Ok(clients)
+            }
+            None => Err(failure),
+        }
+    }
+
+    /// The address that it answers.
+    async fn start_action(&self) -> Result<String> {
         std::fs::create_dir_all(&self.state)
             .map_err(|e| Error::io("make keeper directory", &self.state, &e))?;
         let output = tokio::process::Command::new(&self.binary)
@@ -68,13 +110,23 @@ impl Keeper {
         }
         let answer: serde_json::Value = serde_json::from_str(text.trim())
             .map_err(|e| Error::internal(format!("start keeper: it answered {text:?}: {e}")))?;
-        let address = answer["address"].as_str().unwrap_or_default();
-        let client = ttrpc::asynchronous::Client::connect(address).await.map_err(Error::from)?;
-        Ok(Clients {
-            task: TaskClient::new(client.clone()),
-            sandbox: SandboxClient::new(client.clone()),
-            ext: KeeperClient::new(client),
-        })
+        Ok(answer["address"].as_str().unwrap_or_default().to_owned())
+    }
+
+    fn address_file(&self) -> PathBuf {
+        self.state.join("address")
+    }
+
+    /// Without it only the way round a broken program is missing.
+    fn remember(&self, address: &str) {
+        let (file, temporary) = (self.address_file(), self.state.join(".address"));
+        if std::fs::read_to_string(&file).is_ok_and(|known| known == address) {
+            return;
+        }
+        let written = std::fs::write(&temporary, address).and_then(|()| std::fs::rename(&temporary, &file));
+        if let Err(error) = written {
+            tracing::debug!("remember the keeper's address: {error}");
+        }
     }
 
     /// The connection and its generation. One caller at a time makes it; the others wait for that one, and none of them
@@ -129,11 +181,18 @@ impl Keeper {
     where
         F: Future<Output = ttrpc::Result<T>>,
     {
-        let deadline = tokio::time::Instant::now() + RECONNECT;
+        let mut deadline = tokio::time::Instant::now() + RECONNECT;
         loop {
             let error = match self.clients().await {
                 Ok((generation, clients)) => match call(clients).await {
                     Ok(answer) => return Ok(answer),
+                    // It makes way for the next one, and has done nothing of it (keeper.proto).
+                    Err(ttrpc::Error::RpcStatus(status)) if status.code() == ttrpc::Code::ABORTED => {
+                        self.disconnect(generation);
+                        // It may have been a wait of hours.
+                        deadline = tokio::time::Instant::now() + RECONNECT;
+                        Error::from(ttrpc::Error::RpcStatus(status))
+                    }
                     Err(error @ ttrpc::Error::RpcStatus(_)) => return Err(error.into()),
                     Err(error) => {
                         self.disconnect(generation);

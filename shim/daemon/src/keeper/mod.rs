@@ -6,6 +6,7 @@ mod connection;
 mod foreign;
 mod measured;
 mod options;
+mod upgrade;
 
 pub(crate) use foreign::{Runtime, Shim, patience};
 
@@ -413,7 +414,7 @@ impl Keeper {
         resized.await.map(drop)
     }
 
-    /// Connects our pipes to a running container until that is over.
+    /// Connects our pipes to a running container until that is over, whichever keeper it ends with.
     ///
     /// # Errors
     /// Unavailable when the keeper died in the middle: nobody can tell what the client missed.
@@ -423,12 +424,17 @@ impl Keeper {
         request.stdin.clone_from(&streams.stdin);
         request.stdout.clone_from(&streams.stdout);
         request.stderr.clone_from(&streams.stderr);
-        let attached = self.call(Retry::Never, |c| {
-            let request = request.clone();
-            async move { c.ext.attach(with_duration(ENDLESS), &request).await }
-        });
-        let end = attached.await?.end;
-        end.enum_value().map_err(|n| Error::internal(format!("keeper answered attach with {n}")))
+        loop {
+            let attached = self.call(Retry::Never, |c| {
+                let request = request.clone();
+                async move { c.ext.attach(with_duration(ENDLESS), &request).await }
+            });
+            let end = attached.await?.end;
+            match end.enum_value().map_err(|n| Error::internal(format!("keeper answered attach with {n}")))? {
+                ext::AttachEnd::HANDED_OVER => request.again = true,
+                end => return Ok(end),
+            }
+        }
     }
 
     /// Leaves an exec session to itself: its client is gone. Unknown is success.

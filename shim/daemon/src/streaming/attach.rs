@@ -73,7 +73,7 @@ pub(super) async fn run(daemon: &Arc<Daemon>, container: &Arc<Container>, sessio
             ),
         )),
         AttachEnd::CLIENT_GONE => Ok(()),
-        AttachEnd::OUTPUT_OVER => {
+        AttachEnd::OUTPUT_OVER | AttachEnd::HANDED_OVER => {
             // It may have closed its output and live on.
             tokio::select! {
                 _ = container.wait_until(|record| record.has_ended()) => {}

@@ -98,6 +98,11 @@ pub(super) fn forget_others(dir: &Path, connections: &[u64]) -> io::Result<()> {
     Ok(())
 }
 
+/// Some connection is in the middle of a large message.
+pub(super) fn is_any_torn(dir: &Path) -> bool {
+    entries(dir).is_ok_and(|all| all.iter().any(|(_, stream)| stream.is_none()))
+}
+
 fn entries(dir: &Path) -> io::Result<Vec<(u64, Option<u32>)>> {
     let names = fs::read_dir(dir)?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     Ok(names.filter_map(|name| parse(&name)).collect())

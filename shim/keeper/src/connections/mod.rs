@@ -14,9 +14,13 @@
 //! ([`crate::events::Publisher::is_wanted`]); our own daemon connects again instead.
 
 mod calls;
+mod counted;
 mod inbound;
 
+pub(crate) use counted::{Connected, CountedIncoming};
+
 use crate::guardian::client::Guardian;
+use crate::layout::Layout;
 use crate::readiness::{self, Held};
 use calls::Calls;
 use futures_core::Stream;
@@ -30,6 +34,7 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::UnixListener;
@@ -39,6 +44,8 @@ use ttrpc::r#async::TtrpcContext;
 const PREFIX: &str = "c/";
 /// Metadata of a request that may have been done already.
 const REPEATED: &str = "slipway-repeated";
+/// How often large messages are looked at.
+const LOOK: Duration = Duration::from_millis(5);
 /// Larger answers may be cut by the socket's buffer.
 const WHOLE: usize = 16 * 1024;
 
@@ -201,6 +208,15 @@ impl AsyncWrite for Lasting {
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.poll_flush(context)
+    }
+}
+
+/// Returns when no connection is in the middle of a large message, or after `patience`: who leaves then tears it.
+pub(crate) async fn whole(layout: &Layout, patience: Duration) {
+    let end = Instant::now() + patience;
+    let dir = directory(layout.root());
+    while calls::is_any_torn(&dir) && Instant::now() < end {
+        tokio::time::sleep(LOOK).await;
     }
 }
 

@@ -8,6 +8,8 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use std::collections::HashMap;
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::io::Interest;
@@ -149,6 +151,23 @@ impl Guardian {
 
     pub(crate) fn ready(&self) {
         self.lock().tell(&Packet::Ready);
+    }
+
+    /// Later keepers are to be started from `path`.
+    ///
+    /// # Errors
+    /// The guardian does not listen, or the path does not fit into a packet.
+    pub(crate) fn start_from(&self, path: &Path) -> io::Result<()> {
+        let path = path.as_os_str().as_bytes();
+        if path.is_empty() || path.len() >= PACKET {
+            return Err(io::ErrorKind::InvalidFilename.into());
+        }
+        self.lock().send(&Packet::Binary(path), &[])
+    }
+
+    /// Asks it to become the program that we are.
+    pub(crate) fn renew(&self) {
+        self.lock().tell(&Packet::Renew { keeper: std::process::id().cast_signed() });
     }
 
     /// End after us.

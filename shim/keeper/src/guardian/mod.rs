@@ -13,9 +13,12 @@
 
 mod channel;
 pub(crate) mod client;
+mod renew;
 mod wire;
 
 pub(crate) use wire::Exit;
+
+use crate::binary;
 
 use channel::Received;
 use nix::sys::signal::{SigSet, Signal};
@@ -26,7 +29,9 @@ use rustix::io::Errno;
 use rustix::process::{WaitOptions, wait};
 use std::collections::VecDeque;
 use std::io;
-use std::process::{Child, Command, Stdio};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use wire::{DESCRIPTORS, PACKET, Packet};
 
@@ -37,6 +42,8 @@ pub(crate) const LISTENER: &str = "listener";
 const EXITS: usize = 4096;
 /// A keeper that lived this long is replaced at once.
 const HEALTHY: Duration = Duration::from_secs(1);
+/// Keepers in a row that never served before the guardian's own file, which did once, is tried in turn.
+const STUMBLES: u32 = 2;
 /// Longest pause before the next keeper.
 const PAUSE: Duration = Duration::from_secs(5);
 
@@ -50,10 +57,12 @@ struct Held {
 /// The living keeper.
 #[derive(Debug)]
 struct Keeper {
-    /// None for the one that made us, in place of a guardian that died: the end of its socket is its death.
-    child: Option<Child>,
+    /// Its pid. None for the one that made us, in place of a guardian that died: the end of its socket is its death.
+    child: Option<i32>,
     socket: OwnedFd,
     since: Instant,
+    /// It serves.
+    ready: bool,
     /// How many of the kept descriptors it has been given; `None` once it has them all.
     given: Option<usize>,
     /// How many of the deaths it has been told.
@@ -61,10 +70,20 @@ struct Keeper {
     terminate: bool,
 }
 
+/// How its processes are started.
+pub(crate) trait Launch: std::fmt::Debug {
+    /// A keeper of the program at `program`, which finds its socket as standard input.
+    fn keeper(&self, program: &Path) -> Command;
+    /// The guardian itself, of another program; its state is standard input.
+    fn renewed(&self, program: &Path) -> Command;
+}
+
 /// The guardian's whole state.
 #[derive(Debug)]
 pub(crate) struct Guardian {
-    command: Command,
+    launch: Box<dyn Launch>,
+    /// Where the program is installed: a new keeper is what lies there now.
+    path: PathBuf,
     signals: SignalFd,
     keeper: Option<Keeper>,
     held: Vec<Held>,
@@ -72,16 +91,17 @@ pub(crate) struct Guardian {
     generation: u32,
     /// Keepers in a row that died young.
     failures: u32,
+    /// Keepers in a row that died before they served, or could not be started.
+    stumbled: u32,
     next_start: Option<Instant>,
     quitting: bool,
     scratch: Vec<u8>,
 }
 
 impl Guardian {
-    /// Becomes subreaper and takes the signals over. `command` starts a keeper, which finds its socket as standard input
-    /// and `listener` under the key `listener`.
-    pub(crate) fn new(command: Command, listener: OwnedFd) -> io::Result<Self> {
-        let mut guardian = Self::bare(command)?;
+    /// Becomes subreaper and takes the signals over. A keeper finds `listener` under the key `listener`.
+    pub(crate) fn new(launch: Box<dyn Launch>, listener: OwnedFd) -> io::Result<Self> {
+        let mut guardian = Self::bare(launch)?;
         guardian.held.push(Held { key: LISTENER.into(), fd: listener });
         guardian.next_start = Some(Instant::now());
         Ok(guardian)
@@ -89,14 +109,21 @@ impl Guardian {
 
     /// In place of a guardian that died: the keeper at the other end of `socket` lives, and tells what is to be held. Its
     /// containers are nobody's children here when it dies; how they end, the kernel tells its successor.
-    pub(crate) fn adopt(command: Command, socket: OwnedFd) -> io::Result<Self> {
-        let mut guardian = Self::bare(command)?;
-        let since = Instant::now();
-        guardian.keeper = Some(Keeper { child: None, socket, since, given: None, told: 0, terminate: false });
+    pub(crate) fn adopt(launch: Box<dyn Launch>, socket: OwnedFd) -> io::Result<Self> {
+        let mut guardian = Self::bare(launch)?;
+        guardian.keeper = Some(Keeper {
+            child: None,
+            socket,
+            since: Instant::now(),
+            ready: false,
+            given: None,
+            told: 0,
+            terminate: false,
+        });
         Ok(guardian)
     }
 
-    fn bare(command: Command) -> io::Result<Self> {
+    fn bare(launch: Box<dyn Launch>) -> io::Result<Self> {
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
         // Needs CAP_SYS_RESOURCE; without it the score stays as it is.
         let _ = std::fs::write("/proc/self/oom_score_adj", "-999");
@@ -109,13 +136,15 @@ impl Guardian {
         mask.thread_block()?;
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
         Ok(Self {
-            command,
+            launch,
+            path: binary::installed(),
             signals,
             keeper: None,
             held: Vec::new(),
             exits: VecDeque::with_capacity(EXITS),
             generation: 0,
             failures: 0,
+            stumbled: 0,
             next_start: None,
             quitting: false,
             scratch: Vec::with_capacity(PACKET),
@@ -149,7 +178,8 @@ impl Guardian {
                 self.keeper = Some(keeper);
             }
             Err(error) => {
-                tracing::error!("guardian: start a keeper: {error}");
+                tracing::error!("guardian: start a keeper: {}: {error}", self.program().display());
+                self.stumbled += 1;
                 self.plan_restart(Duration::ZERO);
             }
         }
@@ -157,10 +187,18 @@ impl Guardian {
 
     fn start(&mut self) -> io::Result<Keeper> {
         let (socket, theirs) = channel::pair()?;
-        let child = self.command.stdin(Stdio::from(theirs)).spawn();
-        // The command must not keep the keeper's end open in this process.
-        self.command.stdin(Stdio::null());
-        let child = child?;
+        let program = self.program();
+        if program != self.path {
+            tracing::error!(
+                "guardian: {} does not serve: this keeper is of the former program",
+                self.path.display()
+            );
+        }
+        let mut command = self.launch.keeper(program);
+        command.env(binary::VARIABLE, &self.path).stdin(Stdio::from(theirs));
+        let child = command.spawn()?.id().cast_signed();
+        // It has the keeper's end of the socket, whose closing is to be seen.
+        drop(command);
         self.generation += 1;
         let hello = Packet::Hello {
             generation: self.generation,
@@ -168,7 +206,22 @@ impl Guardian {
         };
         let since = Instant::now();
         channel::send(socket.as_fd(), &hello, &[], &mut self.scratch)?;
-        Ok(Keeper { child: Some(child), socket, since, given: Some(0), told: 0, terminate: false })
+        Ok(Keeper {
+            child: Some(child),
+            socket,
+            since,
+            ready: false,
+            given: Some(0),
+            told: 0,
+            terminate: false,
+        })
+    }
+
+    /// What the next keeper is to be: the file that is installed; in turn with our own where that one does not get to serve,
+    /// be it that it is broken, half-copied or gone.
+    fn program(&self) -> &Path {
+        let way_back = self.stumbled >= STUMBLES && self.stumbled.is_multiple_of(2);
+        if way_back { Path::new(binary::OURS) } else { &self.path }
     }
 
     fn plan_restart(&mut self, lived: Duration) {
@@ -248,8 +301,7 @@ impl Guardian {
     fn reap(&mut self) {
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
             let pid = pid.as_raw_nonzero().get();
-            let child = self.keeper.as_ref().and_then(|keeper| keeper.child.as_ref());
-            if child.is_some_and(|child| child.id() == pid.cast_unsigned()) {
+            if self.keeper.as_ref().is_some_and(|keeper| keeper.child == Some(pid)) {
                 self.keeper_died();
                 continue;
             }
@@ -271,6 +323,7 @@ impl Guardian {
     fn keeper_died(&mut self) {
         self.hear_keeper();
         let Some(keeper) = self.keeper.take() else { return };
+        self.stumbled = if keeper.ready { 0 } else { self.stumbled + 1 };
         if !self.held.iter().any(|held| held.key == LISTENER.as_bytes()) {
             // One that was adopted and died before it told anything: nobody could reach its successor.
             tracing::error!(
@@ -321,7 +374,14 @@ impl Guardian {
                     self.forget_exit(at);
                 }
             }
-            Some(Packet::Ready) => self.failures = 0,
+            Some(Packet::Ready) => {
+                self.failures = 0;
+                if let Some(keeper) = &mut self.keeper {
+                    keeper.ready = true;
+                }
+            }
+            Some(Packet::Binary(path)) => self.path = std::ffi::OsStr::from_bytes(path).into(),
+            Some(Packet::Renew { keeper }) => self.renew(keeper),
             // From the keeper that made us.
             Some(Packet::Hello { generation, .. }) => self.generation = generation,
             Some(Packet::Quit) => self.quitting = true,

@@ -48,6 +48,10 @@ pub(super) enum Packet<'a> {
     Ready,
     /// Keeper: nothing is left; end when I have ended.
     Quit,
+    /// Keeper: start the next one from this path.
+    Binary(&'a [u8]),
+    /// Keeper: become what I am, the process with this pid; see [`super::renew`]. Guardians that do not know it say so in the log.
+    Renew { keeper: i32 },
     /// Guardian, first packet to a new keeper.
     Hello { generation: u32, guardian: i32 },
     /// Guardian: all descriptors have been sent.
@@ -71,6 +75,8 @@ impl<'a> Packet<'a> {
             Self::Forget(key) => tagged(out, b'F', key),
             Self::ForgetAll(prefix) => tagged(out, b'A', prefix),
             Self::Refused(key) => tagged(out, b'N', key),
+            Self::Binary(path) => tagged(out, b'B', path),
+            Self::Renew { keeper } => tagged(out, b'W', &keeper.to_ne_bytes()),
             Self::Recorded(exit) => exit_packet(out, b'R', exit),
             Self::Died(exit) => exit_packet(out, b'X', exit),
             Self::Hello { generation, guardian } => {
@@ -93,6 +99,8 @@ impl<'a> Packet<'a> {
             (b'F', _) => Self::Forget(body),
             (b'A', _) => Self::ForgetAll(body),
             (b'N', _) => Self::Refused(body),
+            (b'B', 1..) => Self::Binary(body),
+            (b'W', 4) => Self::Renew { keeper: u32_at(body, 0)?.cast_signed() },
             (b'R', 16) => Self::Recorded(exit(body)?),
             (b'X', 16) => Self::Died(exit(body)?),
             (b'H', 8) => {
@@ -163,6 +171,8 @@ mod tests {
             Packet::Forget(b"t/a/pidfd"),
             Packet::ForgetAll(b"t/a/"),
             Packet::Refused(b"x"),
+            Packet::Binary(b"/usr/local/bin/shim"),
+            Packet::Renew { keeper: 77 },
             Packet::Recorded(exit),
             Packet::Died(exit),
             Packet::Hello { generation: 3, guardian: 12 },
@@ -180,7 +190,7 @@ mod tests {
 
     #[test]
     fn rubbish_is_no_packet_and_never_panics() {
-        for bytes in [&b""[..], b"Z", b"R123", b"H1234567", b"Y1"] {
+        for bytes in [&b""[..], b"Z", b"R123", b"H1234567", b"Y1", b"B", b"W123"] {
             assert_eq!(Packet::decode(bytes), None);
         }
         // A key that claims more than there is ends the list.

@@ -209,8 +209,13 @@ impl Worker {
                 Ok(Command::Attach(id, listener, reply)) => {
                     let _ = reply.send(self.attach(&id, listener));
                 }
+                Ok(Command::Leftover(listener)) => self.leftover(listener),
                 Ok(Command::Remove(id)) => self.remove(&id),
                 Ok(Command::Recovered) => self.journal.end(),
+                Ok(Command::Retire(reply)) => {
+                    let _ = reply.send(self.listeners.take_all());
+                    return false;
+                }
                 Ok(Command::Stop) | Err(mpsc::TryRecvError::Disconnected) => return false,
                 Err(mpsc::TryRecvError::Empty) => return true,
             }
@@ -233,6 +238,10 @@ impl Worker {
                 self.remove(&log.id);
                 return Err(error);
             }
+        }
+        // Nothing has been read yet.
+        for client in log.clients {
+            self.attach(&log.id, client)?;
         }
         Ok(())
     }
@@ -287,6 +296,16 @@ impl Worker {
             }
         }
         Ok(true)
+    }
+
+    /// Of a log that is over: no stream has its key.
+    fn leftover(&mut self, listener: Listener) {
+        self.next += 1;
+        let log = self.next;
+        if let Err(error) = self.listeners.add(&self.epoll, log, listener, &mut self.next) {
+            tracing::warn!("an attached client of a former keeper: {error}");
+        }
+        self.listeners.end_log(log);
     }
 
     fn remove(&mut self, id: &str) {

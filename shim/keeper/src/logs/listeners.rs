@@ -27,12 +27,34 @@ pub(crate) enum End {
     Gone,
 }
 
-/// A client: write ends of its pipes, and who waits for the end.
+/// A client: where its bytes go, and who waits for the end.
 #[derive(Debug)]
 pub(crate) struct Listener {
-    pub(crate) stdout: Option<OwnedFd>,
-    pub(crate) stderr: Option<OwnedFd>,
+    pub(crate) who: Who,
+    pub(crate) stdout: Option<Outlet>,
+    pub(crate) stderr: Option<Outlet>,
     pub(crate) end: oneshot::Sender<End>,
+}
+
+/// Tells clients apart, also for the next keeper.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Who {
+    /// Container id.
+    pub(crate) container: String,
+    pub(crate) client: String,
+}
+
+/// Write end of a client's pipe, and what has not gone into it yet.
+#[derive(Debug)]
+pub(crate) struct Outlet {
+    pub(crate) pipe: OwnedFd,
+    pub(crate) behind: VecDeque<u8>,
+}
+
+impl From<OwnedFd> for Outlet {
+    fn from(pipe: OwnedFd) -> Self {
+        Self { pipe, behind: VecDeque::new() }
+    }
 }
 
 /// One pipe of a client.
@@ -40,8 +62,7 @@ pub(crate) struct Listener {
 struct Out {
     client: u64,
     stream: Stream,
-    pipe: OwnedFd,
-    behind: VecDeque<u8>,
+    outlet: Outlet,
     /// Nothing is added any more: it goes once the backlog is written.
     last: bool,
 }
@@ -49,6 +70,7 @@ struct Out {
 #[derive(Debug)]
 struct Client {
     log: u64,
+    who: Who,
     outs: Vec<u64>,
     end: oneshot::Sender<End>,
 }
@@ -71,23 +93,39 @@ impl Listeners {
     ) -> io::Result<()> {
         *next += 1;
         let client = *next;
-        self.clients.insert(client, Client { log, outs: Vec::new(), end: listener.end });
-        for (stream, pipe) in [(Stream::Stdout, listener.stdout), (Stream::Stderr, listener.stderr)] {
-            let Some(pipe) = pipe else { continue };
+        self.clients.insert(client, Client { log, who: listener.who, outs: Vec::new(), end: listener.end });
+        for (stream, outlet) in [(Stream::Stdout, listener.stdout), (Stream::Stderr, listener.stderr)] {
+            let Some(outlet) = outlet else { continue };
             *next += 1;
             // Refused when the user's share of pipe pages is used up: it stays as it is.
-            let _ = rustix::pipe::fcntl_setpipe_size(&pipe, PIPE);
+            let _ = rustix::pipe::fcntl_setpipe_size(&outlet.pipe, PIPE);
             let flags = epoll::EventFlags::OUT | epoll::EventFlags::ET;
-            if let Err(error) = epoll::add(epoll, &pipe, epoll::EventData::new_u64(*next), flags) {
+            if let Err(error) = epoll::add(epoll, &outlet.pipe, epoll::EventData::new_u64(*next), flags) {
                 self.drop_client(client, End::Gone);
                 return Err(error.into());
             }
-            self.outs.insert(*next, Out { client, stream, pipe, behind: VecDeque::new(), last: false });
+            self.outs.insert(*next, Out { client, stream, outlet, last: false });
             if let Some(client) = self.clients.get_mut(&client) {
                 client.outs.push(*next);
             }
         }
         Ok(())
+    }
+
+    /// All clients, as they are now, for the next keeper.
+    pub(super) fn take_all(&mut self) -> Vec<Listener> {
+        let outs = &mut self.outs;
+        let left = self.clients.drain().map(|(_, client)| {
+            let mut listener = Listener { who: client.who, stdout: None, stderr: None, end: client.end };
+            for out in client.outs.into_iter().filter_map(|token| outs.remove(&token)) {
+                match out.stream {
+                    Stream::Stdout => listener.stdout = Some(out.outlet),
+                    Stream::Stderr => listener.stderr = Some(out.outlet),
+                }
+            }
+            listener
+        });
+        left.collect()
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -103,7 +141,7 @@ impl Listeners {
             let Some(out) = self.outs.get_mut(&token).filter(|out| out.stream == stream && !out.last) else {
                 continue;
             };
-            if let Err(end) = out.push(bytes) {
+            if let Err(end) = out.outlet.push(bytes) {
                 let client = out.client;
                 self.drop_client(client, end);
             }
@@ -114,10 +152,10 @@ impl Listeners {
     pub(super) fn ready(&mut self, token: u64, hung_up: bool) -> bool {
         let Some(out) = self.outs.get_mut(&token) else { return false };
         let client = out.client;
-        let flushed = if hung_up { Err(End::Gone) } else { out.flush() };
+        let flushed = if hung_up { Err(End::Gone) } else { out.outlet.flush() };
         match flushed {
             Err(end) => self.drop_client(client, end),
-            Ok(()) if out.last && out.behind.is_empty() => self.drop_out(token),
+            Ok(()) if out.last && out.outlet.behind.is_empty() => self.drop_out(token),
             Ok(()) => {}
         }
         true
@@ -129,7 +167,7 @@ impl Listeners {
         for token in outs.collect::<Vec<_>>() {
             let Some(out) = self.outs.get_mut(&token).filter(|out| out.stream == stream) else { continue };
             out.last = true;
-            if out.behind.is_empty() {
+            if out.outlet.behind.is_empty() {
                 self.drop_out(token);
             }
         }
@@ -166,7 +204,7 @@ impl Listeners {
     }
 }
 
-impl Out {
+impl Outlet {
     /// Writes what fits and keeps the rest.
     fn push(&mut self, mut bytes: &[u8]) -> Result<(), End> {
         if self.behind.is_empty() {
@@ -222,7 +260,8 @@ mod tests {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
         let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).unwrap();
         let (tell, end) = oneshot::channel();
-        let listener = Listener { stdout: Some(write), stderr: None, end: tell };
+        let who = Who { container: "c".into(), client: "a".into() };
+        let listener = Listener { who, stdout: Some(write.into()), stderr: None, end: tell };
         listeners.add(&epoll, 1, listener, next).unwrap();
         Reader { pipe: read.into(), end }
     }
@@ -279,6 +318,32 @@ mod tests {
         }
         all.extend(reader.take());
         assert_eq!(all, text);
+    }
+
+    /// DESIGN 4: to a client the next keeper's listeners go on where these stopped.
+    #[test]
+    fn clients_are_handed_over_with_what_they_are_behind() {
+        let (mut listeners, mut next) = (Listeners::default(), 0);
+        let mut reader = attach(&mut listeners, &mut next);
+        let text: Vec<u8> = (0..3 << 20).map(|n| (n % 251) as u8).collect();
+        listeners.say(1, Stream::Stdout, &text);
+        let [mut left] = <[Listener; 1]>::try_from(listeners.take_all()).unwrap();
+        assert!(listeners.is_empty() && listeners.outs.is_empty());
+        assert!(left.stdout.as_ref().is_some_and(|outlet| !outlet.behind.is_empty()));
+        let (tell, end) = oneshot::channel();
+        (left.end, reader.end) = (tell, end);
+        let (mut listeners, mut next) = (Listeners::default(), 0);
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+        listeners.add(&epoll, 7, left, &mut next).unwrap();
+        listeners.say(7, Stream::Stdout, b"more");
+        listeners.end_log(7);
+        let mut all = Vec::new();
+        while reader.end.try_recv().is_err() {
+            all.extend(reader.take());
+            listeners.ready(next, false);
+        }
+        all.extend(reader.take());
+        assert_eq!(all, [&text[..], b"more"].concat());
     }
 
     /// STR-ATT-08.

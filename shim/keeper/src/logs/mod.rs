@@ -27,13 +27,14 @@ mod sink;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use listeners::{End, Listener};
+pub(crate) use listeners::{End, Listener, Outlet, Who};
 
 use journal::{Counters, Journal};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::OwnedFd;
 use std::fs::File;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use tokio::sync::oneshot;
@@ -76,6 +77,8 @@ pub(crate) struct Log {
     /// Lines dropped before, when a former keeper wrote this log.
     pub(crate) dropped: u64,
     pub(crate) streams: Vec<Input>,
+    /// Clients that a former keeper has handed over: they miss nothing.
+    pub(crate) clients: Vec<Listener>,
 }
 
 /// One stream of a container, and its hold: a memfd made by [`hold`], empty or with the beginning of a line.
@@ -108,8 +111,10 @@ enum Command {
     Drain(String, oneshot::Sender<Drained>),
     IsOver(String, oneshot::Sender<bool>),
     Attach(String, Listener, oneshot::Sender<io::Result<bool>>),
+    Leftover(Listener),
     Remove(String),
     Recovered,
+    Retire(oneshot::Sender<Vec<Listener>>),
     Stop,
 }
 
@@ -119,6 +124,8 @@ pub(crate) struct Engine {
     commands: mpsc::Sender<Command>,
     bell: Arc<OwnedFd>,
     journal: Arc<Journal>,
+    /// What is asked from now on is for the next keeper to do: nobody here must believe that it was.
+    retired: Arc<AtomicBool>,
 }
 
 impl Engine {
@@ -129,21 +136,21 @@ impl Engine {
         let (commands, inbox) = mpsc::channel();
         let worker = engine::Worker::new(Arc::clone(&journal), Arc::clone(&bell), inbox)?;
         thread::Builder::new().name("logs".into()).stack_size(128 * 1024).spawn(move || worker.run())?;
-        Ok(Self { commands, bell, journal })
+        Ok(Self { commands, bell, journal, retired: Arc::default() })
     }
 
     /// Takes over a container's output. For a log of a former keeper the interrupted batch is completed first.
     pub(crate) async fn add(&self, log: Log) -> io::Result<()> {
         let (reply, answer) = oneshot::channel();
         self.send(Command::Add(log, reply));
-        answer.await.map_err(|_| gone())?
+        self.answered(answer).await?
     }
 
     /// Every later line of the container goes to `file` (CRI-LOG-12). False: the container has no open log.
     pub(crate) async fn reopen(&self, id: &str, file: File) -> io::Result<bool> {
         let (reply, answer) = oneshot::channel();
         self.send(Command::Reopen(id.into(), file, reply));
-        answer.await.map_err(|_| gone())
+        self.answered(answer).await
     }
 
     /// Returns once all that was in the pipes is in the file, a last line without newline included. Bounded: a process that
@@ -151,21 +158,43 @@ impl Engine {
     pub(crate) async fn drain(&self, id: &str) -> io::Result<Drained> {
         let (reply, answer) = oneshot::channel();
         self.send(Command::Drain(id.into(), reply));
-        answer.await.map_err(|_| gone())
+        self.answered(answer).await
     }
 
     /// Whether all that could write to the container's pipes is gone, and all they wrote is taken.
     pub(crate) async fn is_over(&self, id: &str) -> io::Result<bool> {
         let (reply, answer) = oneshot::channel();
         self.send(Command::IsOver(id.into(), reply));
-        answer.await.map_err(|_| gone())
+        self.answered(answer).await
     }
 
     /// Lets a client hear what the container prints from now on. False: the container has no open output.
     pub(crate) async fn attach(&self, id: &str, listener: Listener) -> io::Result<bool> {
         let (reply, answer) = oneshot::channel();
         self.send(Command::Attach(id.into(), listener, reply));
-        answer.await.map_err(|_| gone())?
+        self.answered(answer).await?
+    }
+
+    /// A client that a former keeper has handed over, of a container without output by now: it gets what it is behind.
+    pub(crate) fn leftover(&self, listener: Listener) {
+        self.send(Command::Leftover(listener));
+    }
+
+    /// Ends the thread between two batches; what the containers print from now on is for the next keeper. Returns the
+    /// attached clients.
+    pub(crate) async fn retire(&self) -> io::Result<Vec<Listener>> {
+        let (reply, answer) = oneshot::channel();
+        self.retired.store(true, Ordering::SeqCst);
+        self.send(Command::Retire(reply));
+        answer.await.map_err(|_| gone())
+    }
+
+    /// Never, once the thread has retired.
+    async fn answered<T>(&self, answer: oneshot::Receiver<T>) -> io::Result<T> {
+        match answer.await {
+            Err(_) if self.retired.load(Ordering::SeqCst) => std::future::pending().await,
+            answer => answer.map_err(|_| gone()),
+        }
     }
 
     /// Lets go of the container's pipes and file. Unknown is success.

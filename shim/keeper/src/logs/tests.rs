@@ -33,7 +33,7 @@ impl Rig {
             .into_iter()
             .map(|(stream, source)| Input { stream, source, hold: hold().unwrap() })
             .collect();
-        let log = Log { id: "c".into(), file, max_line, dropped: 0, streams };
+        let log = Log { id: "c".into(), file, max_line, dropped: 0, streams, clients: Vec::new() };
         self.runtime.block_on(self.engine.add(log)).unwrap();
     }
 
@@ -277,7 +277,14 @@ fn a_stream_that_failed_is_served_again() {
     let hold = held.try_clone().unwrap().into();
     let streams =
         vec![Input { stream: Stream::Stdout, source: Source::Pipe(out.try_clone().unwrap()), hold }];
-    let log = Log { id: "c".into(), file: Some(open(&rig.path())), max_line: 16384, dropped: 0, streams };
+    let log = Log {
+        id: "c".into(),
+        file: Some(open(&rig.path())),
+        max_line: 16384,
+        dropped: 0,
+        streams,
+        clients: Vec::new(),
+    };
     rig.runtime.block_on(rig.engine.add(log)).unwrap();
     let waiting = || rustix::io::ioctl_fionread(&out).unwrap();
     // Longer than it waits before it tries again.

@@ -4,12 +4,14 @@ use super::answer;
 use crate::keeper::Keeper;
 use crate::logs::End;
 use crate::records::{OutOfMemory, SandboxPhase};
-use crate::task::{Client, Phase, SIGKILL, Snapshot};
+use crate::task::{Attached, Client, Phase, SIGKILL, Snapshot};
+use crate::upgrade;
 use async_trait::async_trait;
 use cri_proto::keeper::{
     AbandonRequest, AbandonResponse, AttachEnd, AttachRequest, AttachResponse, ExecInfo, InfoRequest,
     InfoResponse, KillAllRequest, KillAllResponse, Lap, LapsRequest, LapsResponse, ListRequest, ListResponse,
-    ReopenLogRequest, ReopenLogResponse, SandboxInfo, TaskInfo, TaskState, WaitTaskRequest, keeper_ttrpc,
+    ReopenLogRequest, ReopenLogResponse, SandboxInfo, TaskInfo, TaskState, UpgradeRequest, UpgradeResponse,
+    WaitTaskRequest, keeper_ttrpc,
 };
 use std::sync::Arc;
 use ttrpc::r#async::TtrpcContext;
@@ -85,10 +87,16 @@ impl keeper_ttrpc::Keeper for ExtensionService {
     async fn attach(&self, _: &TtrpcContext, request: AttachRequest) -> ttrpc::Result<AttachResponse> {
         let task = answer(self.0.tasks.get(&request.id))?;
         let client = Client { stdin: request.stdin, stdout: request.stdout, stderr: request.stderr };
-        let end = match answer(task.attach(&self.0, client).await)? {
-            End::Over => AttachEnd::OUTPUT_OVER,
-            End::TooSlow => AttachEnd::TOO_SLOW,
-            End::Gone => AttachEnd::CLIENT_GONE,
+        let attached = if request.again {
+            task.attach_again(&self.0, client).await
+        } else {
+            task.attach(&self.0, client).await
+        };
+        let end = match answer(attached)? {
+            Attached::Ended(End::Over) => AttachEnd::OUTPUT_OVER,
+            Attached::Ended(End::TooSlow) => AttachEnd::TOO_SLOW,
+            Attached::Ended(End::Gone) => AttachEnd::CLIENT_GONE,
+            Attached::HandedOver => AttachEnd::HANDED_OVER,
         };
         Ok(AttachResponse { end: end.into(), ..Default::default() })
     }
@@ -98,6 +106,12 @@ impl keeper_ttrpc::Keeper for ExtensionService {
         let exec = answer(task.execs.get(&request.exec_id))?;
         answer(exec.abandon(&self.0, &task).await)?;
         Ok(AbandonResponse::default())
+    }
+
+    async fn upgrade(&self, _: &TtrpcContext, request: UpgradeRequest) -> ttrpc::Result<UpgradeResponse> {
+        let path = (!request.path.is_empty()).then(|| request.path.into());
+        answer(upgrade::ask(&self.0, path).await)?;
+        Ok(UpgradeResponse::default())
     }
 
     async fn laps(&self, _: &TtrpcContext, request: LapsRequest) -> ttrpc::Result<LapsResponse> {

@@ -80,7 +80,8 @@ impl Task {
                 let mut kept = self.kept();
                 let file = kept.remove(key::LOG).map(File::from);
                 let streams = stdio::take_log_inputs(&mut kept).map_err(fail)?;
-                Log { id: self.facts.id.clone(), file, max_line, dropped: self.dropped(), streams }
+                let clients = self.handed.listeners();
+                Log { id: self.facts.id.clone(), file, max_line, dropped: self.dropped(), streams, clients }
             };
             keeper.engine.add(log).await.map_err(fail)?;
         }

@@ -11,14 +11,16 @@
 mod attach;
 mod end;
 mod frozen;
+mod handed;
 pub(crate) mod laps;
 mod make;
 mod restore;
 mod shimmed;
 
-pub(crate) use attach::Client;
+pub(crate) use attach::{Attached, Client};
 pub(crate) use end::remove_cgroup;
 pub(crate) use frozen::clear;
+pub(crate) use handed::{forget_clients, hand_over_clients};
 pub(crate) use restore::Restored;
 
 use crate::checkpoint::Frozen;
@@ -139,6 +141,8 @@ pub(crate) struct Task {
     changing: tokio::sync::Mutex<()>,
     kept: Mutex<Kept>,
     copying: Mutex<Copying>,
+    /// Attached clients of a former keeper.
+    handed: handed::Clients,
     /// Nobody may write to its standard input any more.
     stdin_closed: watch::Sender<bool>,
     exit: watch::Sender<Option<Ended>>,
@@ -587,6 +591,7 @@ impl Task {
             changing: tokio::sync::Mutex::new(()),
             kept: Mutex::new(kept),
             copying: Mutex::default(),
+            handed: handed::Clients::default(),
             stdin_closed: watch::Sender::new(false),
             exit: watch::Sender::new(ended),
             dropped: dropped.into(),

@@ -86,6 +86,10 @@ impl Task {
         {
             tracing::error!(id = self.facts.id, "take over the streams: {error}");
         }
+        // Those of one whose output is over.
+        for client in self.handed.listeners() {
+            keeper.engine.leftover(client);
+        }
     }
 
     /// Goes on where a former keeper stopped: with a start that was under way, and the wait for the end.

@@ -37,7 +37,7 @@ fn create(rig: &Rig, bundle: &Bundle, checkpoint: &Path) -> ttrpc::Result<u32> {
     create_with(rig, bundle, checkpoint, &criu())
 }
 
-fn create_with(rig: &Rig, bundle: &Bundle, checkpoint: &Path, criu: &str) -> ttrpc::Result<u32> {
+pub fn create_with(rig: &Rig, bundle: &Bundle, checkpoint: &Path, criu: &str) -> ttrpc::Result<u32> {
     let body = format!("CriuPath = {criu:?}\n").into_bytes();
     let message = GenericOptions { config_body: body, ..GenericOptions::default() };
     let value = message.write_to_bytes().unwrap();

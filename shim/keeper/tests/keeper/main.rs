@@ -16,4 +16,5 @@ mod roots;
 mod shim;
 mod shims;
 mod streams;
+mod upgrade;
 mod wire;

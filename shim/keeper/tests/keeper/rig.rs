@@ -28,6 +28,8 @@ pub fn soon() -> Context {
 
 pub struct Rig {
     dir: tempfile::TempDir,
+    /// What its `start` action is of, and new keepers.
+    pub binary: PathBuf,
     pub group: String,
     address: String,
     pub guardian: i32,
@@ -45,14 +47,28 @@ impl Rig {
     /// A keeper whose events go to this socket.
     pub fn with_events(socket: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("slk").tempdir().unwrap();
+        Self::assemble(dir, BINARY.into(), socket)
+    }
+
+    /// A keeper of a program that is installed for it alone, and can be replaced.
+    pub fn installed(socket: &str) -> Self {
+        let dir = tempfile::Builder::new().prefix("slk").tempdir().unwrap();
+        let binary = dir.path().join("containerd-shim-slipway-v1");
+        fs::copy(BINARY, &binary).unwrap();
+        Self::assemble(dir, binary, socket)
+    }
+
+    fn assemble(dir: tempfile::TempDir, binary: PathBuf, socket: &str) -> Self {
         let group = format!("slipway-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let output = shim_command(dir.path(), "node", "start").env("TTRPC_ADDRESS", socket).output().unwrap();
+        let start = shim_command(&binary, dir.path(), "node", "start").env("TTRPC_ADDRESS", socket).output();
+        let output = start.unwrap();
         let address = address_of(&output);
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let client = runtime.block_on(ttrpc::r#async::Client::connect(&address)).unwrap();
         let mut rig = Self {
             dir,
+            binary,
             group,
             address,
             guardian: 0,
@@ -75,6 +91,13 @@ impl Rig {
 
     pub fn run<T>(&self, work: impl Future<Output = T>) -> T {
         self.runtime.block_on(work)
+    }
+
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> tokio::task::JoinHandle<T> {
+        self.runtime.spawn(work)
     }
 
     pub fn address(&self) -> &str {
@@ -115,7 +138,7 @@ impl Rig {
     }
 
     pub fn shim(&self, id: &str, action: &str) -> Output {
-        shim(self.dir.path(), id, action)
+        shim_command(&self.binary, self.dir.path(), id, action).output().unwrap()
     }
 
     pub fn bundle(&self, id: &str, args: &[&str]) -> Bundle {
@@ -335,11 +358,11 @@ pub struct Bundle {
 
 /// Runs an action as containerd does.
 pub fn shim(state: &Path, id: &str, action: &str) -> Output {
-    shim_command(state, id, action).output().unwrap()
+    shim_command(Path::new(BINARY), state, id, action).output().unwrap()
 }
 
-fn shim_command(state: &Path, id: &str, action: &str) -> Command {
-    let mut command = Command::new(BINARY);
+fn shim_command(binary: &Path, state: &Path, id: &str, action: &str) -> Command {
+    let mut command = Command::new(binary);
     command
         .args(["-namespace", "test", "-address", "/nowhere.sock", "-id", id, action])
         .env("SLIPWAY_KEEPER_STATE", state)
