@@ -325,9 +325,10 @@ case \" $* \" in *\" start \"*) grep -q 'container-type\":\"container\"' config.
     let sandbox = node.run_pod_under(&config, "lonely").await?;
     let (pid, socket) = shim(node, &sandbox)?;
     let home = homes(node)?.into_iter().find(|home| home.ends_with(&sandbox)).context("its directory")?;
-    let mut bystander = std::process::Command::new("sh")
-        .args(["-c", "sleep 1000; :"])
-        .arg(home.join("config.json"))
+    let mut bystander = std::process::Command::new("tail")
+        .arg("-f")
+        .arg(home.join("shim.json"))
+        .stdout(std::process::Stdio::null())
         .spawn()?;
     for _ in 0..2 {
         let error = node.create(&sandbox, &config, shell("one", &image, "true")).await;
