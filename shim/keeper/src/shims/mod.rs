@@ -29,6 +29,8 @@ mod pause;
 mod pod;
 mod process;
 mod program;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use aside::{Aside, wait};
 pub(crate) use container::{Container, New, close_stdin, end_session};
@@ -131,7 +133,7 @@ impl Shim {
 }
 
 #[cfg(test)]
-mod tests {
+mod shim_tests {
     use super::*;
 
     fn shim(path: &str) -> Shim {

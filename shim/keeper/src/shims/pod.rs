@@ -168,6 +168,23 @@ impl Pod {
         })
     }
 
+    /// One whose server is known, without a keeper.
+    #[cfg(test)]
+    pub(super) fn served_at(dir: &Path, endpoint: Endpoint) -> Arc<Self> {
+        Arc::new(Self {
+            id: "p".into(),
+            dir: dir.into(),
+            events: dir.join("events"),
+            namespace: "test".into(),
+            shim: Shim::parse("Path = \"/no/such/shim\"").unwrap(),
+            state: tokio::sync::Mutex::new(State { endpoint: Some(endpoint), ..State::default() }),
+            log: Mutex::new(None),
+            lost: Mutex::default(),
+            calls: super::Aside::default().calls(),
+            closing: AtomicBool::new(false),
+        })
+    }
+
     fn read_log(&self, fifo: OwnedFd) {
         match log::copy(fifo, &self.id) {
             Ok(task) => *self.log.lock().unwrap_or_else(PoisonError::into_inner) = Some(task),
