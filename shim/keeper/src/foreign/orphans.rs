@@ -223,7 +223,7 @@ mod tests {
     fn stranger(path: &Path, mark: Option<&Path>) -> i32 {
         let mut command = Command::new("sh");
         // The subshell ends at once: what it started is the next subreaper's or init's.
-        let script = "(setsid sh -c 'echo $$; exec 1>&-; sleep 1000; :' sh \"$0\" &)";
+        let script = "(setsid sh -c 'echo $$; exec 1>&- 2>&-; sleep 1000; :' sh \"$0\" &)";
         command.args(["-c", script]).arg(path).env_remove(MARK);
         if let Some(mark) = mark {
             command.env(MARK, mark);

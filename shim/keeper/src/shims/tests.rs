@@ -57,7 +57,7 @@ async fn container(
     let service = create_task(Arc::new(fake) as Arc<dyn Task + Send + Sync>);
     let mut server = Server::new().bind(&address).unwrap().register_service(service);
     server.start().await.unwrap();
-    let pod = Pod::served_at(dir, Endpoint { address, version: 2 });
+    let pod = Pod::served_at(dir, Endpoint { address, version: 3 });
     let container = Container::new(Arc::clone(&pod), "c");
     std::fs::create_dir(dir.join("c")).unwrap();
     (container, pod, server)
