@@ -2,6 +2,7 @@
 
 use crate::config::{Config, File};
 use crate::containers::ContainerRecord;
+use crate::containers::shim_stats::Told;
 use crate::containers::stats::Rates;
 use crate::error::{Error, Result};
 use crate::events::Events;
@@ -39,6 +40,8 @@ pub(crate) struct Daemon {
     pub(crate) container_names: Names,
     pub(crate) events: Events,
     pub(crate) rates: Rates,
+    /// What shims say that containers use.
+    pub(crate) told: Told,
     pub(crate) features: Features,
     pub(crate) accounts: Accounts,
     pub(crate) selinux: Selinux,
@@ -65,6 +68,7 @@ impl Daemon {
             container_names: Names::default(),
             events: Events::default(),
             rates: Rates::default(),
+            told: Told::default(),
             features: Features::default(),
             accounts: Accounts::default(),
             selinux: Selinux::new(&config.file.selinux),

@@ -152,7 +152,9 @@ impl Exec {
                 return Err(exec.wrong("start", "it was killed before it began"));
             }
             let (starter, starter_keeper, own) = (Arc::clone(&exec), Arc::clone(&keeper), Arc::clone(&task));
-            let started = blocking(move || starter.launch(&starter_keeper, &task, &init, spec)).await;
+            let of_shim = task.shim().is_some();
+            let launch = move || starter.launch(&starter_keeper, &task, &init, spec);
+            let started = keeper.aside.run_if(of_shim, launch).await;
             let process = match started {
                 Ok(process) => process,
                 Err(error) => {

@@ -38,6 +38,8 @@ pub(crate) struct Keeper {
     pub(crate) sandboxes: Registry<Sandbox>,
     /// Where other shims publish.
     pub(crate) shims: shims::Listener,
+    /// Where what waits for other programs is done.
+    pub(crate) aside: shims::Aside,
     /// 1 for the first keeper under this guardian.
     pub(crate) generation: u32,
     /// Soft and hard limit of descriptors for containers that say nothing.
@@ -80,6 +82,7 @@ impl Keeper {
             tasks: Registry::new("task"),
             sandboxes: Registry::new("sandbox"),
             shims: shims::Listener::default(),
+            aside: shims::Aside::default(),
             generation,
             nofile,
             upgrade: Upgrade::default(),

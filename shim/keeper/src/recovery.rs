@@ -31,8 +31,8 @@ type HalfMade = (TaskRecord, Option<OwnedFd>);
 pub(crate) struct Pending {
     tasks: Vec<Living>,
     half_made: Vec<HalfMade>,
-    /// Pods that a shim was to run.
-    half_pods: Vec<String>,
+    /// Pods that a shim was to run, with what is to go when they are undone; and what is left of some without a record.
+    half_pods: Vec<(String, Option<SandboxRecord>)>,
 }
 
 /// Rebuilds everything in memory, without awaiting anything: when it returns, whoever waits for a death is known, so that
@@ -42,16 +42,20 @@ pub(crate) fn rebuild(keeper: &Arc<Keeper>, mut held: HashMap<String, OwnedFd>) 
     let fail = |e: std::io::Error| Error::io("read the records in", keeper.layout.root().display(), &e);
     let mut pending = Pending::default();
     let tasks = records::load_all::<TaskRecord>(&keeper.layout.tasks()).map_err(fail)?;
+    let mut left_over = shims::left_over(&keeper.layout);
+    left_over.retain(|id| tasks.iter().all(|task| task.sandbox != *id));
     for record in records::load_all::<SandboxRecord>(&keeper.layout.sandboxes()).map_err(fail)? {
         let id = record.id.clone();
+        left_over.retain(|left| *left != id);
         if record.by_shim && record.phase == SandboxPhase::Creating {
-            pending.half_pods.push(id.clone());
+            pending.half_pods.push((id.clone(), Some(record.clone())));
         }
         let inhabitant = tasks.iter().filter(|task| task.sandbox == id).find_map(living);
         if let Some(sandbox) = Sandbox::recover(keeper, record, inhabitant.as_ref(), &mut held) {
             keeper.sandboxes.insert(&id, sandbox);
         }
     }
+    pending.half_pods.extend(left_over.into_iter().map(|id| (id, None)));
     for record in tasks {
         match restore(keeper, record, &mut held) {
             Ok((task, adopted)) => {
@@ -92,11 +96,13 @@ pub(crate) async fn resume(keeper: &Arc<Keeper>, pending: Pending) {
         let keeper = Arc::clone(keeper);
         undone.spawn(async move { undo(&keeper, &record, pidfd).await });
     }
-    for id in pending.half_pods {
+    for (id, record) in pending.half_pods {
         let keeper = Arc::clone(keeper);
         undone.spawn(async move {
-            if let Err(error) = shims::undo(&keeper, &id).await {
-                tracing::warn!(id, "a pod that was being made: {error}");
+            // Until it is done whoever comes after us must find it.
+            match shims::undo(&keeper, &id).await {
+                Ok(()) => drop(record.map(|record| records::remove(&keeper.layout.sandboxes(), &record))),
+                Err(error) => tracing::warn!(id, "a pod that was being made: {error}"),
             }
         });
     }

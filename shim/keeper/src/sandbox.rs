@@ -77,11 +77,12 @@ impl Sandbox {
             keeper.must_serve()?;
             let reservation = keeper.sandboxes.reserve(&id)?;
             let maker = Arc::clone(&keeper);
-            let sandbox = blocking(move || {
+            let is_of_shim = shim.is_some();
+            let make = move || {
                 let of_shim = shim.map(|shim| OfShim { shim, files: bundle });
                 Self::make(&maker, id, &request, config, of_shim.as_ref())
-            });
-            let sandbox = sandbox.await?;
+            };
+            let sandbox = keeper.aside.run_if(is_of_shim, make).await?;
             sandbox.watch_reaper(&keeper, None);
             sandbox.watch_shim(&keeper);
             reservation.fill(Arc::clone(&sandbox));
@@ -163,7 +164,7 @@ impl Sandbox {
                 };
                 let pod = shims::Pod::make(keeper, &record.id, shim.clone(), &pause)?;
                 let undo = Arc::clone(&pod);
-                rollback.push("shim", move || undo.clear());
+                rollback.push("shim", move || undo.give_up());
                 Some(pod)
             }
         };
@@ -193,7 +194,8 @@ impl Sandbox {
         }
     }
 
-    /// Puts a former keeper's sandbox together again. A half-made one is undone and gives nothing. `inhabitant` is a
+    /// Puts a former keeper's sandbox together again. A half-made one is undone and gives nothing; the record of a shim's stays
+    /// until that is undone, too. `inhabitant` is a
     /// process of one of its containers, if any lives.
     pub(crate) fn recover(
         keeper: &Arc<Keeper>,
@@ -223,7 +225,9 @@ impl Sandbox {
             }
             keeper.guardian.forget_all(&prefix);
             let _ = PodFiles::remove(&keeper.layout.sandbox_files(&record.id));
-            let _ = records::remove(&keeper.layout.sandboxes(), &record);
+            if !record.by_shim {
+                let _ = records::remove(&keeper.layout.sandboxes(), &record);
+            }
             return None;
         }
         let adopted = reaper.as_ref().map(|reaper| keeper.deaths.expect(reaper.pid));
@@ -270,7 +274,11 @@ impl Sandbox {
             let ended = shim.ended().await;
             if ended.is_none() && !shim.is_closing() {
                 let path = shim.shim().path.display();
-                tracing::error!(id = sandbox.id(), "the pod's shim, {path}, is gone: the pod is over");
+                let why = match shim.lost(&sandbox.id()) {
+                    Some(shims::Lost::Unknown) => "does not know it any more",
+                    _ => "is gone",
+                };
+                tracing::error!(id = sandbox.id(), "the pod's shim, {path}, {why}: the pod is over");
             }
             let (at, status) = ended.map_or_else(|| (now(), LOST), |ended| (ended.at, ended.status));
             sandbox.end(&keeper, at, status).await;
@@ -382,11 +390,14 @@ impl Sandbox {
     pub(crate) async fn shut_down(self: &Arc<Self>, keeper: &Arc<Keeper>) -> Result<()> {
         self.stop(keeper).await?;
         let (record, keeper, shim) = (self.record(), Arc::clone(keeper), self.shim.clone());
-        blocking(move || {
+        let by_shim = record.by_shim;
+        let own = Arc::clone(&keeper);
+        let shut_down = move || {
+            // Its record is what the next keeper finds it by: it goes when nothing else is left.
             if let Some(shim) = shim {
-                shim.clear();
+                shim.clear()?;
             } else if record.by_shim {
-                shims::clear_left_over(&keeper.layout.shims().join(&record.id));
+                shims::clear_left_over(&keeper.layout.shims().join(&record.id))?;
             }
             keeper.guardian.forget_all(&prefix(&record.id));
             PodFiles::remove(&keeper.layout.sandbox_files(&record.id))?;
@@ -394,8 +405,8 @@ impl Sandbox {
                 .map_err(|e| Error::io("remove record of sandbox", &record.id, &e))?;
             keeper.sandboxes.remove(&record.id);
             Ok(())
-        })
-        .await
+        };
+        own.aside.run_if(by_shim, shut_down).await
     }
 
     pub(crate) fn record(&self) -> SandboxRecord {

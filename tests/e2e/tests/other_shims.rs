@@ -9,6 +9,8 @@ use e2e::requests::{in_pod, pod, pod_modes, shell};
 use e2e::shims::{SHIM, all, handler, handlers, is_alive, is_clean, script, shim};
 use e2e::streams::{texts, type_into};
 use e2e::{Node, Setup, on_a_node};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -228,8 +230,13 @@ async fn shared(node: &mut Node) -> Result<()> {
     node.stop_container(&one, 0).await?;
     ensure!(node.container_status(&one).await?.exit_code == 137);
     let start = Instant::now();
-    while node.sh(&two, "ps").await?.contains("sleep 471[12]") {
-        ensure!(start.elapsed() < PATIENCE, "left behind: {}", node.sh(&two, "ps").await?);
+    loop {
+        let seen = node.sh(&two, "ps").await?;
+        if !seen.contains("sleep 4711") && !seen.contains("sleep 4712") {
+            ensure!(seen.contains("sleep 4713"), "its neighbour lives: {seen}");
+            break;
+        }
+        ensure!(start.elapsed() < PATIENCE, "left behind: {seen}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     node.stop_pod(&sandbox).await?;
@@ -332,6 +339,7 @@ exec /usr/sbin/runc \"$@\""
     ensure!(eaten.reason == "OOMKilled" && eaten.exit_code == 137, "{eaten:?}");
     ensure!(eaten.message.contains("container's memory limit"), "{eaten:?}");
     let (pid, socket) = shim(node, &sandbox)?;
+    statistics_of_a_hung_shim(node, &image, &config, &sandbox, pid).await?;
     node.stop_pod(&sandbox).await?;
     // What the script above has made is its own to take away.
     for hierarchy in std::fs::read_dir("/sys/fs/cgroup")?.flatten() {
@@ -340,4 +348,48 @@ exec /usr/sbin/runc \"$@\""
     let _ = std::fs::remove_dir(Path::new("/sys/fs/cgroup").join(place.trim_start_matches('/')));
     node.remove_pod(&sandbox).await?;
     is_clean(node, &sandbox, pid, &socket)
+}
+
+/// DESIGN 1.C: nobody's statistics wait for a shim that hangs, however many containers it has; its last word stands. Nor can a
+/// container join the processes of one that is not here.
+async fn statistics_of_a_hung_shim(
+    node: &Node,
+    image: &str,
+    config: &v1::PodSandboxConfig,
+    sandbox: &str,
+    pid: i32,
+) -> Result<()> {
+    let mut ids = Vec::new();
+    for name in ["a", "b", "c"] {
+        ids.push(node.run(sandbox, config, shell(name, image, "exec sleep 1000")).await?);
+    }
+    let mut debug = shell("debug", image, "true");
+    let options = &mut debug.linux.get_or_insert_default().security_context.get_or_insert_default();
+    options.namespace_options = Some(v1::NamespaceOption {
+        pid: v1::NamespaceMode::Target.into(),
+        target_id: ids[0].clone(),
+        ..Default::default()
+    });
+    let error = node.create(sandbox, config, debug).await.err().context("there is nothing to join")?;
+    ensure!(format!("{error:#}").contains("are not on this host"), "{error:#}");
+    let told = list_stats(node).await?;
+    ensure!(told.iter().filter(|stats| stats.memory.is_some()).count() == ids.len(), "{told:?}");
+    kill(Pid::from_raw(pid), Signal::SIGSTOP)?;
+    let start = Instant::now();
+    for _ in 0..3 {
+        let stats = list_stats(node).await?;
+        ensure!(stats.iter().filter(|stats| stats.memory.is_some()).count() == ids.len(), "{stats:?}");
+        let pods = v1::ListPodSandboxStatsRequest::default();
+        let pods = node.runtime().await?.list_pod_sandbox_stats(pods).await?.into_inner().stats;
+        ensure!(pods.len() == 1, "{pods:?}");
+    }
+    let took = start.elapsed();
+    kill(Pid::from_raw(pid), Signal::SIGCONT)?;
+    ensure!(took < Duration::from_secs(10), "six lists took {took:?}");
+    Ok(())
+}
+
+async fn list_stats(node: &Node) -> Result<Vec<v1::ContainerStats>> {
+    let request = v1::ListContainerStatsRequest::default();
+    Ok(node.runtime().await?.list_container_stats(request).await?.into_inner().stats)
 }

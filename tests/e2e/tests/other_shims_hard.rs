@@ -12,6 +12,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_secs(60);
+/// More than the keeper has threads for its own work (128).
+const CROWD: usize = 150;
 
 /// DESIGN 4: daemon and keeper die; nothing of the containers is lost.
 #[test]
@@ -222,4 +224,176 @@ async fn cut_short(node: &mut Node) -> Result<()> {
     node.stop_pod(&sandbox).await?;
     node.remove_pod(&sandbox).await?;
     is_clean(node, &sandbox, pid, &socket)
+}
+
+/// Two keepers in a row die over one pod, the second while it takes back what the first had begun: the third still knows.
+#[test]
+fn what_is_half_undone_is_undone_by_the_next_keeper() {
+    on_a_node(Setup::default(), |node| Box::pin(cut_short_twice(node)));
+}
+
+async fn cut_short_twice(node: &mut Node) -> Result<()> {
+    node.import("busybox").await?;
+    // It says where it is in the making; its `delete` takes long.
+    let text = format!(
+        "case \" $* \" in *\" start \"*) touch \"$0.starts\"; {SHIM} \"$@\" || exit; touch \"$0.started\"; sleep 20;;
+            *\" delete \"*) touch \"$0.deletes\"; sleep 3; exec {SHIM} \"$@\";; *) exec {SHIM} \"$@\";; esac"
+    );
+    let path = script(node, "slow", &text)?;
+    handler(node, "slow", &path, "").await?;
+    let config = pod(node, "twice");
+    let node_ref = &*node;
+    let begin = async {
+        let made = node_ref.run_pod_under(&config, "slow").await;
+        anyhow::Ok(made.is_ok())
+    };
+    let die = async {
+        seen(&path, "started").await?;
+        kill(Pid::from_raw(node_ref.daemon_pid()?), Signal::SIGKILL)?;
+        kill(Pid::from_raw(keeper_of(node_ref)?), Signal::SIGKILL)?;
+        // Started by the guardian; it finds the half-made pod.
+        seen(&path, "deletes").await?;
+        kill(Pid::from_raw(keeper_of(node_ref)?), Signal::SIGKILL)?;
+        anyhow::Ok(())
+    };
+    let (made, died) = tokio::join!(begin, die);
+    died?;
+    ensure!(!made?, "nobody was there to make it");
+    node.daemon_ended().await?;
+    node.start_daemon().await?;
+    let start = Instant::now();
+    while let Some(left) = homes(node)?.first() {
+        ensure!(start.elapsed() < PATIENCE, "{} is left", left.display());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let state = node.path("state/keeper");
+    let left = e2e::leaks::processes_naming(&state);
+    let left: Vec<_> =
+        left.into_iter().filter(|process| format!("{process:?}").contains("/shims/")).collect();
+    ensure!(left.is_empty(), "what the shim had started lives: {left:?}");
+    Ok(())
+}
+
+/// The keeper that serves, asked of nobody.
+fn keeper_of(node: &Node) -> Result<i32> {
+    let all = e2e::leaks::processes_naming(&node.path("state/keeper"));
+    let keeper = all
+        .iter()
+        .find(|(_, command)| command.contains("containerd-shim-slipway-v1") && command.contains("serve"));
+    keeper.map(|(pid, _)| *pid).with_context(|| format!("no keeper among {all:?}"))
+}
+
+/// Directories of pods of shims.
+fn homes(node: &Node) -> Result<Vec<std::path::PathBuf>> {
+    let keepers = std::fs::read_dir(node.path("state/keeper"))?.flatten();
+    let shims =
+        keepers.flat_map(|keeper| std::fs::read_dir(keeper.path().join("shims")).into_iter().flatten());
+    Ok(shims.flatten().map(|home| home.path()).filter(|home| home.is_dir()).collect())
+}
+
+/// Once the script has come so far.
+async fn seen(script: &Path, word: &str) -> Result<()> {
+    let start = Instant::now();
+    while !Path::new(&format!("{}.{word}", script.display())).exists() {
+        ensure!(start.elapsed() < PATIENCE, "no {word}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Ok(())
+}
+
+/// A shim that speaks version 2 and starts a server for every container: refused by name, at each try, and nothing of any try
+/// stays, while somebody who only looks at the pod's files is left alone.
+#[test]
+fn a_shim_that_does_not_group_leaves_no_servers() {
+    on_a_node(Setup::default(), |node| Box::pin(ungrouped(node)));
+}
+
+async fn ungrouped(node: &mut Node) -> Result<()> {
+    let image = node.import("busybox").await?;
+    let text = format!(
+        "for a; do id=$last; last=$a; done
+case \" $* \" in *\" start \"*) grep -q 'container-type\":\"container\"' config.json || exec {SHIM} \"$@\"
+    s=\"$0.$$.sock\"
+    perl -MIO::Socket::UNIX -e 'my $s = IO::Socket::UNIX->new(Local => $ARGV[0], Listen => 5); sleep 4798' -- \"$s\" \"$@\" \
+        >/dev/null 2>&1 &
+    while [ ! -S \"$s\" ]; do sleep 0.02; done; echo \"unix://$s\";;
+*) exec {SHIM} \"$@\";; esac"
+    );
+    let path = script(node, "lonely", &text)?;
+    handler(node, "lonely", &path, "").await?;
+    let config = pod(node, "lonely");
+    let sandbox = node.run_pod_under(&config, "lonely").await?;
+    let (pid, socket) = shim(node, &sandbox)?;
+    let home = homes(node)?.into_iter().find(|home| home.ends_with(&sandbox)).context("its directory")?;
+    let mut bystander = std::process::Command::new("tail")
+        .arg("-f")
+        .arg(home.join("shim.json"))
+        .stdout(std::process::Stdio::null())
+        .spawn()?;
+    for _ in 0..2 {
+        let error = node.create(&sandbox, &config, shell("one", &image, "true")).await;
+        let error = format!("{:#}", error.err().context("it has a server of its own")?);
+        ensure!(error.contains("lonely start") && error.contains("need one shim"), "{error}");
+        let left = e2e::leaks::processes_naming(Path::new("4798"));
+        ensure!(left.is_empty(), "its server lives: {left:?}");
+        let sockets = std::fs::read_dir(path.parent().context("parent")?)?.flatten();
+        let sockets: Vec<_> = sockets
+            .map(|entry| entry.file_name())
+            .filter(|name| {
+                name.to_string_lossy().starts_with("lonely.") && name.to_string_lossy().ends_with(".sock")
+            })
+            .collect();
+        ensure!(sockets.is_empty(), "left: {sockets:?}");
+    }
+    ensure!(node.pod_status(&sandbox).await?.state() == v1::PodSandboxState::SandboxReady, "the pod lives");
+    node.stop_pod(&sandbox).await?;
+    node.remove_pod(&sandbox).await?;
+    let lives = bystander.try_wait()?.is_none();
+    let _ = bystander.kill();
+    bystander.wait()?;
+    ensure!(lives, "somebody who looked at a file of ours was killed");
+    is_clean(node, &sandbox, pid, &socket)
+}
+
+/// More pods of a slow shim at once than the keeper has threads for its own short work: each comes to its end, and all others
+/// are served meanwhile.
+#[test]
+fn many_pods_of_a_slow_shim_hold_up_nobody() {
+    on_a_node(Setup::default(), |node| Box::pin(crowd(node)));
+}
+
+async fn crowd(node: &mut Node) -> Result<()> {
+    let image = node.import("busybox").await?;
+    let path = script(
+        node,
+        "crowd",
+        "case \" $* \" in *\" start \"*) sleep 1; echo no such luck >&2; exit 1;; esac",
+    )?;
+    handler(node, "crowd", &path, "create_timeout = \"20s\"").await?;
+    let mut all = tokio::task::JoinSet::new();
+    for number in 0..CROWD {
+        let mut config = pod(node, &format!("crowd-{number}"));
+        e2e::requests::pod_modes(&mut config).network = v1::NamespaceMode::Node.into();
+        let mut runtime = node.runtime().await?;
+        let request = v1::RunPodSandboxRequest { config: Some(config), runtime_handler: "crowd".into() };
+        all.spawn(async move { runtime.run_pod_sandbox(request).await });
+    }
+    // Made, asked and ended while all of them are under way.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let start = Instant::now();
+    let config = pod(node, "native");
+    let sandbox = node.run_pod(&config).await?;
+    let id = node.run(&sandbox, &config, shell("main", &image, "exec sleep 1000")).await?;
+    ensure!(node.sh(&id, "echo in").await?.trim() == "in");
+    node.stop_container(&id, 0).await?;
+    ensure!(start.elapsed() < Duration::from_secs(40), "a native pod took {:?}", start.elapsed());
+    let ends = tokio::time::timeout(Duration::from_secs(150), all.join_all()).await;
+    for end in ends.context("they wait for each other")? {
+        let error = end.err().context("it is no shim")?;
+        ensure!(error.message().contains("crowd start"), "{error:?}");
+    }
+    node.stop_pod(&sandbox).await?;
+    node.remove_pod(&sandbox).await?;
+    ensure!(homes(node)?.is_empty(), "left: {:?}", homes(node)?);
+    Ok(())
 }

@@ -47,11 +47,21 @@ fn a_command_whose_client_goes_away_is_dead() {
 
 async fn cancelled(node: &mut Node) -> Result<()> {
     let id = sleeping(node).await?;
+    let mut begun = 0;
     for round in 0..60 {
         let mut runtime = node.runtime().await?;
         let request = request(&id, "sleep 77", 0);
         let call = tokio::spawn(async move { runtime.exec_sync(request).await.map(drop) });
         tokio::time::sleep(Duration::from_micros(500 * round)).await;
+        call.abort();
+    }
+    // However slow the machine is: some are given up on when their command runs.
+    for _ in 0..5 {
+        let mut runtime = node.runtime().await?;
+        let request = request(&id, "echo >>/begun; exec sleep 77", 0);
+        let call = tokio::spawn(async move { runtime.exec_sync(request).await.map(drop) });
+        begun += 1;
+        until(node, &id, "wc -l </begun 2>/dev/null || true", &begun.to_string()).await?;
         call.abort();
     }
     until(node, &id, SLEEPERS, "0").await?;

@@ -294,12 +294,28 @@ impl Daemon {
         let Some(options) = options.filter(|o| o.pid() == v1::NamespaceMode::Target) else { return Ok(None) };
         let target = self.containers.get(&options.target_id)?.record();
         match target.phase {
-            Phase::Running { pid, .. } if target.pod_id == pod.id => Ok(Some(pid)),
+            Phase::Running { pid, .. } if target.pod_id == pod.id => {
+                self.check_pid(&target, pod, pid)?;
+                Ok(Some(pid))
+            }
             _ => Err(Error::invalid(format!(
                 "namespace_options.target_id {:?} is not a running container of this pod",
                 options.target_id
             ))),
         }
+    }
+
+    /// A shim may tell any pid for a container, its own on this host even: only what is in the container's own group is its.
+    fn check_pid(&self, target: &ContainerRecord, pod: &Pod, pid: u32) -> Result<()> {
+        let Some(shim) = pod.record().settings.shim.clone() else { return Ok(()) };
+        let inside = slipway_runtime::cgroup::Cgroup::open(&target.cgroup).and_then(|group| group.pids());
+        if inside.is_ok_and(|pids| pids.iter().any(|inside| inside.cast_unsigned() == pid)) {
+            return Ok(());
+        }
+        let (label, shim) = (target.label(), shim.display());
+        Err(Error::invalid(format!(
+            "namespace_options.target_id: the processes of {label} are not on this host but where {shim} has them: nothing can join them"
+        )))
     }
 
     fn log_uri(&self, record: &ContainerRecord) -> String {

@@ -242,6 +242,7 @@ impl Daemon {
         self.containers.remove(&container.id);
         self.nri.remove_container(&of_pod, &message).await;
         self.rates.forget(&container.id);
+        self.told.forget(&container.id);
         if let Ok(pod) = self.pods.get(&record.pod_id) {
             self.announce(&record.id, &pod, ContainerEventType::ContainerDeletedEvent);
         }

@@ -12,6 +12,7 @@ pub(crate) mod life;
 mod parse;
 mod propagation;
 mod relabel;
+pub(crate) mod shim_stats;
 pub(crate) mod stats;
 mod update;
 

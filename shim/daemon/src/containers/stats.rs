@@ -72,6 +72,15 @@ impl Daemon {
         self: &Arc<Self>,
         container: &Container,
     ) -> Result<v1::ContainerStats> {
+        self.ask_shims([container.record()]).await;
+        self.container_stats_as_told(container).await
+    }
+
+    /// The same for one whose shim has been asked.
+    pub(crate) async fn container_stats_as_told(
+        self: &Arc<Self>,
+        container: &Container,
+    ) -> Result<v1::ContainerStats> {
         let (daemon, record) = (Arc::clone(self), container.record());
         blocking(move || Ok::<_, crate::error::Error>(daemon.read_stats(&record))).await
     }
@@ -87,8 +96,7 @@ impl Daemon {
             writable_layer: self.writable_layer_usage(&record.id),
             ..Default::default()
         };
-        if let (true, Some(group)) = (record.is_running(), self.measured(record)) {
-            let at = crate::clock::now();
+        if let (true, Some((at, group))) = (record.is_running(), self.measured(record)) {
             let rate = self.rates.rate(&record.id, at, group.cpu_usage_ns.unwrap_or(0));
             stats.cpu = Some(usage::cpu(at, &group, rate));
             stats.memory = Some(usage::memory(at, &group));
@@ -98,19 +106,13 @@ impl Daemon {
         stats
     }
 
-    /// From its control group; from its shim, where it is in none of this host. Blocks.
-    fn measured(&self, record: &ContainerRecord) -> Option<Stats> {
-        let group = Cgroup::open(&record.cgroup);
-        let by_shim = self.pods.get(&record.pod_id).is_ok_and(|pod| pod.record().settings.shim.is_some());
-        let is_here = || group.as_ref().is_ok_and(|group| group.pids().is_ok_and(|pids| !pids.is_empty()));
-        if by_shim && !is_here() {
-            let told = tokio::runtime::Handle::current().block_on(self.keeper.stats(&record.id));
-            return told
-                .inspect_err(|e| tracing::warn!(container = record.label(), "stats: {e}"))
-                .ok()
-                .flatten();
+    /// From its control group; where it is in none of this host, what its shim said last ([`Daemon::ask_shims`]).
+    fn measured(&self, record: &ContainerRecord) -> Option<(i64, Stats)> {
+        if self.is_elsewhere(record) {
+            return self.told.last(&record.id);
         }
-        group.and_then(|group| group.stats()).ok()
+        let stats = Cgroup::open(&record.cgroup).and_then(|group| group.stats()).ok()?;
+        Some((crate::clock::now(), stats))
     }
 
     pub(crate) fn writable_layer_usage(&self, id: &str) -> Option<v1::FilesystemUsage> {

@@ -37,10 +37,13 @@ impl RuntimeApi {
 
     async fn stats(&self, filter: Option<&v1::ContainerStatsFilter>) -> Vec<v1::ContainerStats> {
         let mut all = Vec::new();
-        let containers = self.0.containers.list();
-        for container in containers.into_iter().filter(|c| filters::stats(filter, &c.record())) {
+        let mut containers = self.0.containers.list();
+        containers.retain(|c| filters::stats(filter, &c.record()));
+        // All of them before any of them is read.
+        self.0.ask_shims(containers.iter().map(|c| c.record()).collect::<Vec<_>>()).await;
+        for container in containers {
             // One that goes away meanwhile does not fail the list (CRI-SS-13).
-            all.extend(self.0.container_stats(&container).await.ok());
+            all.extend(self.0.container_stats_as_told(&container).await.ok());
         }
         all
     }

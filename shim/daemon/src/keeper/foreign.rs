@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// What a keeper does beside the runtime's own work, and to take it back when that fails.
-const AROUND: Duration = Duration::from_secs(45);
+/// What a keeper does beside the runtime's own work, and to take it back when that fails: a shim has 15 s to do so, then its
+/// `delete` action 10 s, its farewell 8 s; the rest is ours.
+const AROUND: Duration = Duration::from_secs(60);
 
 /// An OCI runtime as the keeper calls it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -68,7 +69,7 @@ impl Shim {
     }
 
     /// How long to wait for the keeper's answer.
-    pub(super) fn patience(&self) -> Duration {
+    pub(crate) fn patience(&self) -> Duration {
         Duration::from_secs(self.create_timeout) + AROUND
     }
 }

@@ -60,7 +60,7 @@ impl std::fmt::Debug for Keeper {
 const CONFIG_MAX: usize = (4 << 20) - (64 << 10);
 /// How often a creation is tried that no keeper remembers.
 const CREATIONS: usize = 3;
-/// How long a creation may go on at a keeper that has not answered in time, and how often we look.
+/// How long a creation may go on at a keeper that has not answered in time, beyond what it was given, and how often we look.
 const MAKING: Duration = Duration::from_secs(120);
 const LOOK: Duration = Duration::from_millis(50);
 /// Metadata that asks for [`Keeper::laps`] (keeper.proto).
@@ -121,7 +121,7 @@ impl Keeper {
             });
             created.await.map(drop)
         };
-        self.make(create, || self.knows_sandbox(id)).await?;
+        self.make(patience, create, || self.knows_sandbox(id)).await?;
         let mut request = sandbox::StartSandboxRequest::new();
         request.sandbox_id = id.into();
         let started = self.call(Retry::Safe, |c| {
@@ -148,6 +148,21 @@ impl Keeper {
             async move { c.sandbox.wait_sandbox(with_duration(ENDLESS), &request).await }
         });
         ended.await.map(drop)
+    }
+
+    /// [`Keeper::remove_sandbox`] for one whose making may still be under way at a slow keeper, which may take `patience` for it.
+    pub(crate) async fn remove_made_sandbox(&self, id: &str, patience: Option<Duration>) -> Result<()> {
+        let deadline = tokio::time::Instant::now() + patience.unwrap_or_default() + MAKING;
+        loop {
+            match self.remove_sandbox(id).await {
+                Err(error)
+                    if error.code() == Code::FailedPrecondition && tokio::time::Instant::now() < deadline =>
+                {
+                    tokio::time::sleep(LOOK).await;
+                }
+                other => return other,
+            }
+        }
     }
 
     /// Unknown is success.
@@ -189,17 +204,23 @@ impl Keeper {
             });
             created.await.map(drop)
         };
-        self.make(create, || async { Ok(self.task(task.id).await?.is_some()) }).await
+        let patience = task.patience.unwrap_or(QUICK);
+        self.make(patience, create, || async { Ok(self.task(task.id).await?.is_some()) }).await
     }
 
     /// A creation whose answer may get lost: the keeper may have died after making it, then its successor knows it, or
     /// has undone it; or the keeper was only slow, and is still at it.
-    async fn make<C, K>(&self, create: impl Fn() -> C, knows: impl Fn() -> K) -> Result<()>
+    async fn make<C, K>(
+        &self,
+        patience: Duration,
+        create: impl Fn() -> C,
+        knows: impl Fn() -> K,
+    ) -> Result<()>
     where
         C: Future<Output = Result<()>>,
         K: Future<Output = Result<bool>>,
     {
-        let deadline = tokio::time::Instant::now() + MAKING;
+        let deadline = tokio::time::Instant::now() + patience + MAKING;
         let mut lost = 0;
         loop {
             let error = match create().await {
@@ -524,12 +545,12 @@ impl Keeper {
     }
 
     /// What a container's shim measures; none if it does not say it in words that are known.
-    pub(crate) async fn stats(&self, id: &str) -> Result<Option<Stats>> {
+    pub(crate) async fn stats(&self, id: &str, patience: Duration) -> Result<Option<Stats>> {
         let mut request = api::StatsRequest::new();
         request.id = id.into();
-        let stats = self.call(Retry::Safe, |c| {
+        let stats = self.call(Retry::Never, |c| {
             let request = request.clone();
-            async move { c.task.stats(quick(), &request).await }
+            async move { c.task.stats(with_duration(patience), &request).await }
         });
         Ok(stats.await?.stats.as_ref().and_then(measured::decode))
     }

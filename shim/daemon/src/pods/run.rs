@@ -130,12 +130,16 @@ impl Daemon {
         self.telemetry.phase(METHOD, "files", blocking(move || dir.make(&pod))).await?;
         let daemon = Arc::clone(self);
         let sandbox = id.clone();
-        rollback.push("namespaces", async move { daemon.keeper.remove_sandbox(&sandbox).await });
         let mut config = record.config.clone();
         config.hostname = files::hostname(&record);
         let dir = PodDir::new(&self.config, &id);
         let group = self.config.cgroups.container(&record.cgroup_parent, &id);
         let shim = Shim::of(&record, group, &self.config.state);
+        let patience = shim.as_ref().map(Shim::patience);
+        rollback.push("namespaces", async move {
+            // One that is still made must not be left to nobody.
+            daemon.keeper.remove_made_sandbox(&sandbox, patience).await
+        });
         let made = self.keeper.run_sandbox(&id, dir.path(), &config, record.netns.as_deref(), shim.as_ref());
         record.sandbox_pid = self.telemetry.phase(METHOD, "keeper: namespaces", made).await?;
         let admission = self.nri.admit().await;

@@ -30,6 +30,8 @@ impl Daemon {
         records: Vec<Arc<PodRecord>>,
     ) -> Result<Vec<v1::PodSandboxStats>> {
         let daemon = Arc::clone(self);
+        let all = records.iter().flat_map(|record| self.containers_of(&record.id));
+        self.ask_shims(all.map(|container| container.record()).collect::<Vec<_>>()).await;
         blocking(move || {
             let ready: Vec<_> = records.into_iter().filter(|r| r.phase == PodPhase::Ready).collect();
             let networks = networks(&ready);

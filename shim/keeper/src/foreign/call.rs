@@ -1,7 +1,7 @@
 //! One call of a runtime's binary: its process group, its time limit, and what it says when it fails.
 
 use super::Runtime;
-use super::caller;
+use super::{caller, orphans};
 use crate::error::{Error, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -134,7 +134,7 @@ impl Call<'_> {
         }
         command.arg(self.verb).args(&self.args);
         // Whatever it starts can be ended with it.
-        command.process_group(0);
+        command.process_group(0).env(orphans::MARK, self.dir);
         // One that is gone is no reason not to call: there is nothing to be found there then.
         command.current_dir(if self.dir.is_dir() { self.dir } else { Path::new("/") });
     }

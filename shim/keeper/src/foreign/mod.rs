@@ -22,7 +22,7 @@ mod orphans;
 pub(crate) use bundle::{is_scope, prepared, within_reach, write_json};
 pub(crate) use call::{shown, watch};
 pub(crate) use caller::{ACTION, become_caller};
-pub(crate) use orphans::{end_calls, set_apart, sweep};
+pub(crate) use orphans::{MARK, end, end_calls, end_calls_for, is_ours, names, set_apart, sweep};
 
 use crate::error::{Error, Result};
 use crate::layout::Layout;

@@ -3,6 +3,7 @@
 use containerd_shim_protos::bootstrap_api::BootstrapResult;
 use protobuf::Message as _;
 use serde::{Deserialize, Serialize};
+use std::path::Path;
 
 /// Where a shim is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +51,11 @@ impl Endpoint {
                 Err(format!("its answer is no address: {shown:?}"))
             }
         }
+    }
+
+    /// Of its socket.
+    pub(super) fn path(&self) -> &Path {
+        Path::new(self.address.strip_prefix("unix://").unwrap_or(&self.address))
     }
 
     fn of(version: i32, address: &str, protocol: &str) -> Result<Self, String> {

@@ -1,7 +1,9 @@
 //! One container of a shim: what a task asks of it, as calls of the Task service (SHIM-TSK-*).
 
+use super::aside::wait;
+use super::deadline::Deadline;
 use super::link::Fault;
-use super::pod::{Pause, Pod};
+use super::pod::{Lost, Pause, Pod, TAKING_BACK};
 use super::{KILL, QUICK, SIGNAL, bundle, log, pause, program};
 use crate::error::{Error, Result};
 use crate::events::timestamp_nanos;
@@ -31,9 +33,11 @@ use std::time::{Duration, Instant};
 const SIGKILL: u32 = 9;
 /// What the specification's types are called in an Any (SHIM-TSK-21, SHIM-TSK-29).
 const SPEC_TYPES: &str = "types.containerd.io/opencontainers/runtime-spec/1/";
-/// How often a Wait is tried that breaks off while the shim lives, and the pause between two.
-const WAITS: u32 = 20;
+/// How often in a row a shim that lives may refuse to be asked after a container before it is taken at its word, and the first
+/// and the longest pause between two: half a minute in all.
+const WAITS: u32 = 18;
 const WAIT_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// How long a killed container may take to be deletable, and how often that is looked at.
 const DYING: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(50);
@@ -50,7 +54,7 @@ pub(crate) struct New<'a> {
     pub(crate) streams: &'a Streams,
 }
 
-/// See the module. Its id is that of the task, or of the pod for the sandbox container.
+/// One container of a shim. Its id is that of the task, or of the pod for the sandbox container.
 #[derive(Debug)]
 pub(crate) struct Container {
     pod: Arc<Pod>,
@@ -68,6 +72,11 @@ impl Container {
         &self.pod
     }
 
+    /// Why nobody knows how it ended.
+    pub(crate) fn lost(&self) -> Option<Lost> {
+        self.pod.lost(&self.id)
+    }
+
     fn dir(&self) -> PathBuf {
         self.pod.bundle(&self.id)
     }
@@ -77,12 +86,14 @@ impl Container {
         stdio::by_name::reopen(streams, &self.dir(), kept);
     }
 
-    /// Create: the container waits for its start. The pid is whatever the shim says. On error nothing is left. Blocks.
+    /// Create: the container waits for its start. The pid is whatever the shim says. On error all is taken back; what cannot be
+    /// is told in the log, and goes with the pod. [`wait`]s.
     pub(crate) fn create(&self, new: New<'_>) -> Result<(i32, stdio::Opened)> {
-        self.try_create(new).inspect_err(|_| wait(self.remove()))
+        self.try_create(new).inspect_err(|_| wait(self.give_up()))
     }
 
     fn try_create(&self, new: New<'_>) -> Result<(i32, stdio::Opened)> {
+        let deadline = self.deadline();
         let dir = self.dir();
         bundle::make(&dir)?;
         let scope = foreign::is_scope(&new.spec);
@@ -98,7 +109,7 @@ impl Container {
         bundle::write(&dir, &foreign::prepared(&dir, &asked)?)?;
         let (mut opened, names) = stdio::by_name::logged(new.streams, &dir)?;
         // Held by its server, if ever.
-        let made = log::make(&dir).and_then(|_log| wait(self.make(&names, scope)));
+        let made = log::make(&dir).and_then(|_log| wait(self.make(&names, scope, deadline)));
         match made {
             Ok(pid) => Ok((pid, opened)),
             Err(error) => {
@@ -108,8 +119,14 @@ impl Container {
         }
     }
 
-    /// The same for the sandbox container; with the end of the shim's log that is to be read. Runs already. Blocks.
+    /// What the making of it may take.
+    fn deadline(&self) -> Deadline {
+        Deadline::after(self.pod.shim().patience())
+    }
+
+    /// The same for the sandbox container; with the end of the shim's log that is to be read. Runs already. [`wait`]s.
     pub(super) fn create_sandbox(&self, what: &Pause<'_>) -> Result<OwnedFd> {
+        let deadline = self.deadline();
         let dir = self.dir();
         bundle::make(&dir)?;
         let rootfs = dir.join("rootfs");
@@ -118,16 +135,18 @@ impl Container {
         bundle::write(&dir, &spec)?;
         let log = log::make(&dir)?;
         wait(async {
-            self.make(&Streams::default(), foreign::is_scope(&spec)).await?;
-            self.start().await
+            self.make(&Streams::default(), foreign::is_scope(&spec), deadline).await?;
+            let request = StartRequest { id: self.id.clone(), ..StartRequest::default() };
+            let started = self.pod.call_by::<StartResponse>("Start", &request, QUICK, deadline).await;
+            started.map(drop).map_err(|fault| self.failed("Start", fault))
         })?;
         Ok(log)
     }
 
     /// Its bundle is there.
-    async fn make(&self, names: &Streams, scope: bool) -> Result<i32> {
+    async fn make(&self, names: &Streams, scope: bool, deadline: Deadline) -> Result<i32> {
         let options = self.pod.shim().options(scope)?;
-        self.pod.reach(&self.id, options.as_ref()).await?;
+        self.pod.reach(&self.id, options.as_ref(), deadline).await?;
         let request = CreateTaskRequest {
             id: self.id.clone(),
             bundle: self.dir().to_string_lossy().into_owned(),
@@ -138,9 +157,9 @@ impl Container {
             options: options.into(),
             ..CreateTaskRequest::default()
         };
-        let patience = self.pod.shim().patience();
-        let made: CreateTaskResponse = self.call("Create", &request, patience).await?;
-        Ok(made.pid.cast_signed())
+        let patience = deadline.whole();
+        let made = self.pod.call_by::<CreateTaskResponse>("Create", &request, patience, deadline).await;
+        Ok(made.map_err(|fault| self.failed("Create", fault))?.pid.cast_signed())
     }
 
     /// Start: returns when the container's command runs.
@@ -156,30 +175,67 @@ impl Container {
 
     /// Whether a start that a former keeper began is still to be done.
     pub(crate) async fn is_waiting(&self) -> Result<bool> {
-        let request = StateRequest { id: self.id.clone(), ..StateRequest::default() };
-        let state: StateResponse = self.call("State", &request, QUICK).await?;
+        let state = self.state("").await.map_err(|fault| self.failed("State", fault))?;
         Ok(state.status.enum_value() == Ok(Status::CREATED))
     }
 
-    /// How a process ends; none when nobody can say: its shim is gone or does not know it.
+    /// How a process ends; none when nobody can say: its shim is gone or does not know it ([`Pod::lost`]).
     pub(super) async fn wait(&self, exec: &str) -> Option<Ended> {
         let request = WaitRequest { id: self.id.clone(), exec_id: exec.into(), ..WaitRequest::default() };
-        for _ in 0..WAITS {
-            match self.pod.call::<WaitResponse>("Wait", &request, None).await {
-                Ok(ended) => {
-                    let at = timestamp_nanos(&ended.exited_at);
-                    return Some(Ended { status: ended.exit_status & 0xff, at, known: true, oom: None });
+        let (mut refusals, mut silences, mut pause) = (0, 0, WAIT_PAUSE);
+        let why = loop {
+            let fault = match self.pod.call::<WaitResponse>("Wait", &request, None).await {
+                Ok(ended) => return Some(end(ended.exit_status, timestamp_nanos(&ended.exited_at))),
+                Err(fault) => fault,
+            };
+            if fault.is_not_found() {
+                break Lost::Unknown;
+            }
+            tracing::warn!(id = self.id, exec, "wait: {fault}");
+            match self.state(exec).await {
+                Ok(state) if state.status.enum_value() == Ok(Status::STOPPED) => {
+                    return Some(end(state.exit_status, timestamp_nanos(&state.exited_at)));
                 }
-                Err(fault) if fault.is_not_found() => return None,
-                Err(fault) => tracing::warn!(id = self.id, exec, "wait: {fault}"),
+                // Whatever keeps it from waiting is no end of the container.
+                Ok(_) | Err(Fault::Late(_)) => (refusals, silences) = (0, 0),
+                Err(fault) if fault.is_not_found() => break Lost::Unknown,
+                Err(Fault::Refused(..)) => refusals += 1,
+                Err(Fault::Lost(_)) if !self.pod.is_running().await => break Lost::Gone,
+                Err(Fault::Lost(_)) => silences += 1,
             }
-            if !self.pod.is_alive().await {
-                break;
+            if refusals == WAITS {
+                break Lost::Unknown;
             }
-            tokio::time::sleep(WAIT_PAUSE).await;
+            if silences == WAITS {
+                // Nobody will ever reach it again.
+                if let Err(error) = self.pod.end_shim().await {
+                    tracing::warn!(id = self.id, "{error}");
+                }
+                break Lost::Gone;
+            }
+            tokio::time::sleep(pause).await;
+            pause = LONGEST_PAUSE.min(pause * 2);
+        };
+        if exec.is_empty() {
+            self.pod.lose(&self.id, why);
+            if why == Lost::Gone {
+                self.bury().await;
+            }
         }
-        self.bury().await;
         None
+    }
+
+    async fn state(&self, exec: &str) -> Result<StateResponse, Fault> {
+        let request = StateRequest { id: self.id.clone(), exec_id: exec.into(), ..StateRequest::default() };
+        self.pod.call("State", &request, Some(QUICK)).await
+    }
+
+    /// Whether a call was refused because the shim does not know what it was for. One that says no without a reason does not,
+    /// if it cannot tell its state either.
+    async fn is_unknown(&self, exec: &str, fault: &Fault) -> bool {
+        fault.is_not_found()
+            || fault.is_vague()
+                && matches!(self.state(exec).await, Err(state) if state.is_not_found() || state.is_vague())
     }
 
     /// A signal to its first process, to a session's, or with `all` to all of them.
@@ -200,7 +256,7 @@ impl Container {
             }
             // Whoever waits for it finds out by himself.
             Err(Fault::Lost(_)) => Ok(()),
-            Err(fault) if fault.is_not_found() => Ok(()),
+            Err(fault) if self.is_unknown("", &fault).await => Ok(()),
             Err(fault) => Err(self.failed("Kill", fault)),
             Ok(_) => Ok(()),
         }
@@ -278,10 +334,9 @@ impl Container {
     pub(crate) async fn forget_session(&self, exec: &str) -> Result<()> {
         let request = DeleteRequest { id: self.id.clone(), exec_id: exec.into(), ..DeleteRequest::default() };
         match self.pod.call::<DeleteResponse>("Delete", &request, Some(QUICK)).await {
-            Err(fault @ (Fault::Refused(..) | Fault::Late(_))) if !fault.is_not_found() => {
-                Err(self.failed("Delete", fault))
-            }
-            _ => Ok(()),
+            Ok(_) | Err(Fault::Lost(_)) => Ok(()),
+            Err(fault) if self.is_unknown(exec, &fault).await => Ok(()),
+            Err(fault) => Err(self.failed("Delete", fault)),
         }
     }
 
@@ -297,7 +352,7 @@ impl Container {
         let request = DeleteRequest { id: self.id.clone(), ..DeleteRequest::default() };
         match self.pod.call::<DeleteResponse>("Delete", &request, Some(QUICK)).await {
             Ok(_) => {}
-            Err(fault) if fault.is_not_found() => {}
+            Err(fault) if self.is_unknown("", &fault).await => {}
             Err(fault @ Fault::Refused(..)) => return Err(self.failed("Delete", fault)),
             // Dead, or as good as that.
             Err(fault) => {
@@ -334,6 +389,19 @@ impl Container {
         }
     }
 
+    /// [`Self::remove`] for one whose making failed: a shim that takes long over that is ended.
+    pub(super) async fn give_up(&self) {
+        if tokio::time::timeout(TAKING_BACK, self.remove()).await.is_ok() {
+            return;
+        }
+        let is_alone = self.id == self.pod.id();
+        tracing::error!(id = self.id, is_alone, "not taken back within {} s", TAKING_BACK.as_secs());
+        if is_alone && let Err(error) = self.pod.end_shim().await {
+            tracing::warn!(id = self.id, "{error}");
+        }
+        self.bury().await;
+    }
+
     /// For one whose shim is gone.
     async fn bury(&self) {
         let mut gone = self.gone.lock().await;
@@ -350,7 +418,7 @@ impl Container {
     /// Its `delete` action (SHIM-DEL-04).
     async fn without_shim(&self) {
         let (pod, id) = (Arc::clone(&self.pod), self.id.clone());
-        if let Err(error) = blocking(move || program::delete(&pod, &id)).await {
+        if let Err(error) = self.pod.outside(move || program::delete(&pod, &id)).await {
             tracing::warn!(id = self.id, "{error}");
         }
     }
@@ -374,9 +442,8 @@ fn any(name: &str, value: &impl Serialize) -> Result<Any> {
     Ok(Any { type_url: format!("{SPEC_TYPES}{name}"), value, ..Any::default() })
 }
 
-/// On a thread that may block.
-pub(crate) fn wait<T>(work: impl Future<Output = T>) -> T {
-    tokio::runtime::Handle::current().block_on(work)
+fn end(status: u32, at: i64) -> Ended {
+    Ended { status: status & 0xff, at, known: true, oom: None }
 }
 
 /// [`Container::close_stdin`] without waiting for it.

@@ -5,9 +5,12 @@ use crate::error::Error;
 use protobuf::Message;
 use std::collections::HashMap;
 use std::fmt;
+use std::io;
 use std::time::Duration;
+use tokio::net::UnixStream;
 use ttrpc::Code;
 use ttrpc::r#async::Client;
+use ttrpc::r#async::transport::Socket;
 
 /// Metadata key of the namespace (SHIM-TTR-06).
 const NAMESPACE: &str = "containerd-namespace-ttrpc";
@@ -45,6 +48,11 @@ impl Fault {
         matches!(self, Self::Refused(Code::NOT_FOUND, _))
     }
 
+    /// A no without a reason: shims that give every error as that (kata's) say so also of what they do not know.
+    pub(super) fn is_vague(&self) -> bool {
+        matches!(self, Self::Refused(Code::UNKNOWN, _))
+    }
+
     /// `<shim> <method>: <why>`.
     pub(super) fn within(self, place: &str) -> Error {
         let text = format!("{place}: {self}");
@@ -62,7 +70,8 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Refused(_, text) => f.write_str(text.trim_end()),
-            Self::Late(limit) => write!(f, "no answer within {} s", limit.as_secs()),
+            Self::Late(limit) if limit.is_zero() => f.write_str("it takes no connections"),
+            Self::Late(limit) => write!(f, "no answer within {} s", limit.as_millis().div_ceil(1000)),
             Self::Lost(why) => write!(f, "the shim cannot be reached: {why}"),
         }
     }
@@ -72,8 +81,15 @@ impl Link {
     pub(super) async fn connect(endpoint: &Endpoint, namespace: &str) -> Result<Self, Fault> {
         let service =
             if endpoint.version >= 3 { "containerd.task.v3.Task" } else { "containerd.task.v2.Task" };
-        match tokio::time::timeout(CONNECT, Client::connect(&endpoint.address)).await {
-            Ok(Ok(client)) => Ok(Self { client, service, namespace: namespace.into() }),
+        // Not by ttrpc's own connect, which blocks the event loop for as long as the shim's backlog is full.
+        let connected = tokio::time::timeout(CONNECT, UnixStream::connect(endpoint.path())).await;
+        match connected {
+            Ok(Ok(stream)) => {
+                let client = Client::new(Socket::from(stream));
+                Ok(Self { client, service, namespace: namespace.into() })
+            }
+            // It listens, and takes nobody in.
+            Ok(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => Err(Fault::Late(Duration::ZERO)),
             Ok(Err(error)) => Err(Fault::Lost(format!("{}: {error}", endpoint.address))),
             Err(_) => Err(Fault::Late(CONNECT)),
         }

@@ -18,8 +18,10 @@
 //! Absent on purpose: checkpoints, user namespaces, the Sandbox service, shims that speak gRPC.
 
 mod answer;
+mod aside;
 mod bundle;
 mod container;
+mod deadline;
 mod events;
 mod link;
 mod log;
@@ -27,10 +29,13 @@ mod pause;
 mod pod;
 mod process;
 mod program;
+#[cfg(test)]
+mod tests;
 
-pub(crate) use container::{Container, New, close_stdin, end_session, wait};
+pub(crate) use aside::{Aside, wait};
+pub(crate) use container::{Container, New, close_stdin, end_session};
 pub(crate) use events::Listener;
-pub(crate) use pod::{Pause, Pod, clear_left_over, undo};
+pub(crate) use pod::{Lost, Pause, Pod, clear_left_over, left_over, undo};
 pub(crate) use process::Process;
 pub(crate) use program::{ACTION, become_shim, is_publishing};
 
@@ -128,7 +133,7 @@ impl Shim {
 }
 
 #[cfg(test)]
-mod tests {
+mod shim_tests {
     use super::*;
 
     fn shim(path: &str) -> Shim {

@@ -29,8 +29,8 @@ pub(super) fn spec(id: &str, rootfs: &Path, cgroup: &str, pause: &Pause<'_>) -> 
     let mut namespaces = vec![json!({"type": "mount"})];
     for (kind, fd) in pause.namespaces {
         let word = match kind {
-            NamespaceKind::Network => continue,
             NamespaceKind::Ipc | NamespaceKind::Uts | NamespaceKind::Pid => name(*kind),
+            // The network's comes by its path; others are not shared.
             _ => continue,
         };
         namespaces.push(json!({"type": word, "path": path(fd)}));

@@ -5,9 +5,10 @@
 //! ```
 
 use super::answer::Endpoint;
+use super::deadline::Deadline;
 use super::pod::Pod;
 use crate::error::{Error, Result};
-use crate::foreign::{shown, watch};
+use crate::foreign::{MARK, shown, watch};
 use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, Extension};
 use protobuf::well_known_types::any::Any;
@@ -20,7 +21,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 /// What a shim without a way to send events calls (SHIM-CMD-09): `--address A publish --topic T --namespace N`.
@@ -31,8 +32,8 @@ pub(crate) const ACTION: &str = "shim";
 const NAME: &str = "containerd-shim-slipway-v1";
 /// How long `delete` may take (SHIM-DEL-04 says 5 s; a slow disk gets more).
 const DELETE: Duration = Duration::from_secs(10);
-/// In what a shim says that wants its input in the form of containerd 2.3 (pkg/shim: "bootstrap parameters do not match …").
-const NEW_FORM: &str = "bootstrap";
+/// What a shim says that wants its input in the form of containerd 2.3 (pkg/shim, in every such error).
+const NEW_FORM: &str = "shim was started through the deprecated API but was built against the new API";
 /// containerd's own number (SHIM-CMD-08).
 const MAX_SHIM_VERSION: &str = "2";
 
@@ -54,20 +55,19 @@ pub(crate) fn become_shim(args: &[OsString]) -> io::Error {
 }
 
 /// The `start` action for a container whose bundle is there. Blocks.
-pub(super) fn start(pod: &Pod, id: &str, options: Option<&Any>) -> Result<Endpoint> {
+pub(super) fn start(pod: &Pod, id: &str, options: Option<&Any>, deadline: Deadline) -> Result<Endpoint> {
     let encode = |message: &dyn MessageDyn| {
         message.write_to_bytes_dyn().map_err(|e| failed(pod, "start", &format!("encode its input: {e}")))
     };
     let input = options.map_or(Ok(Vec::new()), |options| encode(options))?;
-    let patience = pod.shim().patience();
-    let said = match run(pod, id, "start", &input, patience) {
+    let said = match run(pod, id, "start", &input, deadline)? {
         // Shims of containerd 2.3 and later take only its new form; older ones break off at any other than theirs, and later.
-        Err(error) if error.to_string().to_ascii_lowercase().contains(NEW_FORM) => {
-            run(pod, id, "start", &encode(&params(pod, id, options))?, patience)?
+        Said::Failure { words, .. } if words.contains(NEW_FORM) => {
+            run(pod, id, "start", &encode(&params(pod, id, options))?, deadline)?
         }
-        said => said?,
+        said => said,
     };
-    Endpoint::parse(&said).map_err(|why| failed(pod, "start", &why))
+    Endpoint::parse(&said.answer(pod, "start")?).map_err(|why| failed(pod, "start", &why))
 }
 
 /// What it reads from standard input, as containerd gives it since 2.3 (SHIM-BOOT-02, SHIM-BOOT-06).
@@ -87,13 +87,34 @@ fn params(pod: &Pod, id: &str, options: Option<&Any>) -> BootstrapParams {
 
 /// The `delete` action, which ends and forgets a container whose shim is dead. Blocks.
 pub(super) fn delete(pod: &Pod, id: &str) -> Result<DeleteResponse> {
-    let said = run(pod, id, "delete", &[], DELETE)?;
+    let said = run(pod, id, "delete", &[], Deadline::after(DELETE))?.answer(pod, "delete")?;
     DeleteResponse::parse_from_bytes(&said)
         .map_err(|_| failed(pod, "delete", "its answer is no DeleteResponse"))
 }
 
-/// What it printed.
-fn run(pod: &Pod, id: &str, action: &'static str, input: &[u8], limit: Duration) -> Result<Vec<u8>> {
+/// How a call ended that was over in time.
+enum Said {
+    /// What it printed.
+    Answer(Vec<u8>),
+    Failure {
+        status: ExitStatus,
+        words: String,
+    },
+}
+
+impl Said {
+    fn answer(self, pod: &Pod, action: &str) -> Result<Vec<u8>> {
+        match self {
+            Self::Answer(said) => Ok(said),
+            Self::Failure { status, words } if words.is_empty() => {
+                Err(failed(pod, action, &format!("{status}: and not a word why")))
+            }
+            Self::Failure { status, words } => Err(failed(pod, action, &format!("{status}: {words}"))),
+        }
+    }
+}
+
+fn run(pod: &Pod, id: &str, action: &'static str, input: &[u8], deadline: Deadline) -> Result<Said> {
     let path = &pod.shim().path;
     let fail = |e: io::Error| Error::io("run", path.display(), &e);
     rustix::fs::access(path, Access::EXEC_OK).map_err(|e| cannot_run(path, &e.into()))?;
@@ -111,7 +132,7 @@ fn run(pod: &Pod, id: &str, action: &'static str, input: &[u8], limit: Duration)
         command.arg("-bundle").arg(&bundle);
     }
     command.arg(action).current_dir(&bundle).process_group(0);
-    command.env("TTRPC_ADDRESS", pod.events()).env("GRPC_ADDRESS", pod.dir());
+    command.env(MARK, pod.dir()).env("TTRPC_ADDRESS", pod.events()).env("GRPC_ADDRESS", pod.dir());
     command
         .env("NAMESPACE", pod.namespace())
         .env("MAX_SHIM_VERSION", MAX_SHIM_VERSION)
@@ -123,22 +144,21 @@ fn run(pod: &Pod, id: &str, action: &'static str, input: &[u8], limit: Duration)
     let mut child = command.spawn().map_err(|e| cannot_run(path, &e))?;
     // Our copies of the streams.
     drop(command);
-    let watched = watch(&mut child, Some(read), limit);
+    let watched = watch(&mut child, Some(read), deadline.left(deadline.whole()));
     let complained = fs::read(&complaints).unwrap_or_default();
     for file in [told, complaints] {
         let _ = fs::remove_file(file);
     }
     match watched.map_err(fail)? {
-        (Some(status), said) if status.success() => Ok(said),
+        (Some(status), said) if status.success() => Ok(Said::Answer(said)),
         (Some(status), said) => {
             let words =
                 [shown(&String::from_utf8_lossy(&complained)), shown(&String::from_utf8_lossy(&said))];
             let words: Vec<_> = words.into_iter().filter(|words| !words.is_empty()).collect();
-            let words = if words.is_empty() { "and not a word why".into() } else { words.join("; ") };
-            Err(failed(pod, action, &format!("{status}: {words}")))
+            Ok(Said::Failure { status, words: words.join("; ") })
         }
         (None, _) => {
-            let limit = limit.as_secs();
+            let limit = deadline.whole().as_secs();
             Err(failed(
                 pod,
                 action,

@@ -92,7 +92,8 @@ impl Task {
             let logger = task.kept().remove(key::LOGGER);
             logger::finish(logger).await;
             let (remover, remover_keeper) = (Arc::clone(&task), Arc::clone(&keeper));
-            blocking(move || remover.remove(&remover_keeper)).await?;
+            let remove = move || remover.remove(&remover_keeper);
+            keeper.aside.run_if(task.shim().is_some(), remove).await?;
             client_log::remove(&task.facts.bundle);
             keeper.tasks.remove(&task.facts.id);
             let event = TaskDelete {
@@ -126,6 +127,7 @@ impl Task {
             remove_cgroup(&self.facts.cgroup)?;
             foreign::sweep(keeper);
         }
+        keeper.shims.forget(&self.facts.id);
         keeper.engine.remove(&self.facts.id);
         keeper.guardian.forget_all(&self.prefix());
         self.after_delete();
@@ -136,6 +138,9 @@ impl Task {
     /// Follows the process to its end; called once for each container.
     pub(crate) fn watch(self: &Arc<Self>, keeper: &Arc<Keeper>, adopted: Option<Awaited>) {
         let Some(process) = self.process() else { return };
+        if self.facts.shim.is_some() {
+            keeper.shims.expect(&self.facts.id);
+        }
         let (task, keeper) = (Arc::clone(self), Arc::clone(keeper));
         tokio::spawn(async move {
             let end = wait_end(&process, adopted).await;

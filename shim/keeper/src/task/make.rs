@@ -25,6 +25,7 @@ use slipway_runtime::cgroup::Cgroup;
 use slipway_runtime::container::{self, Clocked, CreateRequest, Created, Parked, StartRequest, Subject};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -40,7 +41,8 @@ impl Task {
             let reservation = keeper.tasks.reserve(&new.id)?;
             let maker = Arc::clone(&keeper);
             let mut event = create_event(&new);
-            let task = blocking(move || match new.checkpoint.clone() {
+            let of_shim = is_of_shim(&keeper, &new.bundle).await;
+            let make = move || match new.checkpoint.clone() {
                 from if from.is_empty() => make(&maker, new),
                 from => {
                     let options = Options::parse(new.options.as_ref())?;
@@ -54,8 +56,8 @@ impl Task {
                     let frozen = Frozen::find(&from, &options)?;
                     Self::freeze_made(&maker, new, frozen)
                 }
-            })
-            .await?;
+            };
+            let task = keeper.aside.run_if(of_shim, make).await?;
             if task.process().is_some()
                 && let Err(error) = task.connect(&keeper).await
             {
@@ -93,7 +95,7 @@ impl Task {
     /// Undoes a container that nobody has seen yet.
     async fn tear_down(self: &Arc<Self>, keeper: &Arc<Keeper>) {
         let process = self.process();
-        let (task, keeper) = (Arc::clone(self), Arc::clone(keeper));
+        let (task, own) = (Arc::clone(self), Arc::clone(keeper));
         if let Some(process) = process {
             let end = move || {
                 process.kill_and_reap();
@@ -101,8 +103,20 @@ impl Task {
             };
             let _ = blocking(end).await;
         }
-        let _ = blocking(move || task.remove(&keeper)).await;
+        let _ = keeper.aside.run_if(self.shim().is_some(), move || task.remove(&own)).await;
     }
+}
+
+/// Whether a container that is to be made will be its pod's shim's.
+async fn is_of_shim(keeper: &Keeper, bundle: &Path) -> bool {
+    if keeper.sandboxes.all().iter().all(|sandbox| sandbox.shim().is_none()) {
+        return false;
+    }
+    let bundle = bundle.to_owned();
+    // What cannot be read is told by the making.
+    let spec = blocking(move || prepare::load_spec(&bundle)).await;
+    let pod = spec.ok().and_then(|spec| keeper.sandboxes.find(&prepare::sandbox_of(&spec)));
+    pod.is_some_and(|pod| pod.shim().is_some())
 }
 
 /// All but the pid.

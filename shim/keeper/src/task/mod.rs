@@ -200,14 +200,14 @@ impl Task {
             let started_at = now();
             let (starter, started) = (Arc::clone(&task), process.clone());
             let layout = keeper.layout.clone();
-            blocking(move || {
+            let release = move || {
                 starter.release(&layout, &started, &start)?;
                 if let Gate::Pipe(pipe) = &*start {
                     starter.laps.started(&pipe.steps);
                 }
                 Ok(())
-            })
-            .await?;
+            };
+            keeper.aside.run_if(task.facts.shim.is_some(), release).await?;
             task.go_to(&keeper, Lifecycle::Running { process, started_at, paused: false })?;
             keeper.guardian.forget(&format!("{}start", task.prefix()));
             task.let_go_of_places(&keeper);

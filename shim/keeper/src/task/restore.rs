@@ -4,7 +4,7 @@ use super::{Facts, Gate, Lifecycle, Task};
 use crate::checkpoint::Frozen;
 use crate::client_log;
 use crate::error::Result;
-use crate::keeper::{Keeper, blocking};
+use crate::keeper::Keeper;
 use crate::layout::Layout;
 use crate::process::{Awaited, Process, now};
 use crate::records::{self, Ended, TaskRecord};
@@ -110,7 +110,8 @@ impl Task {
             // A client that asks for the start meanwhile waits for this one.
             let _changing = self.changing.lock().await;
             let (task, starting, layout) = (Arc::clone(self), process.clone(), keeper.layout.clone());
-            match blocking(move || task.finish_start(&layout, &starting, &start)).await {
+            let finish = move || task.finish_start(&layout, &starting, &start);
+            match keeper.aside.run_if(self.facts.shim.is_some(), finish).await {
                 Ok(()) => {
                     let pid = process.pid;
                     let running = Lifecycle::Running { process, started_at: now(), paused: false };

@@ -80,7 +80,7 @@ impl Task {
         }
     }
 
-    /// A shim that is gone may have left its processes.
+    /// A container that its shim has lost, or that has lost its shim, may have left its processes.
     pub(super) async fn end_of_shim(&self) {
         if self.facts.shim.is_some() {
             tracing::error!(id = self.facts.id, "{}", self.lost_because());
@@ -150,7 +150,17 @@ impl Task {
     pub(crate) fn lost_because(&self) -> String {
         let Some(shim) = &self.facts.shim else { return String::new() };
         let path = shim.pod().shim().path.display();
-        format!("its shim, {path}, was gone before it could tell how the container ended")
+        match shim.lost() {
+            Some(shims::Lost::Gone) => {
+                format!("its shim, {path}, was gone before it could tell how the container ended")
+            }
+            Some(shims::Lost::Unknown) => {
+                format!("its shim, {path}, does not know the container, and so not how it ended")
+            }
+            None => format!(
+                "its shim, {path}, could not tell how the container ended: it was gone, or did not know it"
+            ),
+        }
     }
 
     /// The container in its pod's shim, if it has one, that a former keeper made.
