@@ -78,7 +78,7 @@ struct Inhabitants {
     exec: Echo,
     terminal: Echo,
     attached: Echo,
-    inits: Vec<i32>,
+    inits: Vec<i64>,
 }
 
 impl Inhabitants {
