@@ -16,7 +16,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 const KEEPER: &str = "containerd-shim-slipway-v1";
-const LINES: u32 = 150_000;
+const LINES: u32 = 400_000;
 
 const OWN: Setup = Setup {
     cni: None,
@@ -78,7 +78,7 @@ struct Inhabitants {
     exec: Echo,
     terminal: Echo,
     attached: Echo,
-    inits: Vec<i32>,
+    inits: Vec<i64>,
 }
 
 impl Inhabitants {
@@ -86,11 +86,8 @@ impl Inhabitants {
         let image = node.import("busybox").await?;
         let config = pod(node, "upgraded");
         let sandbox = node.run_pod(&config).await?;
-        let count = format!("i=0; while [ $i -lt {LINES} ]; do i=$((i+1)); echo line $i; done; exit 5");
-        let logger = node.run(&sandbox, &config, shell("logger", &image, &count)).await?;
         let steady = node.run(&sandbox, &config, shell("steady", &image, "sleep 1000")).await?;
         let parked = node.create(&sandbox, &config, shell("parked", &image, "echo late; exit 6")).await?;
-        let brief = node.run(&sandbox, &config, shell("brief", &image, "sleep 1; exit 42")).await?;
         let mut talker = shell("talker", &image, "while read line; do echo \"got $line\"; done");
         talker.stdin = true;
         let talker = node.run(&sandbox, &config, talker).await?;
@@ -102,6 +99,10 @@ impl Inhabitants {
         for id in [&steady, &talker] {
             inits.push(e2e::kernel::Group::of(node, id).await?.init);
         }
+        // Last: they are to be in the middle of it.
+        let count = format!("i=0; while [ $i -lt {LINES} ]; do i=$((i+1)); echo line $i; done; exit 5");
+        let logger = node.run(&sandbox, &config, shell("logger", &image, &count)).await?;
+        let brief = node.run(&sandbox, &config, shell("brief", &image, "sleep 3; exit 42")).await?;
         let mut all = Self {
             sandbox,
             config,
@@ -118,6 +119,15 @@ impl Inhabitants {
         };
         all.talk("first").await?;
         Ok(all)
+    }
+
+    /// Those that are to end in the middle of it have not done so before.
+    async fn are_at_work(&self, node: &Node) -> Result<()> {
+        for id in [&self.logger, &self.brief] {
+            let state = node.container_status(id).await?.state();
+            ensure!(state == v1::ContainerState::ContainerRunning, "too late: {state:?}");
+        }
+        Ok(())
     }
 
     async fn talk(&mut self, word: &str) -> Result<()> {
@@ -203,6 +213,7 @@ impl Hammer {
                 };
                 let answer = runtime.exec_sync(exec).await.context("ExecSync")?.into_inner();
                 ensure!(answer.exit_code == 3 && answer.stdout == b"out\n", "ExecSync: {answer:?}");
+                std::fs::create_dir_all(Path::new(&config.log_directory).join(format!("hammered-{round}")))?;
                 let create = v1::CreateContainerRequest {
                     pod_sandbox_id: sandbox.clone(),
                     config: Some(shell(&format!("hammered-{round}"), &image, "sleep 1000")),
@@ -246,6 +257,9 @@ async fn by_hangup(node: &mut Node) -> Result<()> {
         tokio::time::sleep(pause).await;
         node.install_copies()?;
         ensure!(!is_current(node).await?, "nobody was asked yet");
+        if round == 0 {
+            inhabitants.are_at_work(node).await?;
+        }
         kill(Pid::from_raw(node.keeper_pid().await?), Signal::SIGHUP)?;
         inhabitants.talk(&format!("round-{round}")).await?;
         upgraded(node).await?;
@@ -266,6 +280,7 @@ async fn by_restart(node: &mut Node) -> Result<()> {
     let mut inhabitants = Inhabitants::move_in(node).await?;
     let guardian = node.guardian_pid().await?;
     node.install_copies()?;
+    inhabitants.are_at_work(node).await?;
     node.kill_daemon().await?;
     node.start_daemon().await?;
     ensure!(is_current(node).await?, "the daemon answers before keeper and guardian are new");
