@@ -72,7 +72,7 @@ impl Node {
             node.own_programs = true;
             std::fs::create_dir(node.path("bin"))?;
             for name in PROGRAMS {
-                std::fs::copy(binary(name), node.program_path(name))?;
+                copy(&binary(name), &node.program_path(name))?;
             }
         }
         // The built-in bridge needs nftables: without it (user-mode Linux) pods get addresses and no NAT.
@@ -176,7 +176,7 @@ impl Node {
     pub fn install(&self, write: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<()> {
         ensure!(self.own_programs, "this node has no programs of its own");
         let new = self.path("bin/new");
-        std::fs::copy(binary(DAEMON), &new)?;
+        copy(&binary(DAEMON), &new)?;
         std::fs::rename(&new, self.program_path(DAEMON))?;
         write(&new)?;
         Ok(std::fs::rename(&new, self.program_path(KEEPER))?)
@@ -184,7 +184,7 @@ impl Node {
 
     /// The same with copies of the real ones.
     pub fn install_copies(&self) -> Result<()> {
-        self.install(|new| std::fs::copy(binary(KEEPER), new).map(drop))
+        self.install(|new| copy(&binary(KEEPER), new))
     }
 
     /// A path below the node's own directory.
@@ -505,6 +505,13 @@ pub fn binary(name: &str) -> PathBuf {
     let me = std::env::current_exe().expect("own path");
     let profile = me.parent().and_then(Path::parent).expect("target/<profile>/deps/<test>");
     profile.join(name)
+}
+
+/// By another process: while this one has a program open for writing, a child that another thread is about to make has it too,
+/// and nobody can execute it (ETXTBSY).
+fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
+    let status = std::process::Command::new("cp").arg(from).arg(to).status()?;
+    if status.success() { Ok(()) } else { Err(std::io::Error::other(format!("cp: {status}"))) }
 }
 
 /// A Go tool built by hack/tools.

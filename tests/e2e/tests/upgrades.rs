@@ -17,6 +17,8 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 const KEEPER: &str = "containerd-shim-slipway-v1";
 const LINES: u32 = 400_000;
+/// Of those that begin when they are told to ([`Inhabitants::begin`]).
+const WAIT: &str = "until [ -e /go ]; do sleep 0.05; done;";
 
 const OWN: Setup = Setup {
     cni: None,
@@ -99,10 +101,12 @@ impl Inhabitants {
         for id in [&steady, &talker] {
             inits.push(e2e::kernel::Group::of(node, id).await?.init);
         }
-        // Last: they are to be in the middle of it.
-        let count = format!("i=0; while [ $i -lt {LINES} ]; do i=$((i+1)); echo line $i; done; exit 5");
+        let count =
+            format!("{WAIT} i=0; while [ $i -lt {LINES} ]; do i=$((i+1)); echo line $i; done; exit 5");
         let logger = node.run(&sandbox, &config, shell("logger", &image, &count)).await?;
-        let brief = node.run(&sandbox, &config, shell("brief", &image, "sleep 3; exit 42")).await?;
+        let brief = node
+            .run(&sandbox, &config, shell("brief", &image, &format!("{WAIT} sleep 0.5; exit 42")))
+            .await?;
         let mut all = Self {
             sandbox,
             config,
@@ -121,11 +125,10 @@ impl Inhabitants {
         Ok(all)
     }
 
-    /// Those that are to end in the middle of it have not done so before.
-    async fn are_at_work(&self, node: &Node) -> Result<()> {
+    /// Those that are to write and to end in the middle of it begin now.
+    async fn begin(&self, node: &Node) -> Result<()> {
         for id in [&self.logger, &self.brief] {
-            let state = node.container_status(id).await?.state();
-            ensure!(state == v1::ContainerState::ContainerRunning, "too late: {state:?}");
+            node.sh(id, ": > /go").await?;
         }
         Ok(())
     }
@@ -258,7 +261,7 @@ async fn by_hangup(node: &mut Node) -> Result<()> {
         node.install_copies()?;
         ensure!(!is_current(node).await?, "nobody was asked yet");
         if round == 0 {
-            inhabitants.are_at_work(node).await?;
+            inhabitants.begin(node).await?;
         }
         kill(Pid::from_raw(node.keeper_pid().await?), Signal::SIGHUP)?;
         inhabitants.talk(&format!("round-{round}")).await?;
@@ -280,7 +283,7 @@ async fn by_restart(node: &mut Node) -> Result<()> {
     let mut inhabitants = Inhabitants::move_in(node).await?;
     let guardian = node.guardian_pid().await?;
     node.install_copies()?;
-    inhabitants.are_at_work(node).await?;
+    inhabitants.begin(node).await?;
     node.kill_daemon().await?;
     node.start_daemon().await?;
     ensure!(is_current(node).await?, "the daemon answers before keeper and guardian are new");
@@ -303,6 +306,7 @@ fn a_broken_program_leaves_the_former_one() {
 async fn broken(node: &mut Node) -> Result<()> {
     let mut inhabitants = Inhabitants::move_in(node).await?;
     let (keeper, guardian) = (node.keeper_pid().await?, node.guardian_pid().await?);
+    inhabitants.begin(node).await?;
     for (mode, text, said) in [
         (0o755, "#!/bin/sh\necho built for another machine >&2; exit 1\n", "built for another machine"),
         (0o644, "#!/bin/sh\n", "Permission denied"),

@@ -54,7 +54,7 @@ impl Rig {
     pub fn installed(socket: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("slk").tempdir().unwrap();
         let binary = dir.path().join("containerd-shim-slipway-v1");
-        fs::copy(BINARY, &binary).unwrap();
+        copy_binary(&binary);
         Self::assemble(dir, binary, socket)
     }
 
@@ -354,6 +354,12 @@ pub struct Bundle {
     pub path: PathBuf,
     pub spec: Value,
     pub stdout: String,
+}
+
+/// By another process: while this one has a file open for writing, a child that another thread is about to make has it too,
+/// and nobody can execute it (ETXTBSY).
+pub fn copy_binary(to: &Path) {
+    assert!(Command::new("cp").arg(BINARY).arg(to).status().unwrap().success());
 }
 
 /// Runs an action as containerd does.

@@ -1,6 +1,6 @@
 //! Keeper and guardian become the program that was installed over theirs, and nobody notices (DESIGN 1B, 4).
 
-use crate::rig::{BINARY, Rig, kill, log_lines, soon, wait_until};
+use crate::rig::{Rig, copy_binary, kill, log_lines, soon, wait_until};
 use containerd_shim_protos::api::{
     CheckpointTaskRequest, CreateTaskRequest, DeleteRequest, StartRequest, StateRequest, WaitRequest,
 };
@@ -37,9 +37,7 @@ impl Rig {
     }
 
     fn install_copy(&self) {
-        self.install(|new| {
-            fs::copy(BINARY, new).unwrap();
-        });
+        self.install(copy_binary);
     }
 
     fn install_script(&self, text: &str) {
@@ -248,7 +246,7 @@ fn what_does_not_run_changes_nothing() {
     assert_eq!((info.exit_status, info.status_known), (5, true));
     complete(&rig, "c", 40_000);
     rig.delete("c", "").unwrap();
-    fs::copy(BINARY, &rig.binary).unwrap();
+    copy_binary(&rig.binary);
     rig.upgrade().unwrap();
     rig.upgraded();
 }
