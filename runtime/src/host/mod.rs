@@ -78,7 +78,7 @@ impl Host {
             resctrl: mount_of("resctrl", &mounts),
             apparmor: fs::read("/sys/module/apparmor/parameters/enabled").is_ok_and(|v| v.starts_with(b"Y"))
                 && fs::metadata("/proc/self/attr/apparmor/exec").is_ok(),
-            selinux: fs::metadata("/sys/fs/selinux/enforce").is_ok(),
+            selinux: crate::lsm::selinux_enforces().is_some(),
         }
     }
 }

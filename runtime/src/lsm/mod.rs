@@ -10,9 +10,17 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-/// Where SELinux is on: whether it enforces.
+/// Where SELinux is on: whether it enforces. A kernel that has it but was given no policy (a distribution without one, booted
+/// with it) takes no labels: there it is off, as go-selinux and libselinux have it.
 pub fn selinux_enforces() -> Option<bool> {
-    fs::read("/sys/fs/selinux/enforce").ok().map(|value| value.starts_with(b"1"))
+    let enforces = fs::read("/sys/fs/selinux/enforce").ok()?.starts_with(b"1");
+    let current = fs::read("/proc/thread-self/attr/current").ok()?;
+    has_policy(&current).then_some(enforces)
+}
+
+/// Before a policy is loaded, every process has the one context `kernel`.
+fn has_policy(context: &[u8]) -> bool {
+    context.trim_ascii_end().strip_suffix(b"\0").unwrap_or(context.trim_ascii_end()) != b"kernel"
 }
 
 /// Asks the loaded policy for a context (selinuxfs `context`, as security_check_context(3) does).
@@ -35,4 +43,21 @@ pub fn check_context(label: &str) -> Result<()> {
 
 fn failed(path: &Path, label: &str, error: io::Error) -> Error {
     Error::sys("set SELinux label", format!("{label} on {}", path.display()), error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_policy_there_is_one_context() {
+        for (context, policy) in [
+            (&b"kernel"[..], false),
+            (b"kernel\0", false),
+            (b"kernel\n", false),
+            (b"system_u:system_r:kernel_t:s0\0", true),
+        ] {
+            assert_eq!(has_policy(context), policy, "{context:?}");
+        }
+    }
 }

@@ -32,7 +32,7 @@ const CRATES: &[(&str, &[&str])] = &[
 /// Rooms of the runtime and the sibling rooms that each may name (`crate::error` is everybody's).
 const RUNTIME: &[(&str, &[&str])] = &[
     ("sys", &[]),
-    ("host", &["sys"]),
+    ("host", &["lsm", "sys"]),
     ("seccomp", &["sys"]),
     ("lsm", &[]),
     ("cgroup", &["sys", "host"]),
