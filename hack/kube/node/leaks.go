@@ -2,6 +2,7 @@ package node
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"slices"
@@ -40,10 +41,11 @@ func (n *Node) look() []string {
 			found = append(found, "cgroup "+group)
 		}
 	}
-	links, _ := os.ReadDir("/sys/class/net")
+	// Not from /sys/class/net, which shows the machine's own.
+	links, _ := net.Interfaces()
 	for _, link := range links {
-		if strings.HasPrefix(link.Name(), "veth") || link.Name() == "slipway0" {
-			found = append(found, "network link "+link.Name())
+		if strings.HasPrefix(link.Name, "veth") || link.Name == "slipway0" {
+			found = append(found, "network link "+link.Name)
 		}
 	}
 	tables, _ := exec.Command("nft", "list", "tables").Output()
