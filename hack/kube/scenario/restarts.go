@@ -151,6 +151,11 @@ func (t *T) wholeLog(name string) {
 
 // logIsWhole reads the log's file, and what was rotated away, and expects each line once, up to now.
 func (t *T) logIsWhole(name string) error {
+	// A kubelet that has just begun may not know its pods yet.
+	running := status(t.pod(name), "main").State.Running
+	if running == nil {
+		return fmt.Errorf("%s: kubelet does not know it as running", name)
+	}
 	files, err := logFiles(t.logDir(name))
 	if err != nil {
 		return err
@@ -171,7 +176,7 @@ func (t *T) logIsWhole(name string) error {
 	if len(files) < 2 {
 		return fmt.Errorf("%s: its log was never rotated", name)
 	}
-	if ran := time.Since(status(t.pod(name), "main").State.Running.StartedAt.Time); float64(next) < ran.Seconds()*2 {
+	if ran := time.Since(running.StartedAt.Time); float64(next) < ran.Seconds()*2 {
 		return fmt.Errorf("%s: only %d lines in %v", name, next, ran)
 	}
 	return nil
